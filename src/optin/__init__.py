@@ -1,0 +1,45 @@
+"""optin: give it a trained network and a budget, get back a smaller, faster one of almost the same quality."""
+
+from .batches import Batches
+from .budget import Budget
+from .checkpoint import load, load_scores, save_scores
+from .errors import (
+    ArchitectureError,
+    BudgetError,
+    CheckpointError,
+    DependencyError,
+    InputError,
+    NumericalError,
+    OptinError,
+)
+from .pipeline import Result, apply, inspect, plan, prune, score
+from .plans import Plan
+from .progress import rich_track
+from .recipe import PRESETS, Recipe
+from .scores import Scores
+
+__all__ = [
+    "PRESETS",
+    "ArchitectureError",
+    "Batches",
+    "Budget",
+    "BudgetError",
+    "CheckpointError",
+    "DependencyError",
+    "InputError",
+    "NumericalError",
+    "OptinError",
+    "Plan",
+    "Recipe",
+    "Result",
+    "Scores",
+    "apply",
+    "inspect",
+    "load",
+    "load_scores",
+    "plan",
+    "prune",
+    "rich_track",
+    "save_scores",
+    "score",
+]

@@ -1,0 +1,5 @@
+"""`python -m optin`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,100 @@
+"""Throughput, latency and size of two networks, measured side by side in one run."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .arch import describe
+from .batches import Batch
+from .modules import device_of, inference_mode_of
+from .pipeline import costs
+from .progress import Track, silent
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Dense and pruned network on the same inputs.
+
+    Attributes:
+        batch, length: shape of the inputs.
+        dense_ms, pruned_ms: median time of one forward, in milliseconds.
+        speedup: median over rounds of dense time over pruned time; each round times both in turn.
+        ideal: dense MACs over pruned MACs at this length.
+    """
+
+    batch: int
+    length: int
+    dense_ms: float
+    pruned_ms: float
+    speedup: float
+    ideal: float
+
+    @property
+    def share_of_ideal(self) -> float:
+        """Speed-up over what the MACs promise."""
+        return self.speedup / self.ideal
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures."""
+        return {**asdict(self), "share_of_ideal": self.share_of_ideal}
+
+
+def compare_speed(
+    dense: nn.Module,
+    pruned: nn.Module,
+    *,
+    batch: int = 32,
+    lengths: Sequence[int] = (32, 128),
+    rounds: int = 15,
+    track: Track = silent,
+) -> list[Speed]:
+    """Time both networks in turn on random tokens without padding."""
+    results = []
+    space = describe(dense)
+    for length in lengths:
+        inputs = _random_tokens(dense, batch, length)
+        times = []
+        with inference_mode_of(dense), inference_mode_of(pruned), torch.inference_mode():
+            for model in (dense, pruned):
+                model(**inputs)
+            for _ in track(range(rounds), f"speed at length {length}", rounds):
+                times.append((_milliseconds(dense, inputs), _milliseconds(pruned, inputs)))
+        ideal = costs(dense, space, length)[0].dense / costs(pruned, describe(pruned), length)[0].dense
+        results.append(
+            Speed(
+                batch,
+                length,
+                statistics.median(one for one, _ in times),
+                statistics.median(other for _, other in times),
+                statistics.median(one / other for one, other in times),
+                ideal,
+            )
+        )
+    return results
+
+
+def _random_tokens(model: nn.Module, batch: int, length: int) -> Batch:
+    config: Any = model.config
+    device = device_of(model)
+    generator = torch.Generator().manual_seed(0)
+    # Token 0 to 4 are special in most vocabularies; padding among them would change the positions.
+    tokens = torch.randint(5, config.vocab_size, (batch, length), generator=generator)
+    return {"input_ids": tokens.to(device), "attention_mask": torch.ones_like(tokens).to(device)}
+
+
+def _milliseconds(model: nn.Module, inputs: Batch) -> float:
+    device = device_of(model)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    model(**inputs)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return 1000 * (time.perf_counter() - start)

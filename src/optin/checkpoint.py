@@ -1,0 +1,294 @@
+"""Checkpoints: a folder that transformers understands, plus the plan that made the network small.
+
+`config.json` stays the dense network's configuration with one more section, "optin": the plan in roles and
+kept units. A load builds the dense network without memory, shrinks it to the plan and lets the library's own
+loader fill it, so names in memory and names on disk may differ as they like. Nothing is unpickled, and no
+code of the checkpoint runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from .arch import architectures, describe
+from .card import model_card
+from .errors import ArchitectureError, CheckpointError, InputError, OptinError
+from .files import new_folder, read_json, write_text
+from .plans import Cost, Plan
+from .scores import Curve, Scores
+from .surgery import shrink
+
+if TYPE_CHECKING:
+    from .pipeline import Result
+
+SECTION = "optin"
+STUB = "modeling_optin"
+
+_STUB_SOURCE = '''"""Lets the Auto classes of transformers load this pruned network (trust_remote_code=True).
+
+Needs the package: pip install optin. `optin.load(folder)` does the same and runs no code of this folder.
+"""
+
+from optin.checkpoint import shrinking
+
+
+class {name}(shrinking("{name}")):
+    """{name}, cut to the plan in config.json."""
+'''
+
+
+def attach(model: nn.Module, plan: Plan) -> None:
+    """Write the plan into the model's configuration, so that the model can be saved by any means.
+
+    A network pruned before gets the composition of both plans: its dense sizes stay those of the first.
+    """
+    config: Any = getattr(model, "config", None)
+    if config is None:
+        return
+    earlier = getattr(config, SECTION, None)
+    combined = plan if earlier is None else compose(Plan.from_dict(earlier), plan)
+    setattr(config, SECTION, combined.to_dict())
+
+
+def compose(first: Plan, second: Plan) -> Plan:
+    """One plan for pruning by `first` and the result by `second`."""
+    return Plan(
+        architecture=first.architecture,
+        sizes=first.sizes,
+        keep={name: tuple(first.keep[name][unit] for unit in units) for name, units in second.keep.items()},
+        dense=first.dense if first.length == second.length else second.dense,
+        pruned=Cost(second.pruned.macs, second.pruned.parameters),
+        length=second.length,
+        provenance={**second.provenance, "earlier": dict(first.provenance)},
+    )
+
+
+def save(result: Result, folder: str | Path, tokenizer: Any = None) -> Path:
+    """Write a pruned transformers model.
+
+    The folder holds config.json, safetensors weights, the tokenizer if given, plan.json, recipe.yaml,
+    report.json, a model card and a stub for `trust_remote_code`. It appears whole or not at all.
+
+    Args:
+        tokenizer: anything with `save_pretrained`.
+
+    Raises:
+        InputError: the folder exists and holds something else.
+        CheckpointError: it cannot be written.
+    """
+    model: Any = result.model
+    target = Path(folder)
+    name = type(model).__name__
+    auto = _auto_class(model)
+    with new_folder(target) as work:
+        with _auto_map(model, auto):
+            model.save_pretrained(work)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(work)
+        result.plan.save(work / "plan.json")
+        result.recipe.save(work / "recipe.yaml")
+        write_text(work / "report.json", json.dumps(result.report, indent=2) + "\n")
+        write_text(work / "README.md", model_card(result, name, auto))
+        write_text(work / f"{STUB}.py", _STUB_SOURCE.format(name=name))
+    return target
+
+
+def load(folder: str | Path, **options: Any) -> nn.Module:
+    """Load what `save` wrote: a `torch.nn.Module` of the original class, in evaluation mode.
+
+    Args:
+        options: passed to `from_pretrained` (`dtype`, `device_map`, `attn_implementation`, ...).
+
+    Raises:
+        InputError: no such folder, or not written by optin.
+        CheckpointError: a plan that does not fit, or weights that are missing, damaged or of other shapes.
+    """
+    path = Path(folder)
+    section = manifest(path)
+    name = _class_name(read_json(path / "config.json"))
+    Plan.from_dict(section)
+    _check_weights_file(path)
+    try:
+        with _quiet():
+            model, info = shrinking(name).from_pretrained(  # type: ignore[attr-defined]
+                path,
+                output_loading_info=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                **({"dtype": "auto"} | options),
+            )
+    except OptinError:
+        raise
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    if missing := sorted(info["missing_keys"]):
+        raise CheckpointError(f"{path} lacks the weights of {missing[0]!r} ({len(missing)} in all).")
+    # The on-the-fly class has done its work: from here on this is a plain object of the library's class.
+    model.__class__ = type(model).__mro__[1]
+    loaded: nn.Module = model.eval()
+    return loaded
+
+
+def manifest(folder: Path) -> Any:
+    """The "optin" section of a checkpoint's configuration, unchecked.
+
+    Raises:
+        InputError: no such folder, or a checkpoint that optin did not write.
+    """
+    if not folder.is_dir():
+        raise InputError(f"no such folder: {folder}")
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict) or SECTION not in config:
+        raise InputError(f"{folder} is not a checkpoint of optin: load it with transformers.")
+    return config[SECTION]
+
+
+def shrinking(name: str) -> type[nn.Module]:
+    """A subclass of the transformers class `name` whose objects are cut to `config.optin` when they are made.
+
+    Raises:
+        ArchitectureError: transformers has no such model class.
+    """
+    import transformers
+
+    base: Any = getattr(transformers, name, None) if name.isidentifier() else None
+    if not (isinstance(base, type) and issubclass(base, transformers.PreTrainedModel)):
+        raise ArchitectureError(f"transformers {transformers.__version__} has no model class {name!r}.")
+
+    def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        base.__init__(self, config, *args, **kwargs)
+        section = getattr(config, SECTION, None)
+        if section is not None:
+            shrink(self, describe(self), Plan.from_dict(section))
+
+    return type(name, (base,), {"__init__": __init__, "__module__": __name__})
+
+
+def save_scores(scores: Scores, folder: str | Path) -> Path:
+    """Write removal curves as safetensors beside a JSON file that says what they are."""
+    target = Path(folder)
+    with new_folder(target) as work:
+        tensors = {}
+        for name, curve in scores.curves.items():
+            tensors[f"{name}/order"], tensors[f"{name}/cost"] = curve.order.contiguous(), curve.cost.contiguous()
+        save_file(tensors, work / "scores.safetensors")
+        description = {
+            "architecture": scores.architecture,
+            "length": scores.length,
+            "groups": {name: len(curve.order) for name, curve in scores.curves.items()},
+            "provenance": scores.provenance,
+        }
+        write_text(work / "scores.json", json.dumps(description, indent=2) + "\n")
+    return target
+
+
+def load_scores(folder: str | Path) -> Scores:
+    """Read what `save_scores` wrote. Input is not trusted.
+
+    Raises:
+        InputError: no such files.
+        CheckpointError: damaged or inconsistent files.
+    """
+    path = Path(folder)
+    description = read_json(path / "scores.json")
+    try:
+        groups = {str(name): int(size) for name, size in description["groups"].items()}
+        with safe_open(path / "scores.safetensors", "pt") as file:
+            curves = {
+                name: Curve(file.get_tensor(f"{name}/order"), file.get_tensor(f"{name}/cost")) for name in groups
+            }
+        for name, curve in curves.items():
+            _check_curve(name, curve, groups[name])
+        return Scores(
+            str(description["architecture"]), curves, int(description["length"]), dict(description["provenance"])
+        )
+    except FileNotFoundError:
+        raise InputError(f"no such file: {path / 'scores.safetensors'}") from None
+    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"the scores in {path} are damaged: {error}. Score again.") from None
+
+
+def _check_curve(name: str, curve: Curve, size: int) -> None:
+    ordered = curve.order.dtype == torch.int64 and torch.equal(curve.order.sort().values, torch.arange(size))
+    costed = curve.cost.shape == (size + 1,) and bool(torch.isfinite(curve.cost).all())
+    if not (ordered and costed):
+        raise CheckpointError(f"the scores of {name!r} are damaged: not a removal curve of {size} units.")
+
+
+def _class_name(config: Any) -> str:
+    names = config.get("architectures")
+    kind = config.get("model_type")
+    if kind not in architectures():
+        raise CheckpointError(f"config.json names an unknown model_type {kind!r:.40}.")
+    if not (isinstance(names, list) and len(names) == 1 and isinstance(names[0], str)):
+        raise CheckpointError("config.json must name one class in 'architectures'.")
+    return names[0]
+
+
+def _check_weights_file(folder: Path) -> None:
+    """Report a truncated or damaged file as such, before the library meets it."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(f"{folder} holds no safetensors weights.")
+    for file in files:
+        try:
+            with safe_open(file, "pt") as handle:
+                handle.keys()
+        except SafetensorError as error:
+            raise CheckpointError(f"{file} is damaged: {error}") from None
+
+
+def _auto_class(model: nn.Module) -> str | None:
+    """The Auto class that stands for the model's task."""
+    from transformers.models.auto import modeling_auto
+
+    name = type(model).__name__
+    tables: dict[str, Any] = {
+        "AutoModelForSequenceClassification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+        "AutoModelForTokenClassification": modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+        "AutoModelForQuestionAnswering": modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+        "AutoModelForMaskedLM": modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+        "AutoModel": modeling_auto.MODEL_MAPPING_NAMES,
+    }
+    return next((auto for auto, names in tables.items() if name in names.values()), None)
+
+
+@contextlib.contextmanager
+def _auto_map(model: nn.Module, auto: str | None) -> Iterator[None]:
+    """The stub's entry in the configuration, for the time of a save."""
+    config: Any = model.config
+    old = getattr(config, "auto_map", None)
+    if auto is not None:
+        config.auto_map = {auto: f"{STUB}.{type(model).__name__}"}
+    try:
+        yield
+    finally:
+        if old is not None:
+            config.auto_map = old
+        elif auto is not None:
+            del config.auto_map
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar and no load report from the library: what is wrong is raised."""
+    from transformers.utils import logging
+
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()

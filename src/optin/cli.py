@@ -1,0 +1,265 @@
+"""The command line. No logic of its own: options become a `Recipe`, `optin.runs` does the work.
+
+Exit codes: 0 done; 1 a defect of optin; 2 a path, option or data file that cannot be used; 3 an unknown
+architecture; 4 a budget that cannot be read or reached; 5 NaN or infinite weights or activations; 6 a
+checkpoint that is damaged or cannot be written; 7 a package that is not installed; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from .errors import OptinError
+from .recipe import Recipe, preset
+
+app = typer.Typer(
+    name="optin",
+    help="Give it a trained network and a budget; get back a smaller, faster network of almost the same quality.",
+    epilog="Exit codes: 2 input, 3 architecture, 4 budget, 5 NaN, 6 checkpoint or disk, 7 missing package.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[str, typer.Argument(help="Local folder or hub id.")]
+RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="YAML recipe; the other options override it.")]
+Preset = Annotated[str | None, typer.Option("--preset", help="Named recipe to start from: default or paper.")]
+Budget = Annotated[str | None, typer.Option(help="'50%', '2.1 GMACs', '40 Mparams' or '60% params'.")]
+Task = Annotated[str | None, typer.Option(help="Task, for example sst2 or text-classification.")]
+Data = Annotated[str | None, typer.Option(help="File or folder (csv, tsv, jsonl, parquet); the hub if not given.")]
+Text = Annotated[str | None, typer.Option(help="Column of the texts.")]
+Label = Annotated[str | None, typer.Option(help="Column of the labels.")]
+CriterionName = Annotated[str | None, typer.Option("--criterion", help="How units are scored.")]
+SearchName = Annotated[str | None, typer.Option("--search", help="How the budget is spent: lagrange or paper.")]
+Compensate = Annotated[bool | None, typer.Option("--compensate/--no-compensate", help="Refit what stays.")]
+Examples = Annotated[int | None, typer.Option(help="Unlabelled calibration examples.")]
+MaxLength = Annotated[int | None, typer.Option(help="Tokens per example at most.")]
+Seed = Annotated[int | None, typer.Option(help="Of every random draw.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or float64.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no table.")]
+
+
+@app.command()
+def inspect(
+    model: Model,
+    length: Annotated[int, typer.Option(help="Tokens per example at which MACs are counted.")] = 128,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show what can be removed from a network, and where its MACs are."""
+    from . import runs, tables
+
+    result = runs.run_inspect(model, length, runs.Placement(device, dtype))
+    _print(result, tables.inspection, as_json, quiet)
+
+
+@app.command()
+def score(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="Folder for the scores.")],
+    recipe: RecipeFile = None,
+    preset_name: Preset = None,
+    task: Task = None,
+    data: Data = None,
+    text: Text = None,
+    label: Label = None,
+    criterion: CriterionName = None,
+    examples: Examples = None,
+    max_length: MaxLength = None,
+    seed: Seed = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score every unit once; `plan` and `prune --scores` then take any budget."""
+    from . import runs, tables
+
+    options = _recipe(recipe, preset_name).override(
+        model=model,
+        criterion=criterion,
+        seed=seed,
+        task__name=task,
+        task__data=data,
+        task__text=text,
+        task__label=label,
+        calibration__examples=examples,
+        calibration__max_length=max_length,
+    )
+    result = runs.run_score(options, out, runs.Placement(device, dtype), _track(as_json, quiet))
+    _print(result, tables.entries, as_json, quiet)
+
+
+@app.command()
+def plan(
+    model: Model,
+    scores: Annotated[Path, typer.Argument(help="Folder written by `optin score`.")],
+    budget: Budget = None,
+    out: Annotated[Path | None, typer.Option(help="File for the plan (JSON).")] = None,
+    recipe: RecipeFile = None,
+    preset_name: Preset = None,
+    search: SearchName = None,
+    round_to: Annotated[int | None, typer.Option(help="Kept neurons are multiples of this.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Choose the units to keep under a budget, from stored scores, without any data."""
+    from . import runs, tables
+
+    options = _recipe(recipe, preset_name).override(model=model, budget=budget, search=search, round_to=round_to)
+    _print(runs.run_plan(options, scores, out, runs.Placement()), tables.plan, as_json, quiet)
+
+
+@app.command()
+def prune(
+    model: Annotated[str | None, typer.Argument(help="Local folder or hub id; may stand in the recipe.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the pruned network.")] = Path("pruned"),
+    budget: Budget = None,
+    recipe: RecipeFile = None,
+    preset_name: Preset = None,
+    task: Task = None,
+    data: Data = None,
+    text: Text = None,
+    label: Label = None,
+    criterion: CriterionName = None,
+    search: SearchName = None,
+    compensate: Compensate = None,
+    round_to: Annotated[int | None, typer.Option(help="Kept neurons are multiples of this.")] = None,
+    examples: Examples = None,
+    max_length: MaxLength = None,
+    scores: Annotated[Path | None, typer.Option(help="Use these scores instead of scoring.")] = None,
+    plan: Annotated[Path | None, typer.Option(help="Use this plan instead of scoring and searching.")] = None,
+    evaluate: Annotated[bool, typer.Option(help="Measure both networks on the task.")] = True,
+    seed: Seed = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Prune a network under a budget, save it, and say what it cost."""
+    from . import runs, tables
+
+    options = _recipe(recipe, preset_name).override(
+        model=model,
+        budget=budget,
+        criterion=criterion,
+        search=search,
+        round_to=round_to,
+        seed=seed,
+        refit__enabled=compensate,
+        task__name=task,
+        task__data=data,
+        task__text=text,
+        task__label=label,
+        calibration__examples=examples,
+        calibration__max_length=max_length,
+    )
+    result = runs.run_prune(
+        options,
+        out,
+        runs.Placement(device, dtype),
+        scores=scores,
+        plan_file=plan,
+        quality=evaluate,
+        track=_track(as_json, quiet),
+    )
+    _print(result, tables.pruning, as_json, quiet)
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    recipe: RecipeFile = None,
+    task: Task = None,
+    data: Data = None,
+    text: Text = None,
+    label: Label = None,
+    max_length: MaxLength = None,
+    reference: Annotated[str | None, typer.Option(help="Dense network to compare the outputs with.")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a network, dense or pruned, on a task."""
+    from . import runs, tables
+
+    options = _recipe(recipe, None).override(
+        task__name=task, task__data=data, task__text=text, task__label=label, calibration__max_length=max_length
+    )
+    placement = runs.Placement(device, dtype)
+    result = runs.run_evaluate(model, options, placement, reference, _track(as_json, quiet))
+    _print(result, tables.entries, as_json, quiet)
+
+
+@app.command()
+def bench(
+    dense: Annotated[str, typer.Argument(help="The network before.")],
+    pruned: Annotated[str, typer.Argument(help="The network after.")],
+    batch: Annotated[int, typer.Option(min=1, help="Examples per forward.")] = 32,
+    length: Annotated[list[int] | None, typer.Option(help="Tokens per example; may be repeated.")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Time two networks side by side."""
+    from . import runs, tables
+
+    placement = runs.Placement(device, dtype)
+    result = runs.run_bench(dense, pruned, batch, length or [32, 128], placement, _track(as_json, quiet))
+    _print(result, tables.speeds, as_json, quiet)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for what it writes.")] = Path("demo-output"),
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run the main job on a real network and real sentences (needs optin[demo])."""
+    from . import demo as demonstration
+    from . import tables
+
+    _print(demonstration.run_demo(out, _track(as_json, quiet)), tables.demo, as_json, quiet)
+
+
+def main() -> None:
+    """Entry point: every error that a user can cause becomes one line and an exit code."""
+    try:
+        app()
+    except OptinError as error:
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]{type(error).__name__}[/]: ", end="")
+        print(error, file=sys.stderr)  # noqa: T201
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)  # noqa: T201
+        sys.exit(130)
+
+
+def _recipe(file: Path | None, name: str | None) -> Recipe:
+    if file is not None and name is not None:
+        raise typer.BadParameter("give --recipe or --preset, not both (a recipe may say 'preset: NAME').")
+    return Recipe.load(file) if file is not None else preset(name or "default")
+
+
+def _track(as_json: bool, quiet: bool) -> Any:
+    from .progress import rich_track, silent
+
+    return silent if as_json or quiet else rich_track
+
+
+def _print(result: Any, table: Any, as_json: bool, quiet: bool) -> None:
+    if as_json:
+        print(json.dumps(result, indent=2))  # noqa: T201
+    elif not quiet:
+        Console().print(table(result))

@@ -1,0 +1,184 @@
+"""Compensation: refit every consumer of a pruned network in closed form (METHOD section 4).
+
+For each consumer, in network order,
+
+    min over dW, db   sum_t w_t || dW x_t + db - e_t ||^2  +  ridge * ||dW||^2
+
+where x is what the consumer of the PRUNED network reads and e is what the pruned network lacks behind it: the
+dense network's output there minus its own, residual included. So each refit also repairs what the layers
+before it left wrong. The network is walked once, block by block.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .batches import Batch, Batches, split, token_mask
+from .errors import ArchitectureError
+from .modules import hidden_of, inference_mode_of, with_hidden
+from .probe import differentiate, token_weights, trajectory_objective
+from .progress import Track, silent
+from .recipe import Recipe
+from .replay import Recorder, recorded_blocks, run_block
+from .statistics import Moments, ridged
+from .store import Store
+from .units import Gate, Tap, UnitGroup, UnitSpace
+
+Weights = Callable[[int, str], list[Tensor]]
+
+
+def compensate(
+    dense: nn.Module,
+    pruned: nn.Module,
+    space: UnitSpace,
+    batches: Batches,
+    recipe: Recipe,
+    track: Track = silent,
+) -> None:
+    """Refit the consumers of `pruned` in place, so that it follows `dense` on the calibration set.
+
+    Args:
+        dense: the network before pruning, with the same module names.
+        space: the description of either: only module names are read.
+    """
+    with Store() as store:
+        weights = _token_weights(dense, space, batches, recipe, store, track)
+        walk = _Walk(dense, pruned, space, batches, recipe.refit.ridge, store)
+        stages = _stages(space)
+        tied = any(group.shared for group in space)
+        with inference_mode_of(dense), inference_mode_of(pruned), torch.no_grad():
+            for groups in track(stages, "compensation", len(stages)):
+                (walk.shared if tied else walk.block)(groups, weights)
+
+
+def refit(moments: Moments, ridge: float, *, bias: bool) -> tuple[Float[Tensor, "targets features"], Tensor]:
+    """Solve the weighted ridge regression of e on x by its normal equations, in float64.
+
+    Returns:
+        dW of shape (targets, features) and db of shape (targets,), zero without a bias.
+    """
+    second, cross = ridged(moments.second, ridge), moments.cross
+    if not bias:
+        second, cross = second[:-1, :-1], cross[:-1]
+    solution = torch.cholesky_solve(cross, torch.linalg.cholesky(second)).mT
+    if not bias:
+        return solution, solution.new_zeros(len(solution))
+    return solution[:, :-1], solution[:, -1]
+
+
+def _stages(space: UnitSpace) -> list[list[UnitGroup]]:
+    """The groups block by block, in network order."""
+    stages: dict[str, list[UnitGroup]] = defaultdict(list)
+    for group in space:
+        stages[space.blocks[group.layer]].append(group)
+    return list(stages.values())
+
+
+def _token_weights(
+    dense: nn.Module, space: UnitSpace, batches: Batches, recipe: Recipe, store: Store, track: Track
+) -> Weights:
+    """The sensitivity of every token at every consumer, from one draw per micro-batch."""
+    options = recipe.trajectory
+    objective = trajectory_objective(dense, space, options, torch.Generator().manual_seed(recipe.seed))
+    size = batches.micro_size(options.draws)
+    consumers = [gate.module for group in space for gate in group.gates]
+    for index, batch in enumerate(track(batches, "token sensitivities", len(batches))):
+        parts: dict[str, list[Tensor]] = defaultdict(list)
+        length = token_mask(batch).shape[1]
+        for micro in split(batch, size):
+            probe = differentiate(dense, space, micro, objective)
+            for name in consumers:
+                weights = torch.stack(token_weights(probe, name, recipe.refit.floor, options.balance))
+                parts[name].append(nn.functional.pad(weights, (0, length - weights.shape[-1])))
+        for name in consumers:
+            store["weights", index, name] = torch.cat(parts[name], 1)
+    return lambda index, name: list(store["weights", index, name])
+
+
+class _Walk:
+    """The refit on its way through the network, with the hidden states that both networks have reached."""
+
+    def __init__(
+        self, dense: nn.Module, pruned: nn.Module, space: UnitSpace, batches: Batches, ridge: float, store: Store
+    ) -> None:
+        self.models = {"dense": dense, "pruned": pruned}
+        self.space, self.batches, self.ridge, self.store = space, batches, ridge, store
+        self.template: Any = None  # what a block returns beside the hidden state
+
+    def block(self, groups: Sequence[UnitGroup], weights: Weights) -> None:
+        """Refit the consumers of a block that runs once, then move both networks behind it."""
+        position, gates = groups[0].layer, [gate for group in groups for gate in group.gates]
+        for index, batch in enumerate(self.batches):
+            totals = Recorder([_total(gate) for gate in gates])
+            with totals.recording(self.models["dense"]):
+                self.template = self._run("dense", position, index, batch)
+            for gate in gates:
+                self.store["total", index, gate.module] = totals.calls[_total(gate)][0]
+            self.store["dense", index] = hidden_of(self.template)
+        for gate in gates:
+            moments = self._moments(gate)
+            for index, batch in enumerate(self.batches):
+                reads = Recorder([_total(gate), _read(gate)])
+                with reads.recording(self.models["pruned"]):
+                    self._run("pruned", position, index, batch, until=_total(gate))
+                lack = self.store["total", index, gate.module] - reads.calls[_total(gate)][0]
+                _add(moments, batch, reads.calls[_read(gate)][0], lack, weights(index, gate.module)[0])
+            self._update(gate, moments)
+        for index, batch in enumerate(self.batches):
+            self.store["pruned", index] = hidden_of(self._run("pruned", position, index, batch))
+
+    def shared(self, groups: Sequence[UnitGroup], weights: Weights) -> None:
+        """Refit the consumers of a block that runs many times: every run is given the dense network's state."""
+        name, blocks = self.space.blocks[groups[0].layer], self.space.blocks
+        positions = [position for position, block in enumerate(blocks) if block == name]
+        for gate in (gate for group in groups for gate in group.gates):
+            moments = self._moments(gate)
+            for index, batch in enumerate(self.batches):
+                outputs: list[Any] = []
+                totals = Recorder([_total(gate)])
+                with totals.recording(self.models["dense"]), recorded_blocks(self.models["dense"], blocks, outputs):
+                    self.models["dense"](**batch)
+                for call, position in enumerate(positions):
+                    reads = Recorder([_total(gate), _read(gate)])
+                    before = outputs[position - 1] if position else None
+                    with reads.recording(self.models["pruned"]):
+                        run_block(self.models["pruned"], blocks, position, batch, before, _total(gate))
+                    lack = totals.calls[_total(gate)][call] - reads.calls[_total(gate)][-1]
+                    _add(moments, batch, reads.calls[_read(gate)][-1], lack, weights(index, gate.module)[call])
+            self._update(gate, moments)
+
+    def _run(self, which: str, position: int, index: int, batch: Batch, until: Tap | None = None) -> Any:
+        before = with_hidden(self.template, self.store[which, index]) if position else None
+        return run_block(self.models[which], self.space.blocks, position, batch, before, until)
+
+    def _moments(self, gate: Gate) -> Moments:
+        consumer: Any = self.models["pruned"].get_submodule(gate.module)
+        return Moments(consumer.weight.shape[1], consumer.weight.shape[0], consumer.weight.device)
+
+    def _update(self, gate: Gate, moments: Moments) -> None:
+        consumer: Any = self.models["pruned"].get_submodule(gate.module)
+        weight, bias = refit(moments, self.ridge, bias=consumer.bias is not None)
+        consumer.weight += weight.to(consumer.weight.dtype)
+        if consumer.bias is not None:
+            consumer.bias += bias.to(consumer.bias.dtype)
+
+
+def _add(moments: Moments, batch: Batch, read: Tensor, lack: Tensor, weights: Tensor) -> None:
+    mask = token_mask(batch)
+    moments.add(read[mask], lack[mask], weights[mask])
+
+
+def _read(gate: Gate) -> Tap:
+    return Tap(gate.module, "input")
+
+
+def _total(gate: Gate) -> Tap:
+    if gate.total is None:
+        raise ArchitectureError(f"the description of {gate.module!r} does not say where its total can be read.")
+    return gate.total

@@ -1,0 +1,153 @@
+"""`compensated`: what a removal costs AFTER the best refit of the units that stay (METHOD section 5).
+
+With the second moment C of a consumer's input, its weights W and the sensitivity G of the trajectory to its
+output, removing the columns S costs
+
+    cost(S) = tr( W_S^T G W_S [ (C^-1)_SS ]^-1 ),      dW = - W_S [ (C^-1)_SS ]^-1 (C^-1)_S,:
+
+Units go greedily; W and C^-1 follow by the block formula, so that each cost is that of a network already
+refitted without the units gone before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..batches import Batches
+from ..probe import PARTS, Probe, draw_probes, token_weights
+from ..progress import Track, silent
+from ..recipe import Recipe
+from ..scores import Curve
+from ..statistics import Moments, ridged
+from ..units import Gate, UnitGroup, UnitSpace
+from .sketch import UnitTotals, part_scales
+
+CHUNK = 16  # units that leave between two updates of C^-1, for groups with many small units
+
+
+def compensated(
+    model: nn.Module,
+    space: UnitSpace,
+    batches: Batches,
+    recipe: Recipe,
+    track: Track = silent,
+    resume: Path | None = None,
+) -> Mapping[str, Curve]:
+    """Removal curves under compensation. Cost: the sketch, one second moment per consumer, one elimination."""
+    statistics = Sensitivities(model, space, recipe)
+    for probe in draw_probes(model, space, batches, recipe.trajectory, recipe.seed, track, "score"):
+        statistics.add(probe)
+    curves = {}
+    for group in track(space, "removal curves", len(space)):
+        curves[group.name] = statistics.curve(model, group)
+    return curves
+
+
+class Sensitivities:
+    """Streamed C and G of every consumer, and the unit scores that balance the two parts of G."""
+
+    def __init__(self, model: nn.Module, space: UnitSpace, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.units = UnitTotals(space)
+        self.moments: dict[str, Moments] = {}
+        self.gradients: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
+        for group in space:
+            for gate in group.gates:
+                weight = consumer_weight(model, gate)
+                self.moments[gate.module] = Moments(weight.shape[1], 0, weight.device)
+                for part in PARTS:
+                    self.gradients[part][gate.module] = weight.new_zeros(
+                        weight.shape[0], weight.shape[0], dtype=torch.float64
+                    )
+
+    def add(self, probe: Probe) -> None:
+        """Add one draw."""
+        self.units.add(probe)
+        options = self.recipe
+        for name, moments in self.moments.items():
+            weights = token_weights(probe, name, options.refit.floor, options.trajectory.balance)
+            for x, w in zip(probe.inputs[name], weights, strict=True):
+                moments.add(x[probe.mask], weights=w[probe.mask])
+            for part in PARTS:
+                g = torch.cat([value[probe.mask] for value in probe.outputs[part][name]]).float()
+                self.gradients[part][name] += (g.mT @ g).double()
+
+    def curve(self, model: nn.Module, group: UnitGroup) -> Curve:
+        """The removal curve of one group, in the currency of the balanced trajectory."""
+        scales = part_scales(self.units.mean, self.recipe.trajectory.balance)
+        (gate,) = group.gates
+        sensitivity = sum(scales[part] * self.gradients[part][gate.module] for part in PARTS) / self.units.draws
+        second = ridged(self.moments[gate.module].second, self.recipe.refit.ridge)
+        order, steps = eliminate(
+            consumer_weight(model, gate).double(), second, torch.as_tensor(sensitivity), gate.block
+        )
+        return Curve(order.cpu(), torch.cat([steps.new_zeros(1), steps.cumsum(0)]).cpu())
+
+
+def consumer_weight(model: nn.Module, gate: Gate) -> Float[Tensor, "out features"]:
+    """The matrix of the linear map behind a gate."""
+    return model.get_parameter(f"{gate.module}.weight").detach()
+
+
+def eliminate(
+    weight: Float[Tensor, "out features"],
+    second: Float[Tensor, "features+1 features+1"],
+    sensitivity: Float[Tensor, "out out"],
+    block: int,
+) -> tuple[Tensor, Tensor]:
+    """Greedy order of removal of blocks of features, and the cost of each step; float64.
+
+    Args:
+        second: C, ridge included, the constant last (it never leaves).
+        sensitivity: G.
+        block: features per unit.
+    """
+    size = weight.shape[1] // block
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(second))
+    root = _square_root(sensitivity) @ weight
+    root = torch.cat([root, root.new_zeros(len(root), 1)], 1)
+    units = torch.arange(size, device=weight.device)
+    chunk = CHUNK if block == 1 else 1
+    order, steps = [], []
+    while len(units):
+        cost = _unit_costs(root, inverse, block)
+        chosen = torch.argsort(cost, stable=True)[: min(chunk, len(units))]
+        gone = (chosen[:, None] * block + torch.arange(block, device=chosen.device)).flatten()
+        # Cholesky of (C^-1)_SS: column j of R_S L^-T is what feature j adds after those before it.
+        factor = torch.linalg.cholesky(inverse[gone][:, gone])
+        solved = torch.linalg.solve_triangular(factor, inverse[gone], upper=False)
+        whitened = torch.linalg.solve_triangular(factor, root[:, gone].mT, upper=False)
+        order.append(units[chosen])
+        steps.append(whitened.square().sum(1).view(-1, block).sum(1))
+        stay = torch.ones(inverse.shape[0], dtype=torch.bool, device=inverse.device)
+        stay[gone] = False
+        inverse = (inverse - solved.mT @ solved)[stay][:, stay]
+        root = (root - whitened.mT @ solved)[:, stay]
+        remain = torch.ones(len(units), dtype=torch.bool, device=units.device)
+        remain[chosen] = False
+        units = units[remain]
+    return torch.cat(order), torch.cat(steps)
+
+
+def _unit_costs(root: Tensor, inverse: Tensor, block: int) -> Tensor:
+    """cost({u}) of every unit still there."""
+    features = inverse.shape[0] - 1
+    if block == 1:
+        return root[:, :features].square().sum(0) / inverse.diagonal()[:features]
+    blocks = torch.arange(features, device=inverse.device).view(-1, block)
+    factors = torch.linalg.cholesky(inverse[blocks[:, :, None], blocks[:, None, :]])
+    columns = root[:, blocks].permute(1, 2, 0)
+    whitened: Tensor = torch.linalg.solve_triangular(factors, columns, upper=False)
+    return whitened.square().sum((1, 2))
+
+
+def _square_root(matrix: Tensor) -> Tensor:
+    """R with R^T R = matrix, for a positive semidefinite matrix."""
+    values, vectors = torch.linalg.eigh(matrix)
+    root: Tensor = values.clamp_min(0).sqrt()[:, None] * vectors.mT
+    return root

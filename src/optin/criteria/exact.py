@@ -1,0 +1,213 @@
+"""`exact`: the trajectory of a unit by removing it, one evaluation per unit (METHOD section 3).
+
+What makes it bearable: the forward resumes behind the consumer that reads the unit, whose output without the
+unit is the recorded one minus one block of columns; and several units share a forward on the batch axis.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from ..batches import Batch, Batches, size_of, split, tile, token_mask
+from ..gating import gated
+from ..modules import hidden_of, inference_mode_of, patched_forward
+from ..probe import PARTS, check_activations, read_final
+from ..progress import Track, silent
+from ..recipe import Recipe, Trajectory
+from ..replay import Recorder, Trail, recorded_blocks, resumed_at
+from ..scores import Curve
+from ..trajectory import Output, draw_rows, gram, manifold, manifold_loss, output_loss
+from ..units import Gate, Tap, UnitGroup, UnitSpace
+from .partial import Partial
+from .sketch import balanced
+
+SIDES: tuple[Literal["input", "output"], ...] = ("input", "output")
+
+
+def exact(
+    model: nn.Module,
+    space: UnitSpace,
+    batches: Batches,
+    recipe: Recipe,
+    track: Track = silent,
+    resume: Path | None = None,
+) -> Mapping[str, Curve]:
+    """Removal curves from independent unit scores.
+
+    Args:
+        resume: file that keeps the sums after each micro-batch; a run that was killed continues from it.
+    """
+    return {
+        name: Curve.from_importance(value)
+        for name, value in balanced(
+            exact_parts(model, space, batches, recipe, track, resume), recipe.trajectory.balance
+        ).items()
+    }
+
+
+def exact_parts(
+    model: nn.Module,
+    space: UnitSpace,
+    batches: Batches,
+    recipe: Recipe,
+    track: Track = silent,
+    resume: Path | None = None,
+    units: Mapping[str, list[int]] | None = None,
+) -> dict[str, dict[str, Tensor]]:
+    """L_mid and L_out of the chosen units (all by default), averaged over micro-batches: shape (chosen,)."""
+    chosen = {group.name: list(range(group.size)) for group in space} if units is None else dict(units)
+    size = batches.micro_size(recipe.trajectory.draws)
+    partial = Partial.open(resume, PARTS, chosen, f"{batches.digest} {recipe.to_dict()}")
+    micro = [(batch, recipe.seed + index) for index, batch in enumerate(_micro_batches(batches, size))]
+    steps = [(index, group) for index in range(partial.done, len(micro)) for group in space if chosen[group.name]]
+    current = -1
+    with inference_mode_of(model), torch.inference_mode():
+        for index, group in track(steps, "exact", len(steps)):
+            if index != current:
+                partial.commit(index)
+                batch, seed = micro[index]
+                reference, current = Reference.of(model, space, batch, recipe.trajectory, seed), index
+            for start in range(0, len(chosen[group.name]), recipe.trajectory.stack):
+                removed = chosen[group.name][start : start + recipe.trajectory.stack]
+                losses = reference.losses(group, removed)
+                for part, values in zip(PARTS, losses, strict=True):
+                    partial.sums[part][group.name][start : start + len(removed)] += values.double().cpu()
+        partial.commit(len(micro))
+    return {
+        part: {name: value / len(micro) for name, value in groups.items()} for part, groups in partial.sums.items()
+    }
+
+
+def _micro_batches(batches: Batches, size: int) -> Iterator[Batch]:
+    for batch in batches:
+        yield from split(batch, size)
+
+
+@dataclass
+class Reference:
+    """The dense network on one micro-batch: what removals are compared with and resumed from.
+
+    Attributes:
+        rows: the tokens that all comparisons use.
+        blocks: what each block returned.
+        grams: phi of each block's hidden state.
+        output: the final output.
+        consumers: per consumer that runs once, what it read and returned.
+        trails: per block with such consumers, what its parts returned.
+    """
+
+    model: nn.Module
+    space: UnitSpace
+    batch: Batch
+    options: Trajectory
+    rows: Tensor
+    blocks: list[Any]
+    grams: list[Tensor]
+    output: Output
+    consumers: dict[str, tuple[Tensor, Tensor]]
+    trails: dict[int, Trail]
+
+    @classmethod
+    def of(cls, model: nn.Module, space: UnitSpace, batch: Batch, options: Trajectory, seed: int) -> Reference:
+        """Run the dense network once and record it."""
+        mask = token_mask(batch)
+        rows = draw_rows(mask, options.rows, torch.Generator().manual_seed(seed))
+        gates: dict[int, list[str]] = {group.layer: [] for group in space if not group.shared}
+        for group in space:
+            if not group.shared:
+                gates[group.layer] += [gate.module for gate in group.gates]
+        trails = {layer: Trail(space.blocks[layer], names) for layer, names in gates.items()}
+        recorder = Recorder([Tap(name, side) for names in gates.values() for name in names for side in SIDES])
+        blocks: list[Any] = []
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(recorder.recording(model))
+            for trail in trails.values():
+                stack.enter_context(trail.recording(model))
+            stack.enter_context(recorded_blocks(model, space.blocks, blocks))
+            result = model(**batch)
+        for name, block in zip(space.blocks, blocks, strict=True):
+            check_activations(name, hidden_of(block), mask)
+        consumers = {}
+        for name in (name for names in gates.values() for name in names):
+            read, returned = (recorder.calls[Tap(name, side)] for side in SIDES)
+            if len(read) == 1:
+                consumers[name] = (read[0], returned[0])
+        grams = [gram(manifold(hidden_of(block), rows)) for block in blocks]
+        output = read_final(model, result, batch, rows, options)
+        return cls(model, space, batch, options, rows, blocks, grams, output, consumers, trails)
+
+    def losses(self, group: UnitGroup, units: list[int]) -> tuple[Tensor, Tensor]:
+        """(sum of L_mid over the blocks from the unit's on, L_out) of removing each unit alone; shape (units,)."""
+        stack = len(units)
+        blocks: list[Any] = []
+        resumable = all(gate.module in self.consumers for gate in group.gates)
+        removal = self._resumed(group, units) if resumable else self._gated(group, units)
+        with removal, recorded_blocks(self.model, self.space.blocks, blocks):
+            result = self.model(**tile(self.batch, stack))
+        manifolds = [
+            manifold_loss(manifold(hidden_of(block), self.rows, stack), phi)
+            for block, phi in zip(blocks[group.layer :], self.grams[group.layer :], strict=True)
+        ]
+        output = read_final(self.model, result, self.batch, self.rows, self.options, stack)
+        return torch.stack(manifolds).sum(0), output_loss(output, self.output, self.options.temperature)
+
+    @contextlib.contextmanager
+    def _gated(self, group: UnitGroup, units: list[int]) -> Iterator[None]:
+        """Run the whole network with a mask per example: for units that work in several places."""
+        masks = next(self.model.parameters()).new_ones(len(units), group.size)
+        masks[range(len(units)), units] = 0
+        with gated(self.model, self.space, {group.name: masks.repeat_interleave(size_of(self.batch), 0)}):
+            yield
+
+    @contextlib.contextmanager
+    def _resumed(self, group: UnitGroup, units: list[int]) -> Iterator[None]:
+        """Skip everything before the consumer, and the consumer itself."""
+        (gate,) = group.gates
+        with contextlib.ExitStack() as patches:
+            if group.layer:
+                before = self._tiled(self.blocks[group.layer - 1], len(units))
+                patches.enter_context(resumed_at(self.model, self.space.blocks, group.layer, before))
+            skipped = {
+                name: self._tiled(output, len(units))
+                for name, output in self.trails[group.layer].finished[gate.module].items()
+            }
+            for name, output in {**skipped, gate.module: self._without(gate, units)}.items():
+                patches.enter_context(patched_forward(self.model.get_submodule(name), _Constant(output)))
+            yield
+
+    def _without(self, gate: Gate, units: list[int]) -> Tensor:
+        """The consumer's output without each unit, y - W_u x_u: shape (units * batch, token, dim)."""
+        x, y = self.consumers[gate.module]
+        weight = self.model.get_parameter(f"{gate.module}.weight")
+        index = torch.tensor(units, device=x.device)[:, None] * gate.block
+        index = index + torch.arange(gate.block, device=x.device)
+        read = x[..., index].movedim(-2, 0).flatten(1, -2)  # (units, batch * token, block)
+        lost = read @ weight[:, index].permute(1, 2, 0)  # (units, batch * token, dim)
+        return (y.flatten(0, -2) - lost).reshape(-1, *y.shape[1:])
+
+    def _tiled(self, output: Any, times: int) -> Any:
+        size = size_of(self.batch)
+
+        def repeat(value: Any) -> Any:
+            batched = isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == size
+            return value.repeat(times, *[1] * (value.dim() - 1)) if batched else value
+
+        return tree_map(repeat, output)
+
+
+class _Constant:
+    """A forward that returns a recorded value."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.value

@@ -1,0 +1,79 @@
+"""`sketch`: an unbiased estimate of the second-order trajectory of ALL units from a few backward passes.
+
+I(u) = E[ (d <v, phi> / d m_u)^2 ],   m_u the unit's multiplier        (METHOD section 3)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..batches import Batches
+from ..probe import PARTS, Probe, draw_probes
+from ..progress import Track, silent
+from ..recipe import Recipe
+from ..scores import Curve
+from ..units import UnitSpace
+
+Parts = dict[str, dict[str, Tensor]]
+
+
+def sketch(
+    model: nn.Module,
+    space: UnitSpace,
+    batches: Batches,
+    recipe: Recipe,
+    track: Track = silent,
+    resume: Path | None = None,
+) -> Mapping[str, Curve]:
+    """Removal curves from independent unit scores. Cost: one forward and two backward passes per draw."""
+    total = UnitTotals(space)
+    for probe in draw_probes(model, space, batches, recipe.trajectory, recipe.seed, track):
+        total.add(probe)
+    return {
+        name: Curve.from_importance(value) for name, value in balanced(total.mean, recipe.trajectory.balance).items()
+    }
+
+
+class UnitTotals:
+    """Running mean of the squared derivatives, per part and group."""
+
+    def __init__(self, space: UnitSpace) -> None:
+        self.draws = 0
+        self.sums: Parts = {
+            part: {group.name: torch.zeros(group.size, dtype=torch.float64) for group in space} for part in PARTS
+        }
+
+    def add(self, probe: Probe) -> None:
+        """Add one draw."""
+        self.draws += 1
+        for part, groups in probe.units.items():
+            for name, derivative in groups.items():
+                self.sums[part][name] += derivative.double().square().cpu()
+
+    @property
+    def mean(self) -> Parts:
+        """I(u) of each part: shape (size,) per group."""
+        return {
+            part: {name: value / max(self.draws, 1) for name, value in groups.items()}
+            for part, groups in self.sums.items()
+        }
+
+
+def balanced(parts: Parts, balance: float) -> dict[str, Tensor]:
+    """I(u) = L_out(u) + lambda * L_mid(u), both first scaled to mean 1 over all units of the network."""
+    scale = part_scales(parts, balance)
+    return {
+        name: torch.stack([scale[part] * groups[name] for part, groups in parts.items()]).sum(0)
+        for name in parts["output"]
+    }
+
+
+def part_scales(parts: Parts, balance: float) -> dict[str, float]:
+    """What each part is multiplied by: its weight over its mean. A part that is zero throughout counts nothing."""
+    weights = {"manifold": balance, "output": 1.0}
+    means = {part: float(torch.cat(list(groups.values())).mean()) for part, groups in parts.items()}
+    return {part: weights[part] / mean if mean > 0 else 0.0 for part, mean in means.items()}

@@ -1,0 +1,56 @@
+"""The exceptions of the package: each says what was wrong, what was expected and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class OptinError(Exception):
+    """Base of every error that a user can cause. `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class InputError(OptinError):
+    """A path, option, recipe, data file or batch that cannot be used."""
+
+    exit_code = 2
+
+
+class ArchitectureError(OptinError):
+    """A network that the package does not understand."""
+
+    exit_code = 3
+
+
+class BudgetError(OptinError):
+    """A budget that cannot be read or cannot be reached."""
+
+    exit_code = 4
+
+
+class NumericalError(OptinError):
+    """NaN or infinite weights or activations."""
+
+    exit_code = 5
+
+
+class CheckpointError(OptinError):
+    """A checkpoint or score file that is damaged, tampered with or cannot be written."""
+
+    exit_code = 6
+
+
+class DependencyError(OptinError):
+    """An optional package that is needed here and is not installed."""
+
+    exit_code = 7
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """Message for a name that is in no registry, with the nearest known names first."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"unknown {kind} {name!r}.{hint} Known: {', '.join(known)}."

@@ -1,0 +1,64 @@
+"""Remove softly, for a while: multiply what each consumer reads.
+
+    with gated(model, space, {"layers.0.heads": mask}):
+        model(**inputs)
+
+A zero is exactly a removal, since a consumer is linear in its input; a one changes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .modules import hooks
+from .plans import Plan
+from .units import Gate, UnitSpace
+
+
+@contextlib.contextmanager
+def gated(model: nn.Module, space: UnitSpace, multipliers: Mapping[str, Tensor]) -> Iterator[None]:
+    """Multiply the units of the named groups, until the block ends.
+
+    Args:
+        multipliers: per group a tensor of shape (size,), or (batch, size) for one mask per example.
+    """
+    with hooks(
+        *(
+            model.get_submodule(gate.module).register_forward_pre_hook(_Multiply(gate, multiplier))
+            for name, multiplier in multipliers.items()
+            for gate in space[name].gates
+        )
+    ):
+        yield
+
+
+def masks(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
+    """The plan as multipliers: one for units that stay, zero for units that go."""
+    reference = next(model.parameters())
+    result = {}
+    for name, units in plan.keep.items():
+        mask = torch.zeros(plan.sizes[name], dtype=reference.dtype, device=reference.device)
+        mask[list(units)] = 1
+        result[name] = mask
+    return result
+
+
+class _Multiply:
+    """Forward pre-hook: scale the consumer's first argument."""
+
+    def __init__(self, gate: Gate, multiplier: Tensor) -> None:
+        self.dim = gate.dim
+        self.multiplier = multiplier.repeat_interleave(gate.block, dim=-1)
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        value = args[0]
+        shape = [1] * value.dim()
+        shape[self.dim] = self.multiplier.shape[-1]
+        if self.multiplier.dim() == 2:
+            shape[0] = self.multiplier.shape[0]
+        return (value * self.multiplier.view(shape), *args[1:])

@@ -1,0 +1,80 @@
+"""Small helpers around `nn.Module`: evaluation mode, hooks that always come off, hidden states in and out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from .errors import NumericalError
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the first parameter: inputs are moved there."""
+    return next(model.parameters()).device
+
+
+@contextlib.contextmanager
+def inference_mode_of(model: nn.Module) -> Iterator[None]:
+    """Dropout off and no gradient for any weight; both restored afterwards."""
+    training = {module: module.training for module in model.modules()}
+    wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    model.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+        for parameter, flag in wanted.items():
+            parameter.requires_grad_(flag)
+
+
+@contextlib.contextmanager
+def hooks(*handles: RemovableHandle) -> Iterator[None]:
+    """Remove hooks when the block ends, however it ends."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def patched_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Replace what a module computes, for this object only and for a while."""
+    own = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
+
+
+def hidden_of(output: Any) -> Tensor:
+    """The hidden state in what a block returns: the tensor itself or the first of a tuple."""
+    hidden: Tensor = output if isinstance(output, Tensor) else output[0]
+    return hidden
+
+
+def with_hidden(output: Any, hidden: Tensor) -> Any:
+    """What a block returned, with another hidden state in it."""
+    return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
+
+
+def check_weights(model: nn.Module) -> None:
+    """Refuse a broken network before any work.
+
+    Raises:
+        NumericalError: names the first parameter that holds NaN or infinity.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise NumericalError(f"the weights of {name!r} are not loaded (meta device). Load them first.")
+        if not torch.isfinite(parameter).all():
+            raise NumericalError(f"the weights of {name!r} contain NaN or infinity. Repair the checkpoint first.")

@@ -1,0 +1,293 @@
+"""The main job: score, search, shrink, compensate. Read `prune` first; each step is usable alone."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .arch import describe
+from .batches import Batch, Batches, size_of, split
+from .budget import Budget
+from .checkpoint import attach, save
+from .compensation import compensate
+from .cost import CostModel, mac_cost, parameter_cost
+from .criteria import criterion
+from .errors import InputError, OptinError
+from .gating import gated, masks
+from .modules import check_weights, device_of, inference_mode_of
+from .plans import Cost, Plan
+from .progress import Track, silent
+from .recipe import Recipe
+from .scores import Scores
+from .search import find
+from .surgery import shrink
+from .trajectory import answers
+from .units import UnitSpace
+from .versions import versions
+
+
+@dataclass(frozen=True)
+class Result:
+    """A pruned network and how it came about.
+
+    Attributes:
+        model: the small network, ready to run.
+        plan: the units it keeps.
+        report: figures for people: costs before and after, units per group, seconds per stage.
+        recipe: the effective options.
+    """
+
+    model: nn.Module
+    plan: Plan
+    report: dict[str, Any]
+    recipe: Recipe = field(default_factory=Recipe)
+
+    def save(self, folder: str | Path, tokenizer: Any = None) -> Path:
+        """Write a folder that `optin.load` and transformers can read. See `optin.checkpoint.save`."""
+        return save(self, folder, tokenizer=tokenizer)
+
+
+def prune(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    budget: str | float | Budget | None = None,
+    *,
+    recipe: Recipe | None = None,
+    inplace: bool = False,
+    track: Track = silent,
+) -> Result:
+    """Turn a trained network into a physically smaller one under a budget. No labels, no training.
+
+        result = optin.prune(model, batches, budget="50%")
+
+    Args:
+        model: a transformers encoder, bare or with a head. Left untouched unless `inplace`.
+        batches: any iterable of the model's keyword inputs; 256 examples do.
+        budget: "50%", 0.5, "2.1 GMACs", "40 Mparams"; taken from the recipe if not given.
+        recipe: all other options.
+        track: shows progress; `optin.rich_track` draws bars.
+
+    Raises:
+        OptinError: see `optin.errors`; each message says what to do.
+    """
+    recipe = _with_budget(recipe, budget)
+    clock = _Clock()
+    calibration = Batches.of(batches, device_of(model))
+    scores = score(model, calibration, recipe=recipe, track=track)
+    clock.lap("score")
+    chosen = plan(model, scores, recipe=recipe)
+    clock.lap("search")
+    result = apply(model, chosen, calibration, recipe=recipe, inplace=inplace, track=track)
+    result.report["seconds"] = clock.laps | result.report["seconds"]
+    return result
+
+
+def score(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    recipe: Recipe | None = None,
+    track: Track = silent,
+    resume: str | Path | None = None,
+) -> Scores:
+    """Removal curves of all groups: what every later choice of a budget needs.
+
+    Args:
+        resume: a file in which `exact` keeps partial sums, so that a run that was killed continues.
+
+    Raises:
+        NumericalError: NaN or infinite weights or activations.
+        InputError: no calibration inputs, or an unknown criterion.
+    """
+    recipe = recipe or Recipe()
+    measure = criterion(recipe.criterion)
+    space = describe(model)
+    check_weights(model)
+    calibration = Batches.of(batches, device_of(model))
+    curves = measure(model, space, calibration, recipe, track, Path(resume) if resume else None)
+    return Scores(
+        space.architecture,
+        curves,
+        recipe.length or calibration.positions,
+        {
+            "criterion": recipe.criterion,
+            "recipe": recipe.to_dict(),
+            "data": {"examples": calibration.examples, "sha256": calibration.digest},
+            "versions": versions(),
+        },
+    )
+
+
+def plan(
+    model: nn.Module,
+    scores: Scores,
+    budget: str | float | Budget | None = None,
+    *,
+    recipe: Recipe | None = None,
+) -> Plan:
+    """The units to keep under a budget; needs no data and, for any number of budgets, no rescoring.
+
+    Raises:
+        BudgetError: the budget cannot be read or reached; the message says the smallest that can.
+        InputError: the scores are of another network.
+    """
+    recipe = _with_budget(recipe, budget)
+    space = describe(model)
+    if (
+        scores.architecture != space.architecture
+        or {n: len(c.order) for n, c in scores.curves.items()} != space.sizes
+    ):
+        raise InputError(f"the scores are of another network than this {space.architecture}. Score this one.")
+    target = Budget.parse(recipe.budget or "")
+    macs, parameters = costs(model, space, recipe.length or scores.length)
+    cost = macs if target.quantity == "MACs" else parameters
+    kept = find(space, scores.curves, cost, target, recipe.search, recipe.round_to)
+    return Plan(
+        architecture=space.architecture,
+        sizes=space.sizes,
+        keep={name: scores.curves[name].keep(count) for name, count in kept.items()},
+        dense=Cost(macs.dense, parameters.dense),
+        pruned=Cost(macs(kept), parameters(kept)),
+        length=recipe.length or scores.length,
+        provenance={**scores.provenance, "recipe": recipe.to_dict(), "budget": str(target)},
+    )
+
+
+def apply(
+    model: nn.Module,
+    plan: Plan,
+    batches: Iterable[Mapping[str, Any]] | None = None,
+    *,
+    recipe: Recipe | None = None,
+    inplace: bool = False,
+    track: Track = silent,
+) -> Result:
+    """Shrink a network to a plan and refit what stays.
+
+    Args:
+        batches: calibration inputs for the refit; without them units are removed and nothing is refitted.
+
+    Raises:
+        CheckpointError: the plan does not fit the network.
+        OptinError: the small network does not compute what the masked dense one does.
+    """
+    recipe = recipe or Recipe.from_dict(plan.provenance.get("recipe", {}))
+    clock = _Clock()
+    space = describe(model)
+    plan.validate(space)
+    calibration = None if batches is None else Batches.of(batches, device_of(model))
+    # The dense network is the teacher of the refit, so in place it is the copy that stays dense.
+    other = copy.deepcopy(model)
+    dense, pruned = (other, model) if inplace else (model, other)
+    shrink(pruned, space, plan)
+    if calibration is not None:
+        self_check(dense, pruned, space, plan, next(iter(calibration)))
+        clock.lap("shrink")
+        if recipe.refit.enabled:
+            compensate(dense, pruned, space, calibration, recipe, track)
+            clock.lap("compensate")
+    attach(pruned, plan)
+    return Result(pruned, plan, {**summary(plan), "seconds": clock.laps}, recipe)
+
+
+def inspect(model: nn.Module, length: int = 128) -> dict[str, Any]:
+    """What can be removed from a network, and where its MACs and parameters are.
+
+    Args:
+        length: tokens per example at which MACs are counted.
+    """
+    space = describe(model)
+    macs, parameters = costs(model, space, length)
+    least = {group.name: group.min_keep for group in space}
+    return {
+        "architecture": space.architecture,
+        "length": length,
+        "macs": macs.dense,
+        "parameters": parameters.dense,
+        "smallest": {"macs": macs(least), "parameters": parameters(least)},
+        "groups": [
+            {
+                "name": group.name,
+                "kind": group.kind,
+                "units": group.size,
+                "macs_per_unit": macs.prices(macs.sizes)[group.name],
+                "parameters_per_unit": parameters.prices(parameters.sizes)[group.name],
+            }
+            for group in space
+        ],
+        "breakdown": macs.breakdown(macs.sizes),
+    }
+
+
+def costs(model: nn.Module, space: UnitSpace, length: int) -> tuple[CostModel, CostModel]:
+    """MACs of one example of `length` tokens, and parameters.
+
+    Raises:
+        InputError: the model has fewer positions than `length`.
+    """
+    limit = getattr(getattr(model, "config", None), "max_position_embeddings", length)
+    if length > limit:
+        raise InputError(f"the length {length} is beyond the {limit} positions of this model. Ask for less.")
+    tokens = torch.ones(1, length, dtype=torch.long, device=device_of(model))
+    return mac_cost(model, space, {"input_ids": tokens}), parameter_cost(model, space)
+
+
+def summary(plan: Plan) -> dict[str, Any]:
+    """The figures of a plan."""
+    return {
+        "macs": {"dense": plan.dense.macs, "pruned": plan.pruned.macs},
+        "parameters": {"dense": plan.dense.parameters, "pruned": plan.pruned.parameters},
+        "length": plan.length,
+        "budget": plan.provenance.get("budget"),
+        "groups": {name: {"kept": kept, "of": plan.sizes[name]} for name, kept in plan.kept.items()},
+    }
+
+
+def self_check(dense: nn.Module, pruned: nn.Module, space: UnitSpace, plan: Plan, batch: Batch) -> None:
+    """Compare the shrunk network with the masked dense one on up to four examples.
+
+    Raises:
+        OptinError: they differ by more than rounding.
+    """
+    sample = next(split(batch, min(4, size_of(batch))))
+    with inference_mode_of(dense), inference_mode_of(pruned), torch.inference_mode():
+        with gated(dense, space, masks(dense, plan)):
+            expected = answers(dense(**sample))
+        got = answers(pruned(**sample))
+    tolerance = 1e-4 if expected.dtype in (torch.float32, torch.float64) else 5e-2
+    scale = float(expected.abs().max().clamp_min(1))
+    difference = float((expected - got).abs().max()) / scale
+    if not difference <= tolerance:
+        raise OptinError(
+            f"the shrunk network differs from the masked one by {difference:.1e} of its largest output. "
+            f"This is a defect of optin for {space.architecture!r}: please report it with the plan."
+        )
+
+
+class _Clock:
+    """Seconds between calls."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name] = round(now - self._last, 3)
+        self._last = now
+
+
+def _with_budget(recipe: Recipe | None, budget: str | float | Budget | None) -> Recipe:
+    recipe = recipe or Recipe()
+    if budget is not None:
+        recipe = recipe.override(budget=str(Budget.parse(budget)))
+    if recipe.budget is None:
+        raise InputError("say how much may stay: budget='50%', '2.1 GMACs' or '40 Mparams'.")
+    return recipe

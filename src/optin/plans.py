@@ -1,0 +1,172 @@
+"""A plan: which units stay, and where that choice came from. Small, JSON-able, applied without any data."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import CheckpointError
+from .files import read_json, write_text
+from .units import UnitSpace
+
+FORMAT = 1
+_RUN = re.compile(r"[0-9]{1,9}(-[0-9]{1,9})?")
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a network costs: MACs per example at `length` positions, and parameters."""
+
+    macs: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The units kept in each group.
+
+    Attributes:
+        architecture: the description that the group names belong to.
+        sizes: units per group in the dense network.
+        keep: indices kept per group, ascending.
+        dense, pruned: costs before and after.
+        length: positions (tokens) per example at which MACs are counted.
+        provenance: budget, recipe, seed, digest of the calibration data, versions.
+    """
+
+    architecture: str
+    sizes: Mapping[str, int]
+    keep: Mapping[str, tuple[int, ...]]
+    dense: Cost
+    pruned: Cost
+    length: int
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> dict[str, int]:
+        """Number of units kept per group."""
+        return {name: len(units) for name, units in self.keep.items()}
+
+    def validate(self, space: UnitSpace) -> None:
+        """Check the plan against the network that it is applied to.
+
+        Raises:
+            CheckpointError: another architecture, unknown groups, other sizes, indices out of range.
+        """
+        if self.architecture != space.architecture:
+            raise CheckpointError(f"the plan is for {self.architecture!r}, the network is {space.architecture!r}.")
+        if missing := sorted(set(space.sizes) - set(self.keep)):
+            raise CheckpointError(f"the plan says nothing about the group {missing[0]!r} of the network.")
+        for name, units in self.keep.items():
+            if name not in space.sizes:
+                raise CheckpointError(f"the plan names a group {name!r} that the network does not have.")
+            group = space[name]
+            if self.sizes.get(name) != group.size:
+                raise CheckpointError(
+                    f"the plan expects {self.sizes.get(name)} units in {name!r}, the network has {group.size}."
+                )
+            if list(units) != sorted(set(units)) or (units and not 0 <= units[0] <= units[-1] < group.size):
+                raise CheckpointError(
+                    f"the plan's units of {name!r} must be distinct, ascending and below {group.size}."
+                )
+            if len(units) < group.min_keep:
+                raise CheckpointError(f"the plan keeps {len(units)} units of {name!r}; {group.min_keep} must stay.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON-able data; kept units are written as ranges, "0-3,7"."""
+        return {
+            "format": FORMAT,
+            "architecture": self.architecture,
+            "length": self.length,
+            "dense": {"macs": self.dense.macs, "parameters": self.dense.parameters},
+            "pruned": {"macs": self.pruned.macs, "parameters": self.pruned.parameters},
+            "groups": {
+                name: {"size": self.sizes[name], "keep": to_ranges(units)} for name, units in self.keep.items()
+            },
+            "provenance": dict(self.provenance),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Plan:
+        """Read what `to_dict` wrote. Input is not trusted.
+
+        Raises:
+            CheckpointError: anything missing, of another type, or out of bounds.
+        """
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise CheckpointError(f"not a plan of format {FORMAT} (this version of optin reads no other).")
+        groups = _typed(data, "groups", dict)
+        sizes = {name: _typed(_group(groups, name), "size", int) for name in groups}
+        return cls(
+            architecture=_typed(data, "architecture", str),
+            sizes=sizes,
+            keep={name: from_ranges(_typed(groups[name], "keep", str), sizes[name]) for name in groups},
+            dense=_cost(data, "dense"),
+            pruned=_cost(data, "pruned"),
+            length=_typed(data, "length", int),
+            provenance=_typed(data, "provenance", dict),
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as one JSON file, atomically."""
+        write_text(Path(path), json.dumps(self.to_dict(), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a plan from a JSON file.
+
+        Raises:
+            InputError: no such file.
+            CheckpointError: not a plan.
+        """
+        return cls.from_dict(read_json(Path(path)))
+
+
+def to_ranges(units: Iterable[int]) -> str:
+    """Ascending integers as text: (0, 1, 2, 5) -> "0-2,5"."""
+    runs: list[list[int]] = []
+    for unit in units:
+        if runs and unit == runs[-1][1] + 1:
+            runs[-1][1] = unit
+        else:
+            runs.append([unit, unit])
+    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in runs)
+
+
+def from_ranges(text: str, size: int) -> tuple[int, ...]:
+    """Inverse of `to_ranges`; nothing at or above `size` is expanded.
+
+    Raises:
+        CheckpointError: not ascending ranges of integers in [0, size).
+    """
+    units: list[int] = []
+    for run in text.split(",") if text else []:
+        low, _, high = run.partition("-")
+        if not _RUN.fullmatch(run):
+            raise CheckpointError(f"cannot read the kept units {run[:40]!r}: expected ranges such as '0-3,7'.")
+        first, last = int(low), int(high or low)
+        if not (units[-1] if units else -1) < first <= last < size:
+            raise CheckpointError(f"kept units {run!r} must ascend and stay below {size}.")
+        units.extend(range(first, last + 1))
+    return tuple(units)
+
+
+def _typed(data: Mapping[str, Any], key: str, kind: type) -> Any:
+    value = data.get(key)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise CheckpointError(f"the plan's entry {key!r} must be {kind.__name__}, not {value!r:.60}.")
+    return value
+
+
+def _group(groups: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    entry: Mapping[str, Any] = _typed(groups, name, dict)
+    return entry
+
+
+def _cost(data: Mapping[str, Any], key: str) -> Cost:
+    entry = _typed(data, key, dict)
+    return Cost(_typed(entry, "macs", int), _typed(entry, "parameters", int))

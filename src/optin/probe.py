@@ -1,0 +1,171 @@
+"""Random projections of the trajectory and their gradients: what `sketch` and everything built on it share.
+
+One forward of a micro-batch and two backward passes, one for the manifold part and one for the output part,
+give for ALL units the derivative of <v, phi> by the unit's multiplier, and for every consumer the derivative
+by its output, token by token. No weight needs a gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .batches import Batch, Batches, split, token_mask
+from .errors import NumericalError
+from .gating import gated
+from .modules import hidden_of, inference_mode_of
+from .progress import Track, silent
+from .recipe import Trajectory
+from .replay import Recorder, recorded_blocks
+from .trajectory import Output, draw_rows, manifold, manifold_probe, output_probe, read_output
+from .units import Tap, UnitSpace
+
+PARTS = ("manifold", "output")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One micro-batch seen through one random projection.
+
+    Attributes:
+        mask: shape (batch, token), bool: tokens that are not padding.
+        inputs: per consumer and call, what it read: shape (batch, token, features).
+        units: per part and group, d<v, phi> / dm: shape (size,).
+        outputs: per part and consumer, for each call d<v, phi> / dy: shape (batch, token, dim).
+    """
+
+    mask: Tensor
+    inputs: dict[str, list[Tensor]]
+    units: dict[str, dict[str, Tensor]]
+    outputs: dict[str, dict[str, list[Tensor]]]
+
+
+# Scalars to differentiate, by part, from the network's output and its blocks' hidden states.
+Objective = Callable[[Batch, Any, list[Tensor]], dict[str, Tensor]]
+
+
+def trajectory_objective(
+    model: nn.Module, space: UnitSpace, options: Trajectory, generator: torch.Generator
+) -> Objective:
+    """<v, phi> of the manifold and of the output map, with v and the token rows drawn afresh at each call.
+
+    Raises (when called):
+        NumericalError: NaN or infinity in a block's output; names the block.
+    """
+
+    def objective(batch: Batch, output: Any, hidden: list[Tensor]) -> dict[str, Tensor]:
+        mask = token_mask(batch)
+        rows = draw_rows(mask, options.rows, generator)
+        for name, state in zip(space.blocks, hidden, strict=True):
+            check_activations(name, state, mask)
+        final = read_final(model, output, batch, rows, options)
+        probes = [manifold_probe(manifold(state, rows), generator) for state in hidden]
+        return {
+            "manifold": torch.stack(probes).sum(),
+            "output": output_probe(final, options.temperature, generator),
+        }
+
+    return objective
+
+
+def read_final(
+    model: nn.Module, output: Any, batch: Batch, rows: Tensor, options: Trajectory, stack: int = 1
+) -> Output:
+    """The final output of `stack` networks on one batch, read as the model's configuration says."""
+    problem = getattr(getattr(model, "config", None), "problem_type", None)
+    mask = token_mask(batch)
+    return read_output(output, mask, rows, stack=stack, pooling=options.pooling, problem=problem)
+
+
+def check_activations(name: str, hidden: Tensor, mask: Tensor) -> None:
+    """Refuse activations that no statistic survives.
+
+    Raises:
+        NumericalError: names the block.
+    """
+    if not torch.isfinite(hidden[mask]).all():
+        raise NumericalError(
+            f"the output of {name!r} contains NaN or infinity on the calibration inputs. "
+            "Try --dtype float32, or look for inputs that the network cannot take."
+        )
+
+
+def micro_batches(batches: Batches, draws: int) -> Iterator[Batch]:
+    """The calibration set in micro-batches, over and over until there are at least `draws` of them."""
+    size, count = batches.micro_size(draws), 0
+    while count < draws:
+        for batch in batches:
+            for micro in split(batch, size):
+                count += 1
+                yield micro
+
+
+def draw_probes(
+    model: nn.Module,
+    space: UnitSpace,
+    batches: Batches,
+    options: Trajectory,
+    seed: int,
+    track: Track = silent,
+    description: str = "sketch",
+) -> Iterator[Probe]:
+    """At least `options.draws` probes of the trajectory; every example is used equally often."""
+    objective = trajectory_objective(model, space, options, torch.Generator().manual_seed(seed))
+    micro = micro_batches(batches, options.draws)
+    for batch in track(micro, description, options.draws):
+        yield differentiate(model, space, batch, objective)
+
+
+def differentiate(model: nn.Module, space: UnitSpace, batch: Batch, objective: Objective) -> Probe:
+    """One forward, and one backward for each part of the objective."""
+    dtype, device = next(model.parameters()).dtype, next(model.parameters()).device
+    multipliers = {
+        group.name: torch.ones(group.size, dtype=dtype, device=device, requires_grad=True) for group in space
+    }
+    consumers = [gate.module for group in space for gate in group.gates]
+    recorder = Recorder([Tap(name, side) for name in consumers for side in ("input", "output")])
+    blocks: list[Any] = []
+    with inference_mode_of(model), torch.enable_grad():
+        with (
+            gated(model, space, multipliers),
+            recorder.recording(model),
+            recorded_blocks(model, space.blocks, blocks),
+        ):
+            output = model(**batch)
+        objectives = objective(batch, output, [hidden_of(block) for block in blocks])
+        calls = {name: recorder.calls[Tap(name, "output")] for name in consumers}
+        flat = [value for values in calls.values() for value in values]
+        units, outputs = {}, {}
+        for index, (part, scalar) in enumerate(objectives.items()):
+            gradients = torch.autograd.grad(
+                scalar,
+                [*multipliers.values(), *flat],
+                retain_graph=index + 1 < len(objectives),
+                materialize_grads=True,
+            )
+            units[part] = dict(zip(multipliers, gradients, strict=False))
+            rest = iter(gradients[len(multipliers) :])
+            outputs[part] = {name: [next(rest) for _ in values] for name, values in calls.items()}
+    inputs = {name: [value.detach() for value in recorder.calls[Tap(name, "input")]] for name in consumers}
+    return Probe(token_mask(batch), inputs, units, outputs)
+
+
+def token_weights(probe: Probe, consumer: str, floor: float, balance: float) -> list[Tensor]:
+    """How much each token matters to the trajectory, call by call (METHOD section 5).
+
+    Shape (batch, token): the squared norm of d<v, phi> / dy, each part at mean 1 over the tokens that are not
+    padding, mixed as `balance` : 1, plus `floor`; 0 at padding.
+    """
+    shares = {"manifold": balance / (1 + balance), "output": 1 / (1 + balance)}
+    parts = []
+    for part, share in shares.items():
+        squares = torch.stack([g.float().square().sum(-1) for g in probe.outputs[part][consumer]])
+        real = squares * probe.mask
+        mean = real.sum() / (probe.mask.sum() * len(squares))
+        parts.append(share * real / mean.clamp_min(torch.finfo(torch.float32).tiny))
+    weights = (torch.stack(parts).sum(0) + floor) * probe.mask
+    return list(weights)

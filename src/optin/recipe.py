@@ -1,0 +1,252 @@
+"""A recipe: every option of a run, as one frozen value, to and from YAML."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .budget import Budget
+from .errors import InputError, unknown
+from .files import write_text
+
+
+def _require(option: str, value: object, condition: bool, expected: str) -> None:
+    if not condition:
+        raise InputError(f"the option {option!r} must be {expected}, not {value!r}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """How the trajectory of a unit is measured (METHOD section 2).
+
+    Attributes:
+        rows: K, the token rows that each Gram matrix compares.
+        temperature: tau, divides the logits.
+        balance: lambda, the weight of the manifold part against the output part (both at equal mean).
+        draws: random projections of the sketch, at least one a micro-batch.
+        stack: units that `exact` evaluates in one forward.
+        pooling: how a bare encoder's output is read: mean over tokens, or the first token.
+    """
+
+    rows: int = 64
+    temperature: float = 4.0
+    balance: float = 1.0
+    draws: int = 128
+    stack: int = 16
+    pooling: str = "mean"
+
+    def __post_init__(self) -> None:
+        _require("trajectory.rows", self.rows, self.rows >= 2, "at least 2")
+        _require("trajectory.temperature", self.temperature, self.temperature > 0, "above 0")
+        _require("trajectory.balance", self.balance, self.balance >= 0, "0 or more")
+        _require("trajectory.draws", self.draws, self.draws >= 1, "at least 1")
+        _require("trajectory.stack", self.stack, self.stack >= 1, "at least 1")
+        _require("trajectory.pooling", self.pooling, self.pooling in ("mean", "first"), "'mean' or 'first'")
+
+
+@dataclass(frozen=True, slots=True)
+class Refit:
+    """How consumers are refitted (METHOD section 4).
+
+    Attributes:
+        enabled: refit at all.
+        ridge: ridge relative to the mean diagonal of the second moment.
+        floor: added to the sensitivity weight of every token, whose mean is 1.
+    """
+
+    enabled: bool = True
+    ridge: float = 1e-2
+    floor: float = 0.1
+
+    def __post_init__(self) -> None:
+        _require("refit.ridge", self.ridge, self.ridge > 0, "above 0")
+        _require("refit.floor", self.floor, self.floor >= 0, "0 or more")
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Which inputs a run looks at: `examples` of them, in batches of similar length."""
+
+    examples: int = 256
+    batch_size: int = 32
+    max_length: int | None = None
+
+    def __post_init__(self) -> None:
+        _require("calibration.examples", self.examples, self.examples >= 2, "at least 2")
+        _require("calibration.batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
+        if self.max_length is not None:
+            _require("calibration.max_length", self.max_length, self.max_length >= 1, "at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Data in, metric out. `name` is a key of `optin.tasks.TASKS`; columns default to the task's own.
+
+    Attributes:
+        name: task ("sst2", "text-classification", ...).
+        data: file or folder; empty takes the task's data set from the hub.
+        text, text_pair, label: column names of the file.
+        calibration_split, evaluation_split: names of the parts of the data.
+    """
+
+    name: str = "text-classification"
+    data: str | None = None
+    text: str | None = None
+    text_pair: str | None = None
+    label: str | None = None
+    calibration_split: str | None = None
+    evaluation_split: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Every option of a run.
+
+    Attributes:
+        model: local folder or hub id.
+        budget: see `optin.budget.Budget`.
+        criterion: key of `optin.criteria.CRITERIA`.
+        search: key of `optin.search.SEARCHES`.
+        round_to: kept counts of neurons are multiples of this.
+        length: tokens per example at which MACs are counted; None takes the calibration set's mean.
+        seed: of every random draw.
+    """
+
+    model: str | None = None
+    budget: str | None = None
+    criterion: str = "compensated"
+    search: str = "lagrange"
+    round_to: int = 1
+    length: int | None = None
+    seed: int = 0
+    trajectory: Trajectory = field(default_factory=Trajectory)
+    refit: Refit = field(default_factory=Refit)
+    calibration: Calibration = field(default_factory=Calibration)
+    task: Task = field(default_factory=Task)
+
+    def __post_init__(self) -> None:
+        _require("round_to", self.round_to, self.round_to >= 1, "at least 1")
+        _require("seed", self.seed, 0 <= self.seed < 2**63, "between 0 and 2^63")
+        if self.length is not None:
+            _require("length", self.length, self.length >= 1, "at least 1")
+        if self.budget is not None:
+            Budget.parse(self.budget)
+
+    def override(self, **changes: Any) -> Recipe:
+        """A copy with some options changed; a nested option is written `section__option`.
+
+        None leaves an option as it is, so that the flags of a command line can be passed on unread.
+
+        Raises:
+            InputError: an unknown option or a value out of range.
+        """
+        data = self.to_dict()
+        for key, value in changes.items():
+            if value is not None:
+                *sections, last = key.split("__")
+                place = data
+                for section in sections:
+                    place = place.get(section, {})
+                if last not in place:
+                    raise InputError(unknown("option", key.replace("__", "."), data))
+                place[last] = value
+        return Recipe.from_dict(data)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All options as plain nested data."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Recipe:
+        """Read nested data; what is not named keeps its default.
+
+        Raises:
+            InputError: an unknown option, a value of the wrong type or out of range.
+        """
+        recipe: Recipe = _build(cls, data, "")
+        return recipe
+
+    def save(self, path: str | Path) -> None:
+        """Write the recipe as YAML, atomically."""
+        write_text(Path(path), yaml.safe_dump(self.to_dict(), sort_keys=False))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recipe:
+        """Read a YAML recipe; `preset: NAME` at its top starts from that preset.
+
+        Raises:
+            InputError: no such file, not YAML, or an option that is wrong.
+        """
+        try:
+            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"cannot read the recipe {path}: {error.strerror}") from None
+        except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+            raise InputError(f"the recipe {path} is not YAML: {error}") from None
+        if not isinstance(data, dict):
+            raise InputError(f"the recipe {path} must be a mapping of options to values.")
+        start = preset(str(data.pop("preset"))) if "preset" in data else cls()
+        return cls.from_dict(_merge(start.to_dict(), data))
+
+
+PRESETS: Mapping[str, Recipe] = types.MappingProxyType(
+    {
+        "default": Recipe(),
+        # The paper's recipe: one masked forward per unit on one batch of 32, global ranking, masks only.
+        "paper": Recipe(
+            criterion="exact",
+            search="paper",
+            refit=Refit(enabled=False),
+            calibration=Calibration(examples=32),
+        ),
+    }
+)
+
+
+def preset(name: str) -> Recipe:
+    """A named recipe.
+
+    Raises:
+        InputError: no such preset.
+    """
+    if name not in PRESETS:
+        raise InputError(unknown("preset", name, PRESETS))
+    return PRESETS[name]
+
+
+def _build(kind: type, data: Any, path: str) -> Any:
+    if not isinstance(data, dict):
+        raise InputError(f"the option {path or 'recipe'!r} must be a mapping, not {data!r:.60}.")
+    hints = typing.get_type_hints(kind)
+    for key in data:
+        if key not in hints:
+            raise InputError(unknown("option", f"{path}{key}", [f"{path}{name}" for name in hints]))
+    return kind(**{key: _convert(hints[key], value, f"{path}{key}") for key, value in data.items()})
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast(type, hint), value, f"{path}.")
+    allowed = typing.get_args(hint) or (hint,)
+    if isinstance(value, int) and not isinstance(value, bool) and float in allowed:
+        value = float(value)
+    if type(value) not in allowed or (isinstance(value, float) and not math.isfinite(value)):
+        names = " or ".join("nothing" if kind is type(None) else kind.__name__ for kind in allowed)
+        raise InputError(f"the option {path!r} must be {names}, not {value!r:.60}.")
+    return value
+
+
+def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged

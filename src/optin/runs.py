@@ -1,0 +1,186 @@
+"""Whole runs as the command line starts them: a recipe in, a folder and figures out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .arch import describe
+from .batches import Batch
+from .benchmark import compare_speed
+from .checkpoint import load_scores, save_scores
+from .errors import InputError
+from .pipeline import Result, apply, inspect, plan, prune, score
+from .plans import Plan
+from .progress import Track, silent
+from .recipe import Recipe
+from .tasks import calibration_batches, evaluate, load_examples, load_model, load_tokenizer, task_spec
+from .tasks.text import class_indices, sequence_limit
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where and in which precision networks run: "cuda:0", "float32"; None leaves it to the checkpoint."""
+
+    device: str | None = None
+    dtype: str | None = None
+
+    def load(self, source: str, kind: str | None = None) -> nn.Module:
+        """Load a network and put it there.
+
+        Raises:
+            InputError: no such device or dtype.
+        """
+        options = {}
+        if self.dtype is not None:
+            dtype = getattr(torch, self.dtype, None)
+            if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+                raise InputError(f"unknown dtype {self.dtype!r}. Use float32, bfloat16, float16 or float64.")
+            options["dtype"] = dtype
+        model = load_model(source, kind, **options)
+        try:
+            return model if self.device is None else model.to(self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"cannot use the device {self.device!r}: {str(error).splitlines()[0]}") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A network, its tokenizer and the calibration inputs that a recipe names."""
+
+    recipe: Recipe
+    model: nn.Module
+    tokenizer: Any
+    batches: list[Batch]
+
+    @classmethod
+    def of(cls, recipe: Recipe, placement: Placement) -> Job:
+        """Load everything; all that can be wrong with the inputs is found here, before any scoring."""
+        spec = task_spec(recipe.task.name)
+        labelled = recipe.criterion == "fisher"
+        if labelled and spec.kind not in ("classification", "regression"):
+            raise InputError(f"the fisher criterion needs one label per example, and {spec.kind} has none.")
+        examples = load_examples(spec, recipe.task, "calibration", labelled=labelled)
+        source = model_of(recipe)
+        model = placement.load(source, spec.kind)
+        describe(model)
+        tokenizer = load_tokenizer(source)
+        limit = sequence_limit(model, tokenizer, recipe.calibration.max_length)
+        labels = class_indices(model, spec, examples) if labelled else None
+        batches = calibration_batches(examples, tokenizer, recipe.calibration, limit, recipe.seed, labels)
+        return cls(recipe, model, tokenizer, batches)
+
+
+def run_inspect(model: str, length: int, placement: Placement) -> dict[str, Any]:
+    """`optin inspect`."""
+    return inspect(placement.load(model), length)
+
+
+def run_score(recipe: Recipe, out: Path, placement: Placement, track: Track = silent) -> dict[str, Any]:
+    """`optin score`: removal curves in a folder. A run that is killed goes on where it was."""
+    job = Job.of(recipe, placement)
+    partial = out.with_name(f"{out.name}.partial")
+    scores = score(job.model, job.batches, recipe=recipe, track=track, resume=partial)
+    save_scores(scores, out)
+    partial.unlink(missing_ok=True)
+    return {"scores": str(out), "criterion": recipe.criterion, "groups": len(scores.curves)}
+
+
+def run_plan(recipe: Recipe, scores: Path, out: Path | None, placement: Placement) -> dict[str, Any]:
+    """`optin plan`: the units to keep, from stored scores."""
+    chosen = plan(placement.load(model_of(recipe)), load_scores(scores), recipe=recipe)
+    if out is not None:
+        chosen.save(out)
+    return {
+        "plan": None if out is None else str(out),
+        "macs": {"dense": chosen.dense.macs, "pruned": chosen.pruned.macs},
+        "parameters": {"dense": chosen.dense.parameters, "pruned": chosen.pruned.parameters},
+        "groups": {name: {"kept": kept, "of": chosen.sizes[name]} for name, kept in chosen.kept.items()},
+    }
+
+
+def run_prune(
+    recipe: Recipe,
+    out: Path,
+    placement: Placement,
+    *,
+    scores: Path | None = None,
+    plan_file: Path | None = None,
+    quality: bool = True,
+    track: Track = silent,
+) -> dict[str, Any]:
+    """`optin prune`: the whole job, then both networks evaluated where the data has labels."""
+    job = Job.of(recipe, placement)
+    if plan_file is not None:
+        result = apply(job.model, Plan.load(plan_file), job.batches, recipe=recipe, track=track)
+    elif scores is not None:
+        chosen = plan(job.model, load_scores(scores), recipe=recipe)
+        result = apply(job.model, chosen, job.batches, recipe=recipe, track=track)
+    else:
+        result = prune(job.model, job.batches, recipe=recipe, track=track)
+    if quality:
+        result.report["quality"] = _quality(job, result, track)
+    result.save(out, job.tokenizer)
+    return {**result.report, "saved": str(out)}
+
+
+def run_evaluate(
+    source: str, recipe: Recipe, placement: Placement, reference: str | None = None, track: Track = silent
+) -> dict[str, Any]:
+    """`optin evaluate`: the task's metrics of one network."""
+    spec = task_spec(recipe.task.name)
+    examples = load_examples(spec, recipe.task, "evaluation", labelled=spec.kind != "embedding")
+    figures = evaluate(
+        placement.load(source, spec.kind),
+        load_tokenizer(source),
+        spec,
+        examples,
+        reference=None if reference is None else placement.load(reference, spec.kind),
+        batch_size=recipe.calibration.batch_size,
+        max_length=recipe.calibration.max_length,
+        pooling=recipe.trajectory.pooling,
+        track=track,
+    )
+    return {"model": source, "task": recipe.task.name, "examples": len(examples), **figures}
+
+
+def run_bench(
+    dense: str, pruned: str, batch: int, lengths: list[int], placement: Placement, track: Track = silent
+) -> list[dict[str, Any]]:
+    """`optin bench`: both networks timed in turn."""
+    networks = (placement.load(dense), placement.load(pruned))
+    return [speed.to_dict() for speed in compare_speed(*networks, batch=batch, lengths=lengths, track=track)]
+
+
+def model_of(recipe: Recipe) -> str:
+    """The recipe's model.
+
+    Raises:
+        InputError: it names none.
+    """
+    if recipe.model is None:
+        raise InputError("say which model: a local folder or a hub id.")
+    return recipe.model
+
+
+def _quality(job: Job, result: Result, track: Track) -> dict[str, Any]:
+    recipe, spec = job.recipe, task_spec(job.recipe.task.name)
+    examples = load_examples(spec, recipe.task, "evaluation", labelled=spec.kind != "embedding")
+    measure: Callable[..., dict[str, float]] = lambda model, reference=None: evaluate(  # noqa: E731
+        model,
+        job.tokenizer,
+        spec,
+        examples,
+        reference=reference,
+        batch_size=recipe.calibration.batch_size,
+        max_length=recipe.calibration.max_length,
+        pooling=recipe.trajectory.pooling,
+        track=track,
+    )
+    dense = {} if spec.kind == "embedding" else measure(job.model)
+    return {"examples": len(examples), "dense": dense, "pruned": measure(result.model, job.model)}

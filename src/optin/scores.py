@@ -1,0 +1,56 @@
+"""Scores: for every group the order of removal and what it costs, in one currency for the whole network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The removal curve of one group of n units.
+
+    Attributes:
+        order: shape (n,), int64: units from the first to go to the last.
+        cost: shape (n + 1,), float64: cost[r] is the trajectory cost of removing the first r of `order`.
+    """
+
+    order: Tensor
+    cost: Tensor
+
+    def keep(self, count: int) -> tuple[int, ...]:
+        """The `count` units that stay, ascending."""
+        removed = len(self.order) - count
+        return tuple(sorted(self.order[removed:].tolist()))
+
+    @classmethod
+    def from_importance(cls, importance: Tensor) -> Curve:
+        """Independent scores of n units: least important first, costs add up. Ties go by index."""
+        importance = importance.detach().to("cpu", torch.float64)
+        order = torch.argsort(importance, stable=True)
+        cost = torch.cat([importance.new_zeros(1), importance[order].cumsum(0)])
+        return cls(order, cost)
+
+    @property
+    def importance(self) -> Tensor:
+        """Shape (n,): the step of the curve at which each unit goes."""
+        steps = self.cost.diff()
+        return torch.empty_like(steps).scatter_(0, self.order, steps)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Removal curves of all groups of a network, and how they were measured.
+
+    `provenance` holds the criterion, the recipe, the digest of the calibration data and versions;
+    `length` is the calibration set's mean number of positions, at which MACs are counted by default.
+    """
+
+    architecture: str
+    curves: Mapping[str, Curve]
+    length: int
+    provenance: Mapping[str, Any] = field(default_factory=dict)

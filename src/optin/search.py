@@ -1,0 +1,171 @@
+"""Search: how many units each group keeps, so that the budget is met at the least trajectory cost.
+
+Both searches return counts that never exceed the limit and leave less than one smallest step of it unused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .budget import Budget
+from .cost import CostModel
+from .errors import BudgetError, InputError, unknown
+from .scores import Curve
+from .units import UnitGroup, UnitSpace
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The counts that a group may keep, and what each costs.
+
+    Attributes:
+        counts: shape (c,), int64, ascending; the last keeps everything.
+        cost: shape (c,), float64: trajectory cost of keeping so many.
+    """
+
+    counts: Tensor
+    cost: Tensor
+
+    @classmethod
+    def of(cls, group: UnitGroup, curve: Curve, round_to: int) -> Choices:
+        """Counts from `min_keep` up; those of neurons are multiples of `round_to`, or everything."""
+        step = round_to if group.kind == "neuron" else 1
+        first = -(-group.min_keep // step) * step
+        counts = sorted({*range(first, group.size + 1, step), group.size})
+        kept = torch.tensor(counts)
+        return cls(kept, curve.cost[group.size - kept])
+
+
+class Search(Protocol):
+    """Counts per group whose cost is at most `limit`."""
+
+    def __call__(
+        self,
+        curves: Mapping[str, Curve],
+        choices: Mapping[str, Choices],
+        space: UnitSpace,
+        cost: CostModel,
+        limit: int,
+    ) -> dict[str, int]: ...
+
+
+def find(
+    space: UnitSpace, curves: Mapping[str, Curve], cost: CostModel, budget: Budget, method: str, round_to: int = 1
+) -> dict[str, int]:
+    """Units to keep per group under a budget.
+
+    Raises:
+        InputError: no such search.
+        BudgetError: the budget is below what keeping the least of everything costs.
+    """
+    if method not in SEARCHES:
+        raise InputError(unknown("search", method, SEARCHES))
+    choices = {group.name: Choices.of(group, curves[group.name], round_to) for group in space}
+    limit = budget.limit(cost.dense)
+    least = {name: int(choice.counts[0]) for name, choice in choices.items()}
+    if cost(least) > limit:
+        share = 100 * cost(least) / cost.dense
+        raise BudgetError(
+            f"a budget of {budget} cannot be reached: this model keeps at least {cost(least):,} {cost.quantity} "
+            f"({share:.1f}% of {cost.dense:,}: embeddings, head and one unit per group). "
+            f"Ask for {math.ceil(share * 10) / 10:g}% {cost.quantity} or more."
+        )
+    return SEARCHES[method](curves, choices, space, cost, limit)
+
+
+def lagrange(
+    curves: Mapping[str, Curve], choices: Mapping[str, Choices], space: UnitSpace, cost: CostModel, limit: int
+) -> dict[str, int]:
+    """Least total cost: every group minimises cost + mu * price, mu by bisection; then the slack is filled."""
+    prices = cost.prices(cost.sizes)
+
+    def counts(mu: float) -> dict[str, int]:
+        return {
+            name: int(choice.counts[torch.argmin(choice.cost + mu * prices[name] * choice.counts)])
+            for name, choice in choices.items()
+        }
+
+    low, high = 0.0, 1e-12
+    while cost(counts(high)) > limit:
+        low, high = high, high * 8
+    for _ in range(100):
+        middle = (low + high) / 2
+        if cost(counts(middle)) > limit:
+            low = middle
+        else:
+            high = middle
+    return fill(counts(high), choices, cost, limit)
+
+
+def fill(kept: dict[str, int], choices: Mapping[str, Choices], cost: CostModel, limit: int) -> dict[str, int]:
+    """Spend what is left of the budget: again and again the step that fits and saves the most cost per price."""
+    kept = dict(kept)
+    places = {name: int((choice.counts == kept[name]).nonzero()) for name, choice in choices.items()}
+    while True:
+        slack, prices = limit - cost(kept), cost.prices(kept)
+        best, gain = None, -1.0
+        for name, choice in choices.items():
+            place = places[name]
+            if place + 1 == len(choice.counts):
+                continue
+            price = prices[name] * int(choice.counts[place + 1] - choice.counts[place])
+            saved = float(choice.cost[place] - choice.cost[place + 1]) / price
+            if price <= slack and saved > gain:
+                best, gain = name, saved
+        if best is None:
+            return kept
+        places[best] += 1
+        kept[best] = int(choices[best].counts[places[best]])
+
+
+def paper(
+    curves: Mapping[str, Curve], choices: Mapping[str, Choices], space: UnitSpace, cost: CostModel, limit: int
+) -> dict[str, int]:
+    """The paper's search: heads and neurons ranked globally; for every number of heads the rest is neurons.
+
+    The best total importance wins. The least of every group stays, whatever its rank.
+    """
+    prices = cost.prices(cost.sizes)
+    least = {name: int(choice.counts[0]) for name, choice in choices.items()}
+    heads = _ranking([group for group in space if group.kind == "head"], curves, choices)
+    others = _ranking([group for group in space if group.kind != "head"], curves, choices)
+    spent = torch.tensor([0] + [prices[name] * step for name, step, _ in others]).cumsum(0)
+    gained = torch.tensor([0.0] + [gain for _, _, gain in others], dtype=torch.float64).cumsum(0)
+    best: tuple[float, int, int] = (-math.inf, 0, 0)
+    left, total = limit - cost(least), 0.0
+    for count in range(len(heads) + 1):
+        if count:
+            name, step, gain = heads[count - 1]
+            left, total = left - prices[name] * step, total + gain
+        if left < 0:
+            break
+        rest = int(torch.searchsorted(spent, left, right=True)) - 1
+        best = max(best, (total + float(gained[rest]), count, rest))
+    kept = dict(least)
+    for name, step, _ in heads[: best[1]] + others[: best[2]]:
+        kept[name] += step
+    return fill(kept, choices, cost, limit)
+
+
+def _ranking(
+    groups: list[UnitGroup], curves: Mapping[str, Curve], choices: Mapping[str, Choices]
+) -> list[tuple[str, int, float]]:
+    """Steps beyond the least as (group, units, importance), most important per unit first.
+
+    Within a group importance falls from step to step, so a prefix of the ranking is a valid choice.
+    """
+    steps = []
+    for group in groups:
+        counts, cost = choices[group.name].counts, choices[group.name].cost
+        gains = -cost.diff()
+        steps += [(group.name, int(counts[i + 1] - counts[i]), float(gains[i])) for i in range(len(gains))]
+    return sorted(steps, key=lambda step: -step[2] / step[1])
+
+
+SEARCHES: Mapping[str, Search] = {"lagrange": lagrange, "paper": paper}

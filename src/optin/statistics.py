@@ -1,0 +1,71 @@
+"""Streamed second moments: what the curves and the refit need of the activations, without keeping them."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Moments:
+    """Weighted sums of x x^T and x e^T over rows, x with a constant 1 appended.
+
+    Rows are gathered until there are about as many as features, then multiplied at once in their own
+    precision and added in float64: memory is a few times n^2, whatever the number of rows.
+
+    Args:
+        features: n, length of x without the constant.
+        targets: m, length of e; 0 for second moments alone.
+    """
+
+    def __init__(self, features: int, targets: int, device: torch.device) -> None:
+        self.features, self.targets = features, targets
+        self.weight = 0.0
+        self._sums = torch.zeros(features + 1, features + 1 + targets, dtype=torch.float64, device=device)
+        self._waiting: list[tuple[Tensor, Tensor]] = []
+        self._rows = 0
+
+    def add(
+        self,
+        x: Float[Tensor, "row features"],
+        e: Float[Tensor, "row targets"] | None = None,
+        weights: Float[Tensor, " row"] | None = None,
+    ) -> None:
+        """Add rows, each with its weight (1 by default)."""
+        x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        w = x.new_ones(len(x)) if weights is None else weights.to(x)
+        parts = [x, x.new_ones(len(x), 1)] + ([] if e is None else [e.to(x)])
+        self.weight += float(w.sum())
+        self._waiting.append((torch.cat(parts, 1), w))
+        self._rows += len(x)
+        if self._rows > max(self.features, 1024):
+            self._flush()
+
+    @property
+    def second(self) -> Float[Tensor, "features+1 features+1"]:
+        """E[x x^T] over all rows added, the constant last; float64."""
+        self._flush()
+        return self._sums[:, : self.features + 1] / max(self.weight, 1e-300)
+
+    @property
+    def cross(self) -> Float[Tensor, "features+1 targets"]:
+        """E[x e^T]; float64."""
+        self._flush()
+        return self._sums[:, self.features + 1 :] / max(self.weight, 1e-300)
+
+    def _flush(self) -> None:
+        if self._waiting:
+            rows = torch.cat([rows for rows, _ in self._waiting])
+            weights = torch.cat([weights for _, weights in self._waiting])
+            x = rows[:, : self.features + 1]
+            self._sums += ((x * weights[:, None]).mT @ rows).double()
+            self._waiting, self._rows = [], 0
+
+
+def ridged(second: Float[Tensor, "n+1 n+1"], ridge: float) -> Float[Tensor, "n+1 n+1"]:
+    """The second moment with `ridge` times its mean diagonal added; the constant is not penalised."""
+    features = second.shape[0] - 1
+    diagonal = second.diagonal()[:features]
+    damped = second.clone()
+    damped.diagonal()[:features] += ridge * diagonal.mean().clamp_min(torch.finfo(torch.float32).tiny)
+    return damped

@@ -1,0 +1,64 @@
+"""Tensors kept between passes: in memory up to a limit, beyond it in a temporary folder on disk."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Hashable
+from pathlib import Path
+from types import TracebackType
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .files import disk_errors
+
+LIMIT = 256 * 2**20  # bytes
+
+
+class Store:
+    """A mapping whose memory does not grow beyond `limit` bytes; a context manager that deletes its files."""
+
+    def __init__(self, limit: int = LIMIT) -> None:
+        self.limit = limit
+        self._memory: dict[Hashable, Tensor] = {}
+        self._files: dict[Hashable, tuple[Path, Tensor]] = {}
+        self._count = 0
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def __setitem__(self, key: Hashable, value: Tensor) -> None:
+        self._memory.pop(key, None)
+        if key in self._files:
+            self._files.pop(key)[0].unlink()
+        if sum(map(_bytes, self._memory.values())) + _bytes(value) <= self.limit:
+            self._memory[key] = value
+            return
+        with disk_errors(Path(tempfile.gettempdir())):
+            if self._folder is None:
+                self._folder = tempfile.TemporaryDirectory(prefix="optin-")
+            self._count += 1
+            path = Path(self._folder.name) / f"{self._count}.safetensors"
+            save_file({"value": value.contiguous()}, path)
+        self._files[key] = (path, value.new_empty(0))
+
+    def __getitem__(self, key: Hashable) -> Tensor:
+        if key in self._memory:
+            return self._memory[key]
+        path, like = self._files[key]
+        return load_file(path)["value"].to(like.device)
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._memory or key in self._files
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._memory.clear()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+
+def _bytes(value: Tensor) -> int:
+    return value.numel() * value.element_size()

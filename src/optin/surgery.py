@@ -1,0 +1,99 @@
+"""Remove for good: cut the tensors of a network down to the units that a plan keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import CheckpointError
+from .plans import Plan
+from .units import Argument, UnitGroup, UnitSpace
+
+# Sizes that modules remember beside their tensors: attribute -> (parameter, dimension).
+_REMEMBERED: dict[type[nn.Module], dict[str, int]] = {
+    nn.Linear: {"out_features": 0, "in_features": 1},
+    nn.Embedding: {"num_embeddings": 0, "embedding_dim": 1},
+}
+
+
+def shrink(model: nn.Module, space: UnitSpace, plan: Plan) -> None:
+    """Cut `model` in place to the units kept by `plan`.
+
+    The result computes what `gated` computes with the plan's masks. A plan that keeps everything changes
+    nothing. Works on a network without weights (meta device), which is how checkpoints are loaded.
+
+    Raises:
+        CheckpointError: the plan does not fit the network.
+    """
+    plan.validate(space)
+    changed = [group for group in space if len(plan.keep[group.name]) < group.size]
+    kept: dict[tuple[str, int], Tensor] = {}
+    for group in changed:
+        removed = _removed(group, plan)
+        for cut in group.cuts:
+            parameter = model.get_parameter(cut.parameter)
+            key = (cut.parameter, cut.dim)
+            # Indices live on the CPU even when the network is built on the meta device.
+            mask = kept.setdefault(key, torch.ones(parameter.shape[cut.dim], dtype=torch.bool, device="cpu"))
+            if mask.numel() < cut.offset + group.size * cut.block:
+                raise CheckpointError(f"{cut.parameter!r} is too small for {group.size} units of {group.name!r}.")
+            owned = mask[cut.offset : cut.offset + group.size * cut.block].view(group.size, cut.block)
+            owned[removed] = False
+    for (name, dim), mask in kept.items():
+        _cut(model, name, dim, mask)
+    for group in changed:
+        _adjust(model, group, plan.keep[group.name])
+
+
+def _removed(group: UnitGroup, plan: Plan) -> Tensor:
+    removed = torch.ones(group.size, dtype=torch.bool, device="cpu")
+    removed[torch.tensor(plan.keep[group.name], dtype=torch.long, device="cpu")] = False
+    return removed
+
+
+def _cut(model: nn.Module, name: str, dim: int, mask: Tensor) -> None:
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    old = model.get_parameter(name)
+    index = mask.nonzero().squeeze(1).to(old.device)
+    with torch.no_grad():
+        new = old.index_select(dim, index).contiguous()
+    setattr(module, leaf, nn.Parameter(new, requires_grad=old.requires_grad))
+    for kind, attributes in _REMEMBERED.items():
+        if isinstance(module, kind) and leaf == "weight":
+            for attribute, axis in attributes.items():
+                setattr(module, attribute, new.shape[axis])
+
+
+def _adjust(model: nn.Module, group: UnitGroup, units: tuple[int, ...]) -> None:
+    for attribute in group.attributes:
+        setattr(model.get_submodule(attribute.module), attribute.name, len(units) * attribute.per_unit)
+    for argument in group.arguments:
+        select = _Select(argument, units)
+        model.get_submodule(argument.module).register_forward_pre_hook(select, with_kwargs=True)
+
+
+class _Select:
+    """Forward pre-hook: pick the kept units' slices of an argument computed for all of them."""
+
+    def __init__(self, argument: Argument, units: Iterable[int]) -> None:
+        self.argument = argument
+        self.units = tuple(units)
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        name, position = self.argument.name, self.argument.position
+        if name in kwargs:
+            kwargs = {**kwargs, name: self._select(kwargs[name])}
+        elif len(args) > position:
+            args = (*args[:position], self._select(args[position]), *args[position + 1 :])
+        return args, kwargs
+
+    def _select(self, value: Tensor | None) -> Tensor | None:
+        if value is None:
+            return None
+        return value.index_select(self.argument.dim, torch.tensor(self.units, device=value.device))

@@ -1,0 +1,99 @@
+"""Results as tables for a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+
+def entries(result: dict[str, Any]) -> Table:
+    """One line per figure."""
+    table = Table(show_header=False)
+    for name, value in result.items():
+        table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
+    return table
+
+
+def inspection(result: dict[str, Any]) -> RenderableType:
+    """`optin inspect`."""
+    groups = _table("group", "units", "MACs each", "parameters each")
+    for group in result["groups"]:
+        groups.add_row(
+            group["name"],
+            f"{group['units']:,}",
+            f"{group['macs_per_unit']:,}",
+            f"{group['parameters_per_unit']:,}",
+        )
+    modules = _table("module", "MACs", "share")
+    for name, macs in result["breakdown"].items():
+        modules.add_row(name, f"{macs:,}", f"{macs / result['macs']:.1%}")
+    least = result["smallest"]
+    head = entries(
+        {
+            "architecture": result["architecture"],
+            f"MACs at {result['length']} tokens": f"{result['macs']:,}",
+            "parameters": f"{result['parameters']:,}",
+            "smallest budget": f"{least['macs'] / result['macs']:.1%} of the MACs, "
+            f"{least['parameters'] / result['parameters']:.1%} of the parameters",
+        }
+    )
+    return Group(head, groups, modules)
+
+
+def plan(result: dict[str, Any]) -> RenderableType:
+    """`optin plan`: costs, then units kept per group."""
+    groups = _table("group", "kept", "of")
+    for name, group in result["groups"].items():
+        groups.add_row(name, str(group["kept"]), str(group["of"]))
+    return Group(_costs(result), groups)
+
+
+def pruning(result: dict[str, Any]) -> RenderableType:
+    """`optin prune`: costs, quality, seconds."""
+    parts: list[RenderableType] = [_costs(result)]
+    if quality := result.get("quality"):
+        table = _table("metric", "dense", "pruned")
+        for name, value in quality["pruned"].items():
+            dense = quality["dense"].get(name)
+            table.add_row(name, "" if dense is None else f"{dense:.4f}", f"{value:.4f}")
+        parts.append(table)
+    seconds = {f"{name}, seconds": value for name, value in result["seconds"].items()}
+    return Group(*parts, entries({**seconds, "saved": result["saved"]}))
+
+
+def speeds(result: list[dict[str, Any]]) -> Table:
+    """`optin bench`."""
+    table = _table("batch x tokens", "dense, ms", "pruned, ms", "speed-up", "ideal", "share of ideal")
+    for speed in result:
+        table.add_row(
+            f"{speed['batch']} x {speed['length']}",
+            f"{speed['dense_ms']:.1f}",
+            f"{speed['pruned_ms']:.1f}",
+            f"{speed['speedup']:.2f}",
+            f"{speed['ideal']:.2f}",
+            f"{speed['share_of_ideal']:.2f}",
+        )
+    return table
+
+
+def demo(result: dict[str, Any]) -> RenderableType:
+    """`optin demo`: everything, and where it lies."""
+    return Group(pruning(result["pruning"]), speeds(result["speed"]), entries(result["files"]))
+
+
+def _costs(result: dict[str, Any]) -> Table:
+    table = _table("", "dense", "pruned", "ratio")
+    for name in ("macs", "parameters"):
+        dense, pruned = result[name]["dense"], result[name]["pruned"]
+        table.add_row("MACs" if name == "macs" else name, f"{dense:,}", f"{pruned:,}", f"{pruned / dense:.2%}")
+    return table
+
+
+def _table(first: str, *rest: str) -> Table:
+    table = Table()
+    table.add_column(first)
+    for name in rest:
+        table.add_column(name, justify="right")
+    return table

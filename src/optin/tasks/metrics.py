@@ -1,0 +1,85 @@
+"""Metrics by name, computed by torchmetrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import DependencyError
+
+OVERLAP = 10  # neighbours that "overlap@10" compares
+
+
+def measure(names: tuple[str, ...], predictions: Tensor, targets: Tensor, classes: int) -> dict[str, float]:
+    """Evaluate metrics.
+
+    Args:
+        predictions: class indices, values, or embeddings of shape (example, dim).
+        targets: labels of the same shape; for embeddings the dense network's.
+        classes: number of classes, for classification.
+    """
+    return {name: float(METRICS[name](predictions, targets, classes)) for name in names}
+
+
+def _functional() -> Any:
+    try:
+        import torchmetrics.functional as functional
+    except ImportError:
+        raise DependencyError("metrics need the package 'torchmetrics': pip install 'optin[tasks]'") from None
+    return functional
+
+
+def _classification(name: str, **options: Any) -> Callable[[Tensor, Tensor, int], Tensor]:
+    def metric(predictions: Tensor, targets: Tensor, classes: int) -> Tensor:
+        value: Tensor = getattr(_functional(), name)(
+            predictions, targets, task="multiclass", num_classes=max(classes, 2), **options
+        )
+        return value
+
+    return metric
+
+
+def _f1(predictions: Tensor, targets: Tensor, classes: int) -> Tensor:
+    """F1 of class 1, as GLUE reports it for pairs of sentences."""
+    value: Tensor = _functional().f1_score(predictions, targets, task="binary")
+    return value
+
+
+def _correlation(name: str) -> Callable[[Tensor, Tensor, int], Tensor]:
+    def metric(predictions: Tensor, targets: Tensor, classes: int) -> Tensor:
+        value: Tensor = getattr(_functional(), name)(predictions.float(), targets.float())
+        return value
+
+    return metric
+
+
+def _cosine(predictions: Tensor, targets: Tensor, classes: int) -> Tensor:
+    return torch.nn.functional.cosine_similarity(predictions, targets, dim=-1).mean()
+
+
+def _overlap(predictions: Tensor, targets: Tensor, classes: int) -> Tensor:
+    """Mean share of each example's nearest neighbours that both networks agree on."""
+    count = min(OVERLAP, len(targets) - 1)
+
+    def neighbours(values: Tensor) -> Tensor:
+        similarity = torch.nn.functional.normalize(values, dim=-1)
+        similarity = similarity @ similarity.mT
+        similarity.fill_diagonal_(-torch.inf)
+        return torch.zeros_like(similarity).scatter_(1, similarity.topk(count).indices, 1)
+
+    return (neighbours(predictions) * neighbours(targets)).sum() / (len(targets) * max(count, 1))
+
+
+METRICS: Mapping[str, Callable[[Tensor, Tensor, int], Tensor]] = {
+    "accuracy": _classification("accuracy"),
+    "macro-f1": _classification("f1_score", average="macro"),
+    "matthews": _classification("matthews_corrcoef"),
+    "f1": _f1,
+    "pearson": _correlation("pearson_corrcoef"),
+    "spearman": _correlation("spearman_corrcoef"),
+    "cosine": _cosine,
+    "overlap@10": _overlap,
+}

@@ -1,0 +1,75 @@
+"""The known tasks, as a table: columns, parts, metrics, and where the hub has the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..errors import InputError, unknown
+
+# Names that the files as first published use for the columns that the hub renamed.
+ALIASES: Mapping[str, tuple[str, ...]] = {
+    "label": ("gold_label", "is_duplicate", "Quality", "score"),
+    "sentence1": ("#1 String",),
+    "sentence2": ("#2 String",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSpec:
+    """One task.
+
+    Attributes:
+        kind: "classification", "regression", "tokens" or "embedding".
+        text, text_pair, label: column names.
+        metrics: keys of `optin.tasks.metrics.METRICS`, the main one first.
+        splits: (calibration, evaluation) parts of the data.
+        hub: (data set, configuration) on the hub.
+        names: class names in the order of the hub's labels, for files that write names.
+    """
+
+    kind: str
+    text: str = "text"
+    text_pair: str | None = None
+    label: str = "label"
+    metrics: tuple[str, ...] = ("accuracy",)
+    splits: tuple[str, str] = ("train", "validation")
+    hub: tuple[str, str] | None = None
+    names: tuple[str, ...] = ()
+
+
+def _glue(name: str, text: str, pair: str | None = None, **other: object) -> TaskSpec:
+    options = {"kind": "classification", "hub": ("nyu-mll/glue", name)} | other
+    return TaskSpec(text=text, text_pair=pair, **options)  # type: ignore[arg-type]
+
+
+_ENTAILMENT = ("entailment", "not_entailment")
+_NLI = ("entailment", "neutral", "contradiction")
+
+TASKS: Mapping[str, TaskSpec] = {
+    "cola": _glue("cola", "sentence", metrics=("matthews", "accuracy")),
+    "sst2": _glue("sst2", "sentence"),
+    "mrpc": _glue("mrpc", "sentence1", "sentence2", metrics=("accuracy", "f1")),
+    "stsb": _glue("stsb", "sentence1", "sentence2", kind="regression", metrics=("spearman", "pearson")),
+    "qqp": _glue("qqp", "question1", "question2", metrics=("accuracy", "f1")),
+    "mnli": _glue("mnli", "premise", "hypothesis", splits=("train", "validation_matched"), names=_NLI),
+    "mnli-mm": _glue("mnli", "premise", "hypothesis", splits=("train", "validation_mismatched"), names=_NLI),
+    "qnli": _glue("qnli", "question", "sentence", names=_ENTAILMENT),
+    "rte": _glue("rte", "sentence1", "sentence2", names=_ENTAILMENT),
+    "wnli": _glue("wnli", "sentence1", "sentence2"),
+    "text-classification": TaskSpec("classification"),
+    "text-regression": TaskSpec("regression", metrics=("spearman", "pearson")),
+    "token-classification": TaskSpec("tokens", text="tokens", label="tags", metrics=("accuracy", "macro-f1")),
+    "sentence-embedding": TaskSpec("embedding", metrics=("cosine", "overlap@10")),
+}
+
+
+def task_spec(name: str) -> TaskSpec:
+    """A task by name.
+
+    Raises:
+        InputError: no such task.
+    """
+    if name not in TASKS:
+        raise InputError(unknown("task", name, TASKS))
+    return TASKS[name]

@@ -1,0 +1,159 @@
+"""The trajectory of a network: feature maps of its embeddings and of its output (METHOD section 2).
+
+Each loss is the squared distance || phi(network) - phi(reference) ||^2 of a feature map phi. A map comes as a
+pair: its loss, which `exact` evaluates, and its probe <v, phi> with random v, whose squared derivative the
+`sketch` averages, because E[(d<v, phi>)^2] = || d phi ||^2.
+
+| map | phi | loss |
+|---|---|---|
+| manifold | A A^T / K, rows of A are K tokens of unit length | mean squared difference of their cosines |
+| distribution | softened logits in the Fisher metric | tau^2 KL(p_ref(tau) || p(tau)), averaged over rows |
+| point | the output itself (normalised where it is an embedding) | squared error, averaged over rows |
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from .errors import ArchitectureError
+
+
+def draw_rows(mask: Bool[Tensor, "batch token"], count: int, generator: torch.Generator) -> Int[Tensor, " rows"]:
+    """At most `count` tokens that are not padding, as indices into (batch * token), ascending."""
+    real = mask.flatten().nonzero().squeeze(1).cpu()
+    chosen = torch.randperm(len(real), generator=generator)[:count]
+    return real[chosen].sort().values.to(mask.device)
+
+
+def manifold(
+    hidden: Float[Tensor, "stacked_batch token dim"], rows: Int[Tensor, " rows"], stack: int = 1
+) -> Float[Tensor, "stack rows dim"]:
+    """The chosen tokens of each of `stack` networks evaluated on one batch axis, at unit length."""
+    return F.normalize(hidden.reshape(stack, -1, hidden.shape[-1])[:, rows].float(), dim=-1)
+
+
+def gram(rows: Float[Tensor, "stack rows dim"]) -> Float[Tensor, "stack rows rows"]:
+    """phi of the manifold map: cosines between all pairs of tokens, over K."""
+    return rows @ rows.mT / rows.shape[-2]
+
+
+def manifold_loss(
+    rows: Float[Tensor, "stack rows dim"], reference: Float[Tensor, "1 rows rows"]
+) -> Float[Tensor, " stack"]:
+    """L_mid of one block: || phi - phi_ref ||^2."""
+    return (gram(rows) - reference).square().sum((-2, -1))
+
+
+def manifold_probe(rows: Float[Tensor, "stack rows dim"], generator: torch.Generator) -> Tensor:
+    """<v, phi> with v ~ N(0, I); scalar."""
+    phi = gram(rows)
+    return (_normal(phi, generator) * phi).sum()
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """The final output of `stack` networks: one row per example, or per chosen token.
+
+    Attributes:
+        kind: "distribution" (values are logits) or "point".
+        values: shape (stack, row, class or feature), float32.
+    """
+
+    kind: str
+    values: Float[Tensor, "stack row feature"]
+
+
+def read_output(
+    output: Any,
+    mask: Bool[Tensor, "batch token"],
+    rows: Int[Tensor, " rows"],
+    *,
+    stack: int = 1,
+    pooling: str = "mean",
+    problem: str | None = None,
+) -> Output:
+    """Read what a transformers model returns.
+
+    Args:
+        mask: tokens of the unstacked batch that are not padding.
+        rows: tokens at which per-token outputs are compared.
+        pooling: "mean" or "first", for a bare encoder.
+        problem: `config.problem_type`: "regression" and "multi_label_classification" are honoured.
+
+    Raises:
+        ArchitectureError: the output has neither logits nor hidden states.
+    """
+    if hasattr(output, "start_logits"):
+        both = torch.cat([_unstack(output.start_logits, stack), _unstack(output.end_logits, stack)], 1)
+        return Output("distribution", both.masked_fill(~mask.repeat(2, 1), -1e4))
+    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    if logits is not None:
+        values = _unstack(logits, stack)
+        if values.dim() == 4:
+            values = values.flatten(1, 2)[:, rows]
+        if problem == "regression" or values.shape[-1] == 1:
+            return Output("point", values)
+        if problem == "multi_label_classification":
+            values = torch.stack([values, torch.zeros_like(values)], -1).flatten(1, 2)
+        return Output("distribution", values)
+    hidden = getattr(output, "last_hidden_state", None)
+    if hidden is None:
+        raise ArchitectureError(f"cannot read the output {type(output).__name__}: no logits, no hidden states.")
+    return Output("point", pool(_unstack(hidden, stack), mask, pooling))
+
+
+def pool(
+    hidden: Float[Tensor, "*stack batch token dim"], mask: Bool[Tensor, "batch token"], pooling: str
+) -> Float[Tensor, "*stack batch dim"]:
+    """Sentence embeddings of unit length."""
+    if pooling == "first":
+        return F.normalize(hidden[..., 0, :], dim=-1)
+    weights = mask.to(hidden.dtype).unsqueeze(-1)
+    return F.normalize((hidden * weights).sum(-2) / weights.sum(-2).clamp_min(1), dim=-1)
+
+
+def output_loss(output: Output, reference: Output, temperature: float) -> Float[Tensor, " stack"]:
+    """L_out: tau^2 KL(p_ref(tau) || p(tau)) or squared error, averaged over rows."""
+    if output.kind == "point":
+        return (output.values - reference.values).square().sum(-1).mean(-1)
+    log_p = F.log_softmax(output.values / temperature, -1)
+    log_ref = F.log_softmax(reference.values / temperature, -1)
+    return temperature**2 * (log_ref.exp() * (log_ref - log_p)).sum(-1).mean(-1)
+
+
+def output_probe(output: Output, temperature: float, generator: torch.Generator) -> Tensor:
+    """<v, phi>, scalar. For a distribution v has the covariance diag(p) - p p^T, the metric of the KL."""
+    values = output.values
+    noise = _normal(values, generator)
+    if output.kind == "point":
+        return (noise * values).sum() / math.sqrt(values.shape[1])
+    p = F.softmax(values.detach() / temperature, -1)
+    v = p.sqrt() * noise - p * (p.sqrt() * noise).sum(-1, keepdim=True)
+    # At the reference tau^2 KL is 1/2 dz^T (diag(p) - p p^T) dz: tau cancels but for its place in p.
+    return (v * values).sum() / math.sqrt(2 * values.shape[1])
+
+
+def _unstack(value: Tensor, stack: int) -> Tensor:
+    return value.float().reshape(stack, -1, *value.shape[1:])
+
+
+def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    # Drawn on the CPU, so that a seed gives the same plan on every device.
+    return torch.randn(like.shape, generator=generator).to(like.device)
+
+
+def answers(output: Any) -> Tensor:
+    """What a network says, as one tensor: its logits, or the last hidden state of a bare encoder."""
+    if isinstance(output, Tensor):
+        return output
+    if hasattr(output, "start_logits"):
+        return torch.stack([output.start_logits, output.end_logits], -1)
+    answer: Tensor = output.logits if hasattr(output, "logits") else output.last_hidden_state
+    return answer

@@ -1,0 +1,134 @@
+"""What can be removed from a network, as plain data.
+
+A description names parameters and modules instead of holding them, so it can be saved, compared and tested
+without a network. `optin.arch` writes descriptions; everything else only reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """One axis of one parameter that shrinks with a group.
+
+    Unit `u` owns the indices `offset + u * block` up to `offset + (u + 1) * block` of that axis. A fused
+    query-key-value matrix is three cuts with three offsets.
+    """
+
+    parameter: str
+    dim: int
+    block: int = 1
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """A place where a hidden state can be read: the first input or the output of a module."""
+
+    module: str
+    side: Literal["input", "output"]
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """Multiply the INPUT of a consumer along `dim`: the soft form of the removal.
+
+    The consumer is the linear map that reads the units: `block` consecutive features belong to each unit.
+    `total` is where its output can be read with the residual stream added, before any normalisation.
+    """
+
+    module: str
+    dim: int = -1
+    block: int = 1
+    total: Tap | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """An integer attribute of a module that counts the units kept, times `per_unit`."""
+
+    module: str
+    name: str
+    per_unit: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """A tensor that a module is called with and that has one slice per unit along `dim`.
+
+    MPNet computes one position bias for all layers; each layer must pick the slices of its own heads.
+    """
+
+    module: str
+    name: str
+    position: int
+    dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Products between activations, which no parameter accounts for: MACs per unit of `group`.
+
+    `per_pair` counts for every (query, key) pair, `per_position` for every query.
+    """
+
+    module: str
+    group: str
+    per_pair: int
+    per_position: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class UnitGroup:
+    """Interchangeable units of one layer: its attention heads, its feed-forward neurons.
+
+    `name` is a role ("layers.3.heads"), stable across library versions. `layer` is the first block, in
+    order of execution, in which the group works. `shared` says that it works in several blocks at once.
+    """
+
+    name: str
+    kind: str
+    size: int
+    layer: int
+    cuts: tuple[Cut, ...]
+    gates: tuple[Gate, ...]
+    attributes: tuple[Attribute, ...] = ()
+    arguments: tuple[Argument, ...] = ()
+    shared: bool = False
+    min_keep: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class UnitSpace:
+    """Everything that can be removed from one network.
+
+    `blocks` are module names in order of execution; a block that runs several times is named as often.
+    """
+
+    architecture: str
+    groups: tuple[UnitGroup, ...]
+    blocks: tuple[str, ...]
+    attention: tuple[Attention, ...] = ()
+
+    def __getitem__(self, name: str) -> UnitGroup:
+        return self.by_name[name]
+
+    def __iter__(self) -> Iterator[UnitGroup]:
+        return iter(self.groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    @property
+    def by_name(self) -> Mapping[str, UnitGroup]:
+        """The groups by name, in order of execution."""
+        return {group.name: group for group in self.groups}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Units per group in the dense network."""
+        return {group.name: group.size for group in self.groups}

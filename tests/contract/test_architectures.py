@@ -1,0 +1,161 @@
+"""Every architecture, bare and with every head, through one suite."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import optin
+from optin.arch import describe
+from optin.gating import gated, masks
+from optin.pipeline import costs
+from optin.plans import Cost, Plan
+from optin.surgery import shrink
+from optin.trajectory import answers
+from tests.networks import ARCHITECTURES, EAGER_ONLY, HEADS, build, tokens
+
+CASES = [(architecture, head) for architecture in sorted(ARCHITECTURES) for head in HEADS]
+IMPLEMENTATIONS = [
+    (architecture, attention)
+    for architecture in sorted(ARCHITECTURES)
+    for attention in ("eager", "sdpa")
+    if not (attention == "sdpa" and architecture in EAGER_ONLY)
+]
+
+
+def random_plan(model, seed: int = 0) -> Plan:
+    """Keep a random, different number of units in each group."""
+    space = describe(model)
+    generator = torch.Generator().manual_seed(seed)
+    keep = {}
+    for group in space:
+        count = int(torch.randint(1, group.size, (1,), generator=generator))
+        keep[group.name] = tuple(sorted(torch.randperm(group.size, generator=generator)[:count].tolist()))
+    kept = {name: len(units) for name, units in keep.items()}
+    macs, parameters = costs(model, space, 16)
+    dense, pruned = Cost(macs.dense, parameters.dense), Cost(macs(kept), parameters(kept))
+    return Plan(space.architecture, space.sizes, keep, dense, pruned, 16)
+
+
+@torch.inference_mode()
+def run(model, inputs):
+    return answers(model(**inputs))
+
+
+@pytest.mark.parametrize(("architecture", "attention"), IMPLEMENTATIONS)
+@pytest.mark.parametrize("head", ["Model", "SequenceClassification"])
+def test_shrunk_equals_gated(architecture, attention, head):
+    model = build(architecture, head, attention)
+    inputs, plan, space = tokens(model), random_plan(model), describe(model)
+    with gated(model, space, masks(model, plan)):
+        expected = run(model, inputs)
+    assert not torch.allclose(expected, run(model, inputs), atol=1e-3), "the plan must change something"
+    shrink(model, space, plan)
+    torch.testing.assert_close(run(model, inputs), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("architecture", "head"), CASES)
+def test_saved_equals_loaded(architecture, head, tmp_path):
+    model = build(architecture, head, "eager" if architecture in EAGER_ONLY else "sdpa")
+    result = optin.apply(model, random_plan(model))
+    result.report["budget"] = "random"
+    result.save(tmp_path / "small")
+    loaded = optin.load(tmp_path / "small")
+    assert type(loaded) is type(model)
+    inputs = tokens(model)
+    assert torch.equal(run(loaded, inputs), run(result.model, inputs))
+
+
+def test_saved_equals_loaded_in_a_fresh_process(architecture, tmp_path):
+    model = build(architecture, attention="eager" if architecture in EAGER_ONLY else "sdpa")
+    result = optin.apply(model, random_plan(model))
+    result.save(tmp_path / "small")
+    inputs = tokens(model)
+    torch.save(inputs, tmp_path / "inputs.pt")
+    code = (
+        "import sys, torch, optin\n"
+        "inputs = torch.load(sys.argv[2], weights_only=True)\n"
+        "with torch.inference_mode():\n"
+        "    torch.save(optin.load(sys.argv[1])(**inputs).logits, sys.argv[3])\n"
+    )
+    arguments = [str(tmp_path / name) for name in ("small", "inputs.pt", "outputs.pt")]
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True)
+    assert torch.equal(torch.load(tmp_path / "outputs.pt", weights_only=True), run(result.model, inputs))
+
+
+@pytest.mark.parametrize(("architecture", "head"), CASES)
+def test_macs_equal_an_independent_counter(architecture, head):
+    """torch counts the products that actually run: on the dense network, and on the shrunk one."""
+    model = build(architecture, head)
+    plan = random_plan(model)
+    assert plan.dense.macs == counted(model, plan.length)
+    shrink(model, describe(model), plan)
+    assert plan.pruned.macs == counted(model, plan.length)
+    assert plan.pruned.parameters == sum(parameter.numel() for parameter in model.parameters())
+
+
+def counted(model, length: int) -> int:
+    with FlopCounterMode(display=False) as counter:
+        model.requires_grad_(False)(input_ids=torch.ones(1, length, dtype=torch.long))
+    return counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize(("architecture", "head"), CASES)
+def test_groups_are_disjoint_and_complete(architecture, head):
+    model = build(architecture, head)
+    space = describe(model)
+    owners: dict[tuple[str, int], list[int]] = {}
+    for group in space:
+        for cut in group.cuts:
+            owned = range(cut.offset, cut.offset + group.size * cut.block)
+            owners.setdefault((cut.parameter, cut.dim), []).extend(owned)
+    for (parameter, dim), indices in owners.items():
+        assert sorted(indices) == list(range(model.get_parameter(parameter).shape[dim])), parameter
+    # Complete: every linear map inside a block is cut, on exactly one axis.
+    for block in set(space.blocks):
+        for name, module in model.get_submodule(block).named_modules():
+            if isinstance(module, torch.nn.Linear):
+                axes = [dim for parameter, dim in owners if parameter == f"{block}.{name}.weight"]
+                assert len(axes) == 1, f"{block}.{name}"
+
+
+@pytest.mark.parametrize(("architecture", "head"), CASES)
+def test_a_plan_that_keeps_everything_changes_nothing(architecture, head):
+    model = build(architecture, head)
+    space = describe(model)
+    keep = {group.name: tuple(range(group.size)) for group in space}
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    shrink(model, space, Plan(space.architecture, space.sizes, keep, Cost(1, 1), Cost(1, 1), 16))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_pruning_the_pruned(architecture, tmp_path):
+    """A second plan applies to the small network, and both together are saved as one."""
+    model = build(architecture, attention="eager" if architecture in EAGER_ONLY else "sdpa")
+    first = optin.apply(model, random_plan(model, 1))
+    second = optin.apply(first.model, random_plan_of_shrunk(first.model))
+    second.save(tmp_path / "twice")
+    inputs = tokens(model)
+    assert torch.equal(run(optin.load(tmp_path / "twice"), inputs), run(second.model, inputs))
+
+
+def random_plan_of_shrunk(model) -> Plan:
+    space = describe(model)
+    keep = {group.name: tuple(range(group.size - (group.size > 1))) for group in space}
+    return Plan(space.architecture, space.sizes, keep, Cost(2, 2), Cost(1, 1), 16)
+
+
+def test_the_whole_job(architecture):
+    """Default recipe: the given network stays as it is, the budget holds, the outputs stay finite."""
+    model = build(architecture)
+    before = copy.deepcopy(model.state_dict())
+    inputs = [tokens(model, seed=seed) for seed in range(4)]
+    result = optin.prune(model, inputs, budget="60%")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert result.plan.pruned.macs <= 0.6 * result.plan.dense.macs
+    assert torch.isfinite(run(result.model, inputs[0])).all()
