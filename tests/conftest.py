@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import os
+
+# Before anything of Hugging Face is imported: no test reaches for the network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+
 import pytest
 import torch
 
 from tests.networks import ARCHITECTURES, build, tokens
+
+# Small networks gain nothing from threads, and lose much when another process is at work.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -55,7 +55,9 @@ HEADS = ("Model", "SequenceClassification", "TokenClassification", "QuestionAnsw
 EAGER_ONLY = ("mpnet", "deberta-v2", "deberta-v2-shared")
 
 
-def build(architecture: str, head: str = "SequenceClassification", attention: str = "eager", **changes: Any) -> nn.Module:
+def build(
+    architecture: str, head: str = "SequenceClassification", attention: str = "eager", **changes: Any
+) -> nn.Module:
     """A random network in evaluation mode; weights large enough for differences to show."""
     prefix, options = ARCHITECTURES[architecture]
     name = f"{prefix}{head}" if head == "Model" else f"{prefix}For{head}"
@@ -80,3 +82,26 @@ def tokens(model: nn.Module, batch: int = 4, length: int = 9, seed: int = 0) -> 
     mask[batch // 2 :, length - 3 :] = 0
     ids[mask == 0] = padding
     return {"input_ids": ids, "attention_mask": mask}
+
+
+WORDS = ("good", "fine", "bad", "awful", "film", "plot", "the", "a", "is", "not")
+
+
+def tokenizer() -> Any:
+    """Words of ten kinds, ids 5 and up, with the special tokens of BERT."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    vocabulary = {name: index for index, name in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS))}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_max_length=40,
+    )

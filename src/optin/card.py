@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 if TYPE_CHECKING:
     from .pipeline import Result
 
+
 def model_card(result: Result, name: str, auto: str | None) -> str:
     """README.md of a checkpoint."""
     base = result.recipe.model or getattr(getattr(result.model, "config", None), "_name_or_path", "") or name

@@ -24,6 +24,7 @@ from .card import model_card
 from .errors import ArchitectureError, CheckpointError, InputError, OptinError
 from .files import new_folder, read_json, write_text
 from .plans import Cost, Plan
+from .quiet import quiet
 from .scores import Curve, Scores
 from .surgery import shrink
 
@@ -90,7 +91,7 @@ def save(result: Result, folder: str | Path, tokenizer: Any = None) -> Path:
     name = type(model).__name__
     auto = _auto_class(model)
     with new_folder(target) as work:
-        with _auto_map(model, auto):
+        with _auto_map(model, auto), quiet():
             model.save_pretrained(work)
         if tokenizer is not None:
             tokenizer.save_pretrained(work)
@@ -118,7 +119,7 @@ def load(folder: str | Path, **options: Any) -> nn.Module:
     Plan.from_dict(section)
     _check_weights_file(path)
     try:
-        with _quiet():
+        with quiet():
             model, info = shrinking(name).from_pretrained(  # type: ignore[attr-defined]
                 path,
                 output_loading_info=True,
@@ -276,19 +277,3 @@ def _auto_map(model: nn.Module, auto: str | None) -> Iterator[None]:
             config.auto_map = old
         elif auto is not None:
             del config.auto_map
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bar and no load report from the library: what is wrong is raised."""
-    from transformers.utils import logging
-
-    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if shown:
-            logging.enable_progress_bar()

@@ -18,6 +18,7 @@ from .benchmark import compare_speed
 from .checkpoint import load
 from .pipeline import prune
 from .progress import Track, silent
+from .quiet import quiet
 from .recipe import Recipe
 from .tasks import Examples, calibration_batches, encode, evaluate, load_tokenizer, task_spec
 from .tasks.text import bucketed
@@ -56,7 +57,8 @@ def classifier(folder: str, tokenizer: Any, sentences: Sentences, track: Track =
     """BERT with a two-class head fitted by logistic regression; the encoder stays as it is."""
     from transformers import AutoModelForSequenceClassification
 
-    model: Any = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2).eval()
+    with quiet():
+        model: Any = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2).eval()
     examples = Examples(sentences.texts)
     groups = bucketed(examples, range(len(examples)), 64)
     features = []

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .arch import describe
-from .batches import Batch, Batches, size_of, split
+from .arch import describe, max_positions
+from .batches import Batch, Batches, size_of, split, token_mask
 from .budget import Budget
 from .checkpoint import attach, save
 from .compensation import compensate
@@ -111,6 +111,7 @@ def score(
     space = describe(model)
     check_weights(model)
     calibration = Batches.of(batches, device_of(model))
+    check_inputs(model, calibration)
     curves = measure(model, space, calibration, recipe, track, Path(resume) if resume else None)
     return Scores(
         space.architecture,
@@ -183,6 +184,8 @@ def apply(
     space = describe(model)
     plan.validate(space)
     calibration = None if batches is None else Batches.of(batches, device_of(model))
+    if calibration is not None:
+        check_inputs(model, calibration)
     # The dense network is the teacher of the refit, so in place it is the copy that stays dense.
     other = copy.deepcopy(model)
     dense, pruned = (other, model) if inplace else (model, other)
@@ -232,9 +235,9 @@ def costs(model: nn.Module, space: UnitSpace, length: int) -> tuple[CostModel, C
     Raises:
         InputError: the model has fewer positions than `length`.
     """
-    limit = getattr(getattr(model, "config", None), "max_position_embeddings", length)
-    if length > limit:
-        raise InputError(f"the length {length} is beyond the {limit} positions of this model. Ask for less.")
+    limit = max_positions(model)
+    if limit is not None and length > limit:
+        raise InputError(f"the length {length} is beyond the {limit} tokens of this model. Ask for less.")
     tokens = torch.ones(1, length, dtype=torch.long, device=device_of(model))
     return mac_cost(model, space, {"input_ids": tokens}), parameter_cost(model, space)
 
@@ -269,6 +272,33 @@ def self_check(dense: nn.Module, pruned: nn.Module, space: UnitSpace, plan: Plan
             f"the shrunk network differs from the masked one by {difference:.1e} of its largest output. "
             f"This is a defect of optin for {space.architecture!r}: please report it with the plan."
         )
+
+
+def check_inputs(model: nn.Module, batches: Batches) -> None:
+    """Refuse calibration inputs that the network cannot take, before any work.
+
+    Raises:
+        InputError: too few examples, too many tokens, ids beyond the vocabulary, or nothing but padding.
+    """
+    if batches.examples < 2:
+        raise InputError("calibration needs at least 2 examples, and does well with 256.")
+    limit, vocabulary = max_positions(model), getattr(getattr(model, "config", None), "vocab_size", None)
+    for batch in batches:
+        ids = batch.get("input_ids")
+        if ids is None:
+            continue
+        if limit is not None and ids.shape[1] > limit:
+            raise InputError(
+                f"a calibration input of {ids.shape[1]} tokens is beyond the {limit} tokens of this model. "
+                "Truncate the inputs."
+            )
+        if vocabulary is not None and int(ids.max()) >= vocabulary:
+            raise InputError(
+                f"the token id {int(ids.max())} is beyond the model's vocabulary of {vocabulary} words. "
+                "Use the tokenizer of this model."
+            )
+        if not token_mask(batch).any(1).all():
+            raise InputError("a calibration input holds only padding: leave it out.")
 
 
 class _Clock:

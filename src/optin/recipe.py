@@ -63,7 +63,7 @@ class Refit:
     """
 
     enabled: bool = True
-    ridge: float = 1e-2
+    ridge: float = 3e-2
     floor: float = 0.1
 
     def __post_init__(self) -> None:

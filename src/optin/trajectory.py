@@ -52,9 +52,9 @@ def manifold_loss(
 
 
 def manifold_probe(rows: Float[Tensor, "stack rows dim"], generator: torch.Generator) -> Tensor:
-    """<v, phi> with v ~ N(0, I); scalar."""
+    """<v, phi> with independent signs v; scalar."""
     phi = gram(rows)
-    return (_normal(phi, generator) * phi).sum()
+    return (_signs(phi, generator) * phi).sum()
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,22 +131,38 @@ def output_loss(output: Output, reference: Output, temperature: float) -> Float[
 def output_probe(output: Output, temperature: float, generator: torch.Generator) -> Tensor:
     """<v, phi>, scalar. For a distribution v has the covariance diag(p) - p p^T, the metric of the KL."""
     values = output.values
-    noise = _normal(values, generator)
+    signs = _signs(values, generator)
     if output.kind == "point":
-        return (noise * values).sum() / math.sqrt(values.shape[1])
-    p = F.softmax(values.detach() / temperature, -1)
-    v = p.sqrt() * noise - p * (p.sqrt() * noise).sum(-1, keepdim=True)
+        return (signs * values).sum() / math.sqrt(values.shape[1])
+    v = multinomial_factor(F.softmax(values.detach() / temperature, -1), signs)
     # At the reference tau^2 KL is 1/2 dz^T (diag(p) - p p^T) dz: tau cancels but for its place in p.
     return (v * values).sum() / math.sqrt(2 * values.shape[1])
+
+
+def multinomial_factor(
+    p: Float[Tensor, "*rows classes"], signs: Float[Tensor, "*rows classes"]
+) -> Float[Tensor, "*rows classes"]:
+    """L D^(1/2) signs, where L D L^T = diag(p) - p p^T (Tanabe and Sagae, 1992), without forming a matrix.
+
+    With q_i = 1 - p_1 - ... - p_i: D_i = p_i q_i / q_(i-1) and L_ij = -p_i / q_j for i > j. For two classes the
+    square of what comes out does not depend on the signs at all: no noise where networks most often end.
+    """
+    tail = p.flip(-1).cumsum(-1).flip(-1)  # q_(i-1), summed from the end to stay exact where it is small
+    rest = F.pad(tail[..., 1:], (0, 1))  # q_i
+    tiny = torch.finfo(p.dtype).tiny
+    scaled = (p * rest / tail.clamp_min(tiny)).sqrt() * signs
+    before = F.pad((scaled / rest.clamp_min(tiny) * (rest > tiny)).cumsum(-1)[..., :-1], (1, 0))
+    return scaled - p * before
 
 
 def _unstack(value: Tensor, stack: int) -> Tensor:
     return value.float().reshape(stack, -1, *value.shape[1:])
 
 
-def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
-    # Drawn on the CPU, so that a seed gives the same plan on every device.
-    return torch.randn(like.shape, generator=generator).to(like.device)
+def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    # Signs have the least variance among all v of unit variance. Drawn on the CPU, so that a seed gives the
+    # same plan on every device.
+    return (2.0 * torch.randint(2, like.shape, generator=generator) - 1).to(like.device)
 
 
 def answers(output: Any) -> Tensor:

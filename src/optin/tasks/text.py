@@ -20,6 +20,7 @@ from ..errors import InputError
 from ..files import read_json
 from ..modules import device_of, inference_mode_of
 from ..progress import Track, silent
+from ..quiet import quiet
 from ..recipe import Calibration
 from ..trajectory import pool
 from .data import Examples
@@ -266,7 +267,8 @@ def _read(
 def _clear_errors(source: str) -> Iterator[None]:
     """One line for what transformers says in many when a checkpoint or the hub cannot be had."""
     try:
-        yield
+        with quiet():
+            yield
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         place = "the folder" if Path(source).is_dir() else "no such folder, and on the hub"

@@ -1,0 +1,19 @@
+# Two commands: `make demo` and `make test`. Each sets up what it needs in .venv first.
+PYTHON ?= python3.11
+VENV := .venv
+
+.PHONY: demo test clean
+
+demo: $(VENV)/demo
+	$(VENV)/bin/optin demo
+
+test: $(VENV)/dev
+	. $(VENV)/bin/activate && scripts/check && scripts/test
+
+$(VENV)/demo $(VENV)/dev: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[$(@F)]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo-output

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optin.budget import Budget
+from optin.errors import BudgetError
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("50%", Budget(0.5)),
+        ("50 % MACs", Budget(0.5)),
+        ("12.5%", Budget(0.125)),
+        (0.6, Budget(0.6)),
+        ("2.1 GMACs", Budget(2.1e9, "MACs", relative=False)),
+        ("300 mmacs", Budget(3e8, "MACs", relative=False)),
+        ("40 Mparams", Budget(4e7, "parameters", relative=False)),
+        ("1e6 parameters", Budget(1e6, "parameters", relative=False)),
+        ("60% params", Budget(0.6, "parameters")),
+        ("60% of the parameters", Budget(0.6, "parameters")),
+    ],
+)
+def test_parse(text, expected):
+    assert Budget.parse(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "half", "50", "%", "100%", "120%", "-5%", "0%", 1.0, 0.0, -0.2, "nan%", "5 ms", "1..2%", None, True, "inf%"],
+)
+def test_what_is_no_budget_is_refused(text):
+    with pytest.raises(BudgetError):
+        Budget.parse(text)
+
+
+@given(st.floats(0.001, 0.999), st.sampled_from(["MACs", "parameters"]))
+def test_text_and_back(value, quantity):
+    budget = Budget(round(value, 6), quantity)
+    assert Budget.parse(str(budget)).value == pytest.approx(budget.value, rel=1e-5)
+    assert Budget.parse(str(budget)).quantity == quantity
+
+
+@given(st.floats(0.001, 0.999), st.integers(1, 10**12))
+def test_a_relative_limit_is_the_largest_whole_cost_within_it(value, dense):
+    limit = Budget(value).limit(dense)
+    assert limit <= value * dense + 1e-3
+    assert limit + 1 > value * dense - 1e-3
+
+
+def test_percent_of_a_round_number_is_exact():
+    assert Budget.parse("29%").limit(100) == 29
+    assert Budget.parse("7%").limit(100) == 7
+
+
+def test_an_absolute_budget_above_the_dense_cost_is_refused():
+    with pytest.raises(BudgetError, match="nothing to prune"):
+        Budget.parse("2 MMACs").limit(2_000_000)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"), [("2.1GMACs", "2.1 GMACs"), ("40000 params", "40 kparams"), ("12 macs", "12 MACs")]
+)
+def test_shown_as_written(text, shown):
+    assert str(Budget.parse(text)) == shown

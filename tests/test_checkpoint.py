@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import optin
+from optin import files
+from optin.errors import CheckpointError, InputError
+from optin.recipe import Recipe
+from tests.contract.test_architectures import random_plan
+from tests.networks import HEADS, build, tokens
+
+RECIPE = Recipe().override(trajectory__draws=8)
+
+
+@pytest.fixture
+def small(bert, tmp_path):
+    """A saved pruned network."""
+    result = optin.apply(bert, random_plan(bert))
+    return result, result.save(tmp_path / "small")
+
+
+def config_of(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
+def change(folder, **section):
+    config = config_of(folder)
+    config["optin"] |= section
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_what_lies_in_a_checkpoint(small):
+    result, folder = small
+    assert {path.name for path in folder.iterdir()} >= {
+        "config.json",
+        "model.safetensors",
+        "plan.json",
+        "recipe.yaml",
+        "report.json",
+        "README.md",
+        "modeling_optin.py",
+    }
+    config = config_of(folder)
+    assert (config["num_attention_heads"], config["intermediate_size"]) == (4, 20)
+    assert config["optin"] == result.plan.to_dict()
+    assert optin.Plan.load(folder / "plan.json") == result.plan
+    card = (folder / "README.md").read_text()
+    assert f"{result.plan.pruned.macs:,}" in card and card.startswith("---\nlibrary_name: transformers")
+
+
+def test_transformers_reads_the_configuration_and_refuses_the_weights(small):
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    assert AutoConfig.from_pretrained(small[1]).model_type == "bert"
+    with pytest.raises(RuntimeError, match="size mismatch|mismatched"):
+        AutoModelForSequenceClassification.from_pretrained(small[1])
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_auto_classes_load_it_in_a_fresh_process(head, tmp_path):
+    model = build("bert", head)
+    result = optin.apply(model, random_plan(model))
+    result.save(tmp_path / "small")
+    torch.save(tokens(model), tmp_path / "inputs.pt")
+    auto = "AutoModel" if head == "Model" else f"AutoModelFor{head}"
+    code = (
+        "import sys, torch, transformers\n"
+        f"model = transformers.{auto}.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+        "inputs = torch.load(sys.argv[2], weights_only=True)\n"
+        "with torch.inference_mode():\n"
+        "    torch.save(model(**inputs)[0], sys.argv[3])\n"
+    )
+    names = [str(tmp_path / name) for name in ("small", "inputs.pt", "outputs.pt")]
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+    subprocess.run([sys.executable, "-c", code, *names], check=True, env=environment, capture_output=True)
+    with torch.inference_mode():
+        expected = result.model(**tokens(model))[0]
+    torch.testing.assert_close(torch.load(names[2], weights_only=True), expected)
+
+
+def test_a_loaded_network_saves_itself(small, tmp_path):
+    loaded = optin.load(small[1])
+    loaded.save_pretrained(tmp_path / "again")
+    inputs = tokens(loaded)
+    assert torch.equal(optin.load(tmp_path / "again")(**inputs).logits, loaded(**inputs).logits)
+
+
+def test_options_reach_the_loader(small):
+    assert optin.load(small[1], dtype=torch.bfloat16).dtype == torch.bfloat16
+    assert optin.load(small[1]).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"architecture": "albert"}, "for 'albert'"),
+        ({"groups": {"layers.9.heads": {"size": 4, "keep": "0"}}}, "says nothing|does not have"),
+        ({"groups": {}}, "says nothing"),
+        ({"groups": {"layers.0.heads": {"size": 4, "keep": "0-999999999"}}}, "below 4"),
+        ({"groups": {"layers.0.heads": {"size": 10**9, "keep": "0"}}}, "says nothing|expects"),
+        ({"groups": {"../../x": {"size": 1, "keep": "0"}}}, "says nothing|does not have"),
+        ({"format": 2}, "format 1"),
+        ({"dense": 3}, "must be dict"),
+    ],
+)
+def test_a_tampered_plan_is_refused(small, section, message):
+    change(small[1], **section)
+    with pytest.raises(CheckpointError, match=message):
+        optin.load(small[1])
+
+
+def test_a_plan_that_does_not_fit_the_weights_is_refused(small):
+    groups = config_of(small[1])["optin"]["groups"]
+    groups["layers.0.neurons"]["keep"] = "0-18"
+    change(small[1], groups=groups)
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        optin.load(small[1])
+
+
+@pytest.mark.parametrize("change_to", [{"architectures": ["os"]}, {"architectures": []}, {"model_type": "gpt2"}])
+def test_a_tampered_class_is_refused(small, change_to):
+    config = config_of(small[1]) | change_to
+    (small[1] / "config.json").write_text(json.dumps(config))
+    with pytest.raises(optin.OptinError):
+        optin.load(small[1])
+
+
+def test_no_code_of_a_checkpoint_runs(small):
+    (small[1] / "modeling_optin.py").write_text("raise SystemExit('code of the checkpoint ran')\n")
+    optin.load(small[1])
+
+
+def test_damaged_and_missing_weights(small, tmp_path):
+    weights = small[1] / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match="damaged"):
+        optin.load(small[1])
+    weights.write_bytes(whole)
+    tensors = load_file(weights)
+    tensors.pop("classifier.weight")
+    save_file(tensors, weights, {"format": "pt"})
+    with pytest.raises(CheckpointError, match="lacks the weights of 'classifier.weight'"):
+        optin.load(small[1])
+    weights.rename(small[1] / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="no safetensors"):
+        optin.load(small[1])
+
+
+def test_other_folders_are_refused(bert, tmp_path):
+    with pytest.raises(InputError, match="no such folder"):
+        optin.load(tmp_path / "none")
+    bert.save_pretrained(tmp_path / "dense")
+    with pytest.raises(InputError, match="load it with transformers"):
+        optin.load(tmp_path / "dense")
+
+
+def test_a_folder_of_somebody_else_is_not_replaced(bert, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    result = optin.apply(bert, random_plan(bert))
+    with pytest.raises(InputError, match="not written by optin"):
+        result.save(tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="not written by optin"):
+        result.save(tmp_path / "file")
+
+
+def test_an_older_result_is_replaced_whole(small, bert):
+    other = optin.apply(bert, random_plan(bert, 5))
+    (small[1] / "stale.txt").write_text("")
+    other.save(small[1])
+    assert not (small[1] / "stale.txt").exists()
+    assert config_of(small[1])["optin"] == other.plan.to_dict()
+    assert [path.name for path in small[1].parent.iterdir()] == ["small"]
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_full_disk_leaves_the_old_result(small, bert, monkeypatch, exchange):
+    before = {path.name: path.read_bytes() for path in small[1].iterdir()}
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if not exchange:
+        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError, match="the disk is full"):
+        optin.apply(bert, random_plan(bert, 5)).save(small[1])
+    assert {path.name: path.read_bytes() for path in small[1].iterdir()} == before
+    assert [path.name for path in small[1].parent.iterdir()] == ["small"]
+
+
+def test_the_swap_works_without_help_of_the_system(small, bert, monkeypatch):
+    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    other = optin.apply(bert, random_plan(bert, 5))
+    other.save(small[1])
+    assert config_of(small[1])["optin"] == other.plan.to_dict()
+
+
+def test_a_kill_leaves_the_old_or_the_new_folder(small, bert, tmp_path):
+    """A process that saves over and over is killed at many moments; what lies there always loads."""
+    code = (
+        "import sys, torch, optin\n"
+        "from tests.networks import build\n"
+        "from tests.contract.test_architectures import random_plan\n"
+        "model = build('bert')\n"
+        "results = [optin.apply(model, random_plan(model, seed)) for seed in range(3)]\n"
+        "print('ready', flush=True)\n"
+        "while True:\n"
+        "    for result in results: result.save(sys.argv[1])\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(small[1])], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    with process:
+        process.stdout.readline()
+        seen = set()
+        deadline = time.monotonic() + 1.5
+        while time.monotonic() < deadline:
+            seen.add(json.dumps(config_of(small[1])["optin"]))
+        process.send_signal(signal.SIGKILL)
+    assert len(seen) > 1
+    optin.load(small[1])
+
+
+def test_scores_and_back(bert, batches, tmp_path):
+    scores = optin.score(bert, batches, recipe=RECIPE)
+    optin.save_scores(scores, tmp_path / "scores")
+    again = optin.load_scores(tmp_path / "scores")
+    assert again.provenance == scores.provenance and again.length == scores.length
+    assert optin.plan(bert, again, "50%") == optin.plan(bert, scores, "50%")
+
+
+def test_damaged_scores_are_refused(bert, batches, tmp_path):
+    scores = optin.score(bert, batches, recipe=RECIPE.override(criterion="random"))
+    folder = optin.save_scores(scores, tmp_path / "scores")
+    tensors = load_file(folder / "scores.safetensors")
+    for name, value in [
+        ("layers.0.heads/order", torch.tensor([0, 0, 1, 2])),
+        ("layers.0.heads/cost", torch.full((5,), torch.nan, dtype=torch.float64)),
+        ("layers.0.heads/cost", torch.zeros(4, dtype=torch.float64)),
+    ]:
+        save_file({**tensors, name: value}, folder / "scores.safetensors")
+        with pytest.raises(CheckpointError, match="damaged"):
+            optin.load_scores(folder)
+    (folder / "scores.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="damaged"):
+        optin.load_scores(folder)
+    (folder / "scores.safetensors").unlink()
+    with pytest.raises(InputError, match="no such file"):
+        optin.load_scores(folder)
+    (folder / "scores.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="damaged"):
+        optin.load_scores(folder)

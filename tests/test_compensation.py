@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import optin
+from optin.arch import describe
+from optin.batches import Batches
+from optin.compensation import compensate, refit
+from optin.gating import gated, masks
+from optin.recipe import Recipe
+from optin.statistics import Moments, ridged
+from optin.surgery import shrink
+from tests.contract.test_architectures import random_plan
+from tests.networks import ARCHITECTURES, EAGER_ONLY, build, tokens
+
+CPU = torch.device("cpu")
+RECIPE = Recipe().override(trajectory__draws=8)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_refit_solves_its_normal_equations(bias):
+    x, e, w = torch.randn(300, 7), torch.randn(300, 4), torch.rand(300)
+    moments = Moments(7, 4, CPU)
+    moments.add(x, e, w)
+    weight, shift = refit(moments, 0.05, bias=bias)
+    penalty = (ridged(moments.second, 0.05) - moments.second)[:7, :7]
+    residual = x.double() @ weight.mT + shift - e.double()
+    gradient = (w[:, None] * residual).mT @ x.double() / w.sum() + weight @ penalty
+    assert float(gradient.abs().max()) < 1e-6
+    if bias:
+        assert float((w[:, None] * residual).sum(0).abs().max() / w.sum()) < 1e-6
+    else:
+        assert float(shift.abs().max()) == 0
+
+
+def test_an_exact_linear_relation_is_recovered():
+    """Where kept features determine the lost ones, nothing is lost."""
+    x = torch.randn(400, 6)
+    x[:, 5] = 2 * x[:, 0] - x[:, 3] + 0.5
+    weight = torch.randn(3, 6)
+    moments = Moments(5, 3, CPU)
+    moments.add(x[:, :5], x[:, 5:] @ weight[:, 5:].mT)
+    change, shift = refit(moments, 1e-9, bias=True)
+    torch.testing.assert_close(
+        x[:, :5] @ (weight[:, :5] + change.float()).mT + shift.float(), x @ weight.mT, atol=1e-3, rtol=1e-3
+    )
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_compensation_brings_the_pruned_network_closer(architecture):
+    model = build(architecture, attention="eager" if architecture in EAGER_ONLY else "sdpa")
+    inputs = [tokens(model, batch=8, seed=seed) for seed in range(12)]
+    pruned, space = copy.deepcopy(model), describe(model)
+    shrink(pruned, space, random_plan(model))
+
+    def distance() -> float:
+        with torch.inference_mode():
+            return sum(float((model(**x).logits - pruned(**x).logits).square().mean()) for x in inputs)
+
+    before = distance()
+    compensate(model, pruned, space, Batches.of(inputs, CPU), RECIPE)
+    assert distance() < 0.7 * before
+
+
+def test_nothing_to_compensate_changes_nothing(bert, batches):
+    """The same network as teacher and pupil: nothing is lacking, so nothing moves."""
+    other = copy.deepcopy(bert)
+    compensate(bert, other, describe(bert), Batches.of(batches, CPU), RECIPE)
+    for name, value in other.state_dict().items():
+        torch.testing.assert_close(value, bert.state_dict()[name], atol=1e-5, rtol=1e-5)
+
+
+def test_only_consumers_change(bert, batches):
+    plan = random_plan(bert)
+    shrunk = optin.apply(bert, plan).model
+    refitted = optin.apply(bert, plan, batches, recipe=RECIPE).model
+    changed = {
+        name for name, value in refitted.state_dict().items() if not torch.equal(value, shrunk.state_dict()[name])
+    }
+    consumers = {gate.module for group in describe(bert) for gate in group.gates}
+    assert changed == {f"{name}.{leaf}" for name in consumers for leaf in ("weight", "bias")}
+
+
+def test_the_teacher_is_left_as_it_was(bert, batches):
+    before = copy.deepcopy(bert.state_dict())
+    optin.apply(bert, random_plan(bert), batches, recipe=RECIPE)
+    assert all(torch.equal(value, before[name]) for name, value in bert.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in bert.modules())
+    assert not any("forward" in vars(module) for module in bert.modules())
+
+
+def test_results_do_not_depend_on_where_states_are_kept(bert, batches, monkeypatch):
+    plan = random_plan(bert)
+    in_memory = optin.apply(bert, plan, batches, recipe=RECIPE).model
+    monkeypatch.setattr("optin.store.Store.__init__.__defaults__", (1000,))
+    on_disk = optin.apply(bert, plan, batches, recipe=RECIPE).model
+    assert all(torch.equal(value, on_disk.state_dict()[name]) for name, value in in_memory.state_dict().items())
+
+
+def test_gates_and_masks_agree_with_the_plan(bert):
+    plan = random_plan(bert)
+    for name, mask in masks(bert, plan).items():
+        assert mask.nonzero().flatten().tolist() == list(plan.keep[name])
+    with gated(bert, describe(bert), {}):
+        bert(**tokens(bert))

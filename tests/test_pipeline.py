@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import optin
+from optin.arch import describe
+from optin.errors import ArchitectureError, BudgetError, InputError, NumericalError, OptinError
+from optin.pipeline import self_check
+from optin.recipe import Recipe
+from tests.contract.test_architectures import random_plan
+from tests.networks import build, tokens
+
+RECIPE = Recipe().override(trajectory__draws=8)
+
+
+def prune(model, batches, budget="60%", **options):
+    return optin.prune(model, batches, budget, recipe=RECIPE, **options)
+
+
+def test_the_same_inputs_give_the_same_result(bert, batches):
+    one, two = prune(bert, batches), prune(bert, batches)
+    assert one.plan == two.plan
+    assert all(torch.equal(v, two.model.state_dict()[k]) for k, v in one.model.state_dict().items())
+
+
+def test_a_generator_a_list_and_a_loader_give_the_same_result(bert, batches):
+    loader = torch.utils.data.DataLoader(batches, batch_size=None)
+    plans = [prune(bert, source).plan for source in (batches, iter(batches), loader)]
+    assert plans[0] == plans[1] == plans[2]
+
+
+def test_the_report_says_what_happened(bert, batches):
+    result = prune(bert, batches)
+    assert result.report["macs"]["pruned"] == result.plan.pruned.macs <= 0.6 * result.plan.dense.macs
+    assert result.report["parameters"]["pruned"] == sum(p.numel() for p in result.model.parameters())
+    assert set(result.report["seconds"]) == {"score", "search", "shrink", "compensate"}
+    assert result.plan.provenance["data"]["examples"] == 32
+    assert result.plan.provenance["recipe"]["budget"] == "60% MACs"
+    assert result.plan.length == 8  # (2 * 9 + 2 * 6) / 4 = 7.5 tokens on average
+
+
+def test_in_place_changes_the_given_object_to_the_same_result(bert, batches):
+    expected = prune(bert, batches)
+    result = prune(bert, batches, inplace=True)
+    assert result.model is bert
+    assert all(torch.equal(v, bert.state_dict()[k]) for k, v in expected.model.state_dict().items())
+
+
+def test_parameters_can_be_budgeted(bert, batches):
+    result = prune(bert, batches, "70% params")
+    assert result.plan.pruned.parameters <= 0.7 * result.plan.dense.parameters
+    absolute = prune(bert, batches, f"{result.plan.pruned.parameters} params")
+    assert absolute.plan.keep == result.plan.keep
+
+
+def test_one_scoring_serves_any_budget(bert, batches):
+    scores = optin.score(bert, batches, recipe=RECIPE)
+    sizes = [optin.plan(bert, scores, f"{share}%").pruned.macs for share in (30, 50, 70, 90)]
+    assert sizes == sorted(sizes)
+
+
+def test_training_mode_and_gradients_are_restored(bert, batches):
+    bert.train()
+    bert.bert.embeddings.requires_grad_(False)
+    wanted = [parameter.requires_grad for parameter in bert.parameters()]
+    prune(bert, batches)
+    assert bert.training and [parameter.requires_grad for parameter in bert.parameters()] == wanted
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_precisions(bert, batches, dtype):
+    result = prune(bert.to(dtype), batches)
+    assert {parameter.dtype for parameter in result.model.parameters()} == {dtype}
+    assert torch.isfinite(result.model(**batches[0]).logits).all()
+
+
+def test_single_examples_and_single_tokens(bert):
+    inputs = [tokens(bert, batch=1, length=4, seed=seed) for seed in range(3)]
+    inputs.append({"input_ids": torch.tensor([[7]])})
+    assert torch.isfinite(prune(bert, inputs).model(**inputs[-1]).logits).all()
+
+
+def test_inspect(bert):
+    result = optin.inspect(bert, length=12)
+    assert result["macs"] == sum(result["breakdown"].values())
+    assert [group["units"] for group in result["groups"]] == [4, 20] * 3
+
+
+def test_an_infeasible_budget_says_what_can_be_reached(bert, batches):
+    scores = optin.score(bert, batches, recipe=RECIPE)
+    with pytest.raises(BudgetError, match="Ask for") as caught:
+        optin.plan(bert, scores, "3%")
+    smallest = str(caught.value).rpartition("Ask for ")[2].split()[0]
+    plan = optin.plan(bert, scores, smallest)
+    assert min(plan.kept.values()) == 1
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ([], "empty"),
+        ({"input_ids": torch.ones(1, 2)}, "iterable of keyword inputs"),
+        (7, "iterable of keyword inputs"),
+        ([torch.ones(1, 2)], "mapping of keyword inputs"),
+        ([{"input_ids": torch.ones(0, 2)}], "has no examples"),
+        ([{"input_ids": torch.ones(2, 2), "attention_mask": torch.ones(3, 2)}], "share their first axis"),
+        ([{"text": "hello"}], "share their first axis"),
+        ([{"input_ids": torch.ones(2, 41, dtype=torch.long)}], "beyond the 40 tokens"),
+        ([{"input_ids": torch.full((2, 4), 60)}], "60 words"),
+        ([{"input_ids": torch.ones(1, 4, dtype=torch.long)}], "at least 2 examples"),
+        ([{"input_ids": torch.ones(2, 4, dtype=torch.long), "attention_mask": torch.zeros(2, 4)}], "only padding"),
+    ],
+)
+def test_bad_batches_are_refused_before_any_work(bert, batches, message):
+    with pytest.raises(InputError, match=message):
+        prune(bert, batches)
+
+
+def test_broken_weights_are_named(bert, batches):
+    with torch.no_grad():
+        bert.bert.encoder.layer[2].output.dense.weight[0, 0] = float("nan")
+    with pytest.raises(NumericalError, match=r"bert\.encoder\.layer\.2\.output\.dense\.weight"):
+        prune(bert, batches)
+    with pytest.raises(NumericalError, match="meta device"):
+        prune(bert.to("meta"), batches)
+
+
+def test_unknown_networks_are_refused_with_what_is_known(batches):
+    with pytest.raises(ArchitectureError, match="albert, bert"):
+        prune(nn.Linear(2, 2), batches)
+    from transformers import GPT2Config, GPT2Model
+
+    with pytest.raises(ArchitectureError, match="gpt2"):
+        prune(GPT2Model(GPT2Config(n_layer=1, n_head=1, n_embd=4, vocab_size=8)), batches)
+    with pytest.raises(ArchitectureError, match="decoder"):
+        optin.inspect(build("bert", "Model", is_decoder=True))
+
+
+def test_a_budget_must_be_given(bert, batches):
+    with pytest.raises(InputError, match="how much may stay"):
+        optin.prune(bert, batches)
+
+
+def test_scores_of_another_network_are_refused(bert, batches):
+    scores = optin.score(bert, batches, recipe=RECIPE)
+    with pytest.raises(InputError, match="another network"):
+        optin.plan(build("bert", intermediate_size=24), scores, "50%")
+
+
+def test_the_self_check_fails_when_it_should(bert, batches):
+    plan, pruned = random_plan(bert), copy.deepcopy(bert)
+    with pytest.raises(OptinError, match="please report"):
+        self_check(bert, pruned, describe(bert), plan, batches[0])
+
+
+def test_the_paper_preset_runs(bert, batches):
+    result = optin.prune(bert, batches[:2], "60%", recipe=optin.PRESETS["paper"])
+    assert result.plan.provenance["criterion"] == "exact"
+    assert "compensate" not in result.report["seconds"]

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optin.arch import describe
+from optin.errors import CheckpointError, InputError
+from optin.plans import Cost, Plan, from_ranges, to_ranges
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+def full(space) -> Plan:
+    keep = {group.name: tuple(range(group.size)) for group in space}
+    return Plan(space.architecture, space.sizes, keep, Cost(10, 5), Cost(10, 5), 16, {"seed": 0})
+
+
+@given(st.sets(st.integers(0, 300)))
+def test_ranges_and_back(units):
+    ordered = tuple(sorted(units))
+    assert from_ranges(to_ranges(ordered), 301) == ordered
+
+
+def test_ranges_by_hand():
+    assert to_ranges((0, 1, 2, 5, 7, 8)) == "0-2,5,7-8"
+
+
+@pytest.mark.parametrize("text", ["3", "1,1", "2,1", "0-99999999999", "-1", "1-", "a", "0-1-2", " 1", "1,", "²"])
+def test_ranges_that_do_not_fit_are_refused(text):
+    with pytest.raises(CheckpointError):
+        from_ranges(text, 3)
+
+
+def test_a_plan_survives_json(bert, tmp_path):
+    plan = full(describe(bert))
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == plan
+    assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+
+
+@given(JSON)
+def test_no_json_breaks_the_reader(data):
+    with pytest.raises(CheckpointError):
+        Plan.from_dict(data)
+
+
+@given(st.data())
+def test_no_change_of_a_plan_breaks_the_reader(data):
+    """Replace any entry of a valid plan by anything: it is read, or refused in one line."""
+    good = {
+        "format": 1,
+        "architecture": "bert",
+        "length": 16,
+        "dense": {"macs": 10, "parameters": 5},
+        "pruned": {"macs": 5, "parameters": 3},
+        "groups": {"layers.0.heads": {"size": 4, "keep": "0-2"}},
+        "provenance": {},
+    }
+    places = [(good, key) for key in good] + [(good["dense"], "macs"), (good["groups"], "layers.0.heads")]
+    places += [(good["groups"]["layers.0.heads"], key) for key in ("size", "keep")]
+    place, key = data.draw(st.sampled_from(places))
+    place[key] = data.draw(JSON)
+    try:
+        Plan.from_dict(good)
+    except CheckpointError as error:
+        assert "\n" not in str(error)
+
+
+def test_missing_and_broken_files(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        Plan.load(tmp_path / "none.json")
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(CheckpointError, match="not JSON"):
+        Plan.load(tmp_path / "broken.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architecture": "gpt2"}, "is for 'gpt2'"),
+        ({"keep": {}}, "says nothing about"),
+        ({"sizes": {}}, "expects None units"),
+        ({"extra": (0,)}, "does not have"),
+        ({"layers.0.heads": (0, 9)}, "below 4"),
+        ({"layers.0.heads": (1, 0)}, "ascending"),
+        ({"layers.0.heads": ()}, "must stay"),
+    ],
+)
+def test_a_plan_that_does_not_fit_is_refused(bert, change, message):
+    space = describe(bert)
+    plan = full(space)
+    fields = {"architecture": plan.architecture, "sizes": dict(plan.sizes), "keep": dict(plan.keep)}
+    for key, value in change.items():
+        if key in fields:
+            fields[key] = value
+        else:
+            fields["keep"][key] = value
+    with pytest.raises(CheckpointError, match=message):
+        Plan(**fields, dense=plan.dense, pruned=plan.pruned, length=16).validate(space)

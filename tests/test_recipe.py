@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optin.errors import InputError, OptinError
+from optin.recipe import PRESETS, Recipe, preset
+
+
+def test_yaml_and_back(tmp_path):
+    recipe = Recipe(model="m", budget="40%", seed=3).override(trajectory__rows=8, refit__enabled=False)
+    recipe.save(tmp_path / "recipe.yaml")
+    assert Recipe.load(tmp_path / "recipe.yaml") == recipe
+
+
+def test_what_is_not_named_keeps_its_default(tmp_path):
+    (tmp_path / "r.yaml").write_text("budget: 60%\ntrajectory:\n  temperature: 2\n")
+    recipe = Recipe.load(tmp_path / "r.yaml")
+    assert recipe.trajectory.temperature == 2.0
+    assert recipe.budget == "60%"
+    assert recipe.override(trajectory__temperature=4.0, budget="50%") == Recipe(budget="50%")
+
+
+def test_a_recipe_may_start_from_a_preset(tmp_path):
+    (tmp_path / "r.yaml").write_text("preset: paper\ncalibration: {batch_size: 8}\n")
+    recipe = Recipe.load(tmp_path / "r.yaml")
+    assert recipe.criterion == "exact" and recipe.search == "paper" and not recipe.refit.enabled
+    assert (recipe.calibration.examples, recipe.calibration.batch_size) == (32, 8)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "budgett: 50%",
+        "budget: 50",
+        "budget: fifty",
+        "seed: -1",
+        "seed: 1.5",
+        "seed: true",
+        "refit: 3",
+        "refit: {ridge: 0}",
+        "refit: {ridge: .nan}",
+        "trajectory: {temperature: 0}",
+        "trajectory: {pooling: last}",
+        "calibration: {max_length: 0}",
+        "length: 0",
+        "round_to: 0",
+        "preset: fast",
+        "- a",
+        "a: [",
+        "",
+    ],
+)
+def test_mistakes_are_named(text, tmp_path):
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(OptinError) as caught:
+        Recipe.load(tmp_path / "r.yaml")
+    assert caught.value.exit_code in (2, 4)
+
+
+def test_a_near_name_is_offered():
+    with pytest.raises(InputError, match="Did you mean 'trajectory.temperature'"):
+        Recipe.from_dict({"trajectory": {"temprature": 1}})
+    with pytest.raises(InputError, match=r"refit\.none"):
+        Recipe().override(refit__none=1)
+    with pytest.raises(InputError, match="cannot read"):
+        Recipe.load("no/such/file.yaml")
+
+
+@given(st.dictionaries(st.sampled_from([*Recipe().to_dict(), "x"]), st.none() | st.integers() | st.text(max_size=5)))
+def test_any_mapping_is_read_or_refused_in_one_line(data):
+    try:
+        Recipe.from_dict(data)
+    except OptinError as error:
+        assert "\n" not in str(error)
+
+
+def test_presets():
+    assert preset("default") == Recipe()
+    assert set(PRESETS) == {"default", "paper"}

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from optin.budget import Budget
+from optin.cost import CostModel, Term
+from optin.errors import BudgetError, InputError
+from optin.scores import Curve
+from optin.search import SEARCHES, find
+from optin.units import UnitGroup, UnitSpace
+
+FIXED = 50
+
+
+def problem(sizes, prices, seed):
+    """Groups of heads and neurons in turn, with random convex removal curves."""
+    generator = torch.Generator().manual_seed(seed)
+    groups = tuple(
+        UnitGroup(f"g{i}", "head" if i % 2 == 0 else "neuron", size, 0, (), ()) for i, size in enumerate(sizes)
+    )
+    space = UnitSpace("toy", groups, ())
+    terms = [
+        Term(f"g{i}", size * price, (f"g{i}",)) for i, (size, price) in enumerate(zip(sizes, prices, strict=True))
+    ]
+    cost = CostModel("MACs", space.sizes, (Term("fixed", FIXED, ()), *terms))
+    curves = {g.name: Curve.from_importance(torch.rand(g.size, generator=generator)) for g in groups}
+    return space, curves, cost
+
+
+PROBLEMS = st.tuples(
+    st.lists(st.integers(2, 12), min_size=2, max_size=5), st.integers(1, 60), st.integers(1, 9), st.integers(0, 99)
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(PROBLEMS, st.floats(0.05, 0.99), st.sampled_from(sorted(SEARCHES)))
+def test_the_budget_is_never_exceeded_and_hardly_missed(raw, share, method):
+    sizes, head, neuron, seed = raw
+    prices = [head if i % 2 == 0 else neuron for i in range(len(sizes))]
+    space, curves, cost = problem(sizes, prices, seed)
+    least = FIXED + sum(prices)
+    if share * cost.dense < least:
+        with pytest.raises(BudgetError, match="Ask for"):
+            find(space, curves, cost, Budget(share), method)
+        return
+    kept = find(space, curves, cost, Budget(share), method)
+    limit = Budget(share).limit(cost.dense)
+    assert all(1 <= kept[group.name] <= group.size for group in space)
+    assert cost(kept) <= limit
+    missing = [price for group, price in zip(space, prices, strict=True) if kept[group.name] < group.size]
+    assert limit - cost(kept) < min(missing)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 999), st.floats(0.65, 0.95))
+def test_lagrange_is_nearly_optimal(seed, share):
+    """Against all choices: at most the best with one step less of the budget."""
+    space, curves, cost = problem([4, 5, 3], [7, 3, 5], seed)
+    limit = Budget(share).limit(cost.dense)
+
+    def total(counts):
+        return sum(float(curves[g.name].cost[g.size - k]) for g, k in zip(space, counts, strict=True))
+
+    choices = itertools.product(*(range(1, group.size + 1) for group in space))
+    feasible = [(total(counts), cost(dict(zip(space.sizes, counts, strict=True)))) for counts in choices]
+    kept = find(space, curves, cost, Budget(share), "lagrange")
+    best_with_less = min(value for value, price in feasible if price <= max(limit - 7, FIXED + 15))
+    assert total(kept.values()) <= best_with_less + 1e-9
+
+
+def test_paper_takes_the_best_of_all_head_counts():
+    """Heads of price 10 and neurons of price 1: importance by hand."""
+    space, curves, cost = problem([3, 10], [10, 1], 0)
+    curves["g0"] = Curve.from_importance(torch.tensor([5.0, 50.0, 6.0]))
+    curves["g1"] = Curve.from_importance(torch.arange(10.0))
+    # 20 above what must stay (one head, one neuron): two heads give 11, one head and 9 neurons give 6 + 36.
+    kept = find(space, curves, cost, Budget(FIXED + 11 + 20, relative=False), "paper")
+    assert kept == {"g0": 2, "g1": 10}
+    assert curves["g0"].keep(2) == (1, 2)
+
+
+def test_counts_are_rounded_as_asked():
+    space, curves, cost = problem([4, 40, 4, 40], [11, 2, 11, 2], 3)
+    kept = find(space, curves, cost, Budget(0.6), "lagrange", round_to=8)
+    assert kept["g1"] % 8 == 0 and kept["g3"] % 8 == 0
+    assert cost(kept) <= 0.6 * cost.dense
+
+
+def test_free_units_are_removed_first_and_ties_are_settled():
+    space, curves, cost = problem([4, 10], [5, 1], 0)
+    curves = {name: Curve.from_importance(torch.zeros(len(curve.order))) for name, curve in curves.items()}
+    kept = find(space, curves, cost, Budget(0.9), "lagrange")
+    assert kept == find(space, curves, cost, Budget(0.9), "lagrange")
+
+
+def test_an_unknown_search_is_named():
+    space, curves, cost = problem([4, 10], [5, 1], 0)
+    with pytest.raises(InputError, match="Did you mean 'lagrange'"):
+        find(space, curves, cost, Budget(0.9), "lagrang")
+
+
+def test_curve_by_hand():
+    curve = Curve.from_importance(torch.tensor([3.0, 1.0, 2.0]))
+    assert curve.order.tolist() == [1, 2, 0]
+    assert curve.cost.tolist() == [0.0, 1.0, 3.0, 6.0]
+    assert curve.keep(2) == (0, 2) and curve.keep(3) == (0, 1, 2)
+    assert curve.importance.tolist() == [3.0, 1.0, 2.0]

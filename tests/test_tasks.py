@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from optin.errors import InputError
+from optin.recipe import Calibration, Task
+from optin.tasks import (
+    Examples,
+    calibration_batches,
+    encode,
+    evaluate,
+    load_examples,
+    load_model,
+    load_tokenizer,
+    task_spec,
+)
+from optin.tasks.metrics import measure
+from optin.tasks.text import bucketed, class_indices, divergence, sequence_limit
+from tests.networks import build, tokenizer
+
+ROWS = [("the film is good", 1), ("a bad plot", 0), ("fine", 1), ("the plot is not good", 0)]
+SPEC = task_spec("text-classification")
+
+
+def write(folder, kind, rows=ROWS, columns=("text", "label")):
+    """The rows as a file of each kind."""
+    path = folder / f"data.{kind}"
+    if kind in ("csv", "tsv"):
+        separator = "," if kind == "csv" else "\t"
+        path.write_text("\n".join(separator.join(map(str, row)) for row in (columns, *rows)) + "\n")
+    elif kind == "jsonl":
+        path.write_text("\n".join(json.dumps(dict(zip(columns, row, strict=True))) for row in rows))
+    else:
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.table({c: [row[i] for row in rows] for i, c in enumerate(columns)}), path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
+def test_every_kind_of_file(kind, tmp_path):
+    examples = load_examples(SPEC, Task(data=str(write(tmp_path, kind))), "evaluation", labelled=True)
+    assert examples == Examples([text for text, _ in ROWS], None, [label for _, label in ROWS])
+
+
+def test_a_folder_with_a_file_per_part(tmp_path):
+    write(tmp_path, "csv").rename(tmp_path / "train.csv")
+    write(tmp_path, "tsv", ROWS[:2]).rename(tmp_path / "dev.tsv")
+    task = Task(data=str(tmp_path))
+    assert len(load_examples(SPEC, task, "calibration", labelled=False)) == 4
+    assert len(load_examples(SPEC, task, "evaluation", labelled=True)) == 2
+    with pytest.raises(InputError, match="no file for the part 'test'"):
+        load_examples(SPEC, Task(data=str(tmp_path), evaluation_split="test"), "evaluation", labelled=True)
+
+
+def test_glue_as_first_published(tmp_path):
+    """Stray quotation marks, other column names, class names instead of numbers."""
+    rows = [(0, 'He said "no', "He agreed.", "contradiction"), (1, "A man", "A person", "entailment")]
+    write(tmp_path, "tsv", rows, ("index", "sentence1", "sentence2", "gold_label")).rename(
+        tmp_path / "dev_matched.tsv"
+    )
+    spec = task_spec("mnli")
+    task = Task(data=str(tmp_path), text="sentence1", text_pair="sentence2")
+    examples = load_examples(spec, task, "evaluation", labelled=True)
+    assert examples.texts[0] == 'He said "no' and examples.pairs == ["He agreed.", "A person"]
+    assert class_indices(build("bert"), spec, examples) == [2, 0]
+
+
+def test_the_labels_of_calibration_are_not_even_read(tmp_path):
+    path = write(tmp_path, "csv", [(text, "") for text, _ in ROWS])
+    assert load_examples(SPEC, Task(data=str(path)), "calibration", labelled=False).labels is None
+    with pytest.raises(InputError, match="empty cells"):
+        load_examples(SPEC, Task(data=str(path)), "evaluation", labelled=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "task", "message"),
+    [
+        ("none.csv", None, {}, "no such file or folder"),
+        ("data.csv", "", {}, "is empty"),
+        ("data.csv", "text,label\n", {}, "no data"),
+        ("data.txt", "x", {}, "expected one of .csv"),
+        ("data.csv", "text,label\na,1\n", {"text": "txt"}, "Did you mean 'text'"),
+        ("data.csv", "text,label\na,1\n", {"label": "lable"}, "Did you mean 'label'"),
+        ("data.csv", "text,label\n1,1\n2,0\n", {}, "must hold texts; row 1 is 1"),
+        ("data.jsonl", "{", {}, "cannot read"),
+        ("data.parquet", "not parquet", {}, "cannot read"),
+    ],
+)
+def test_bad_data_files(name, content, task, message, tmp_path):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=message) as caught:
+        load_examples(SPEC, Task(data=str(tmp_path / name), **task), "evaluation", labelled=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_tasks_without_data():
+    with pytest.raises(InputError, match="--data FILE"):
+        load_examples(SPEC, Task(), "calibration", labelled=False)
+    with pytest.raises(InputError, match="Did you mean 'sst2'"):
+        task_spec("sst")
+
+
+def test_a_hub_that_cannot_be_reached_gives_one_line():
+    with pytest.raises(InputError, match="nyu-mll/glue"):
+        load_examples(task_spec("sst2"), Task(name="sst2"), "calibration", labelled=False)
+    with pytest.raises(InputError, match="no such folder, and on the hub") as caught:
+        load_model("somebody/no-such-model")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError):
+        load_tokenizer("somebody/no-such-model")
+
+
+def test_calibration_is_a_seeded_draw_in_batches_of_similar_length():
+    examples = Examples([" ".join(["good"] * length) for length in range(1, 31)])
+    options = Calibration(examples=20, batch_size=6)
+    batches = calibration_batches(examples, tokenizer(), options, 40, seed=1)
+    again = calibration_batches(examples, tokenizer(), options, 40, seed=1)
+    assert [len(batch["input_ids"]) for batch in batches] == [6, 6, 6, 2]
+    assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(batches, again, strict=True))
+    lengths = [int(length) for batch in batches for length in batch["attention_mask"].sum(1)]
+    assert lengths == sorted(lengths)
+    with pytest.raises(InputError, match="--examples 30"):
+        calibration_batches(examples, tokenizer(), Calibration(), 40, seed=0)
+
+
+def test_lengths():
+    model = build("bert")
+    assert sequence_limit(model, tokenizer(), None) == 40
+    assert sequence_limit(model, tokenizer(), 7) == 7
+    with pytest.raises(InputError, match="beyond the 40 tokens"):
+        sequence_limit(model, tokenizer(), 41)
+    assert sequence_limit(build("roberta"), tokenizer(), None) == 38
+    assert sequence_limit(build("deberta-v2"), tokenizer(), None) == 40
+    assert encode(tokenizer(), Examples(["good " * 99]), [0], 7)["input_ids"].shape == (1, 7)
+    assert bucketed(Examples(["aaa", "a", "aa"], ["", "bbbb", ""]), [0, 1, 2], 2) == [[2, 0], [1]]
+
+
+def test_classification_by_hand():
+    model = build("bert", num_labels=2)
+    examples = Examples([text for text, _ in ROWS], None, [label for _, label in ROWS])
+    encoded = tokenizer()(examples.texts, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        hits = (model(**encoded).logits.argmax(-1) == torch.tensor(examples.labels)).float().mean()
+    figures = evaluate(model, tokenizer(), SPEC, examples, reference=model, batch_size=3)
+    assert figures["accuracy"] == pytest.approx(float(hits))
+    assert figures["kl"] == pytest.approx(0, abs=1e-6)
+
+
+def test_divergence_by_hand():
+    half, quarter = torch.zeros(1, 2), torch.tensor([[3.0, 1.0]]).log()
+    assert float(divergence(half, quarter)) == pytest.approx(0.143841, abs=1e-5)
+
+
+def test_token_classification_scores_the_first_piece_of_every_word():
+    model = build("bert", "TokenClassification")
+    examples = Examples([["the", "film"], ["good"]], None, [[0, 2], [1]])
+    figures = evaluate(model, tokenizer(), task_spec("token-classification"), examples)
+    with torch.inference_mode():
+        first = model(input_ids=torch.tensor([[2, 11, 9, 3]])).logits[0, 1:3].argmax(-1)
+        second = model(input_ids=torch.tensor([[2, 5, 3]])).logits[0, 1:2].argmax(-1)
+    hits = (torch.cat([first, second]) == torch.tensor([0, 2, 1])).float().mean()
+    assert figures["accuracy"] == pytest.approx(float(hits))
+    with pytest.raises(InputError, match="2 words and 1 tags"):
+        evaluate(model, tokenizer(), task_spec("token-classification"), Examples([["a", "b"]], None, [[0]]))
+
+
+def test_regression_and_embeddings():
+    model = build("bert", num_labels=1)
+    examples = Examples([text for text, _ in ROWS], None, ["0.5", 1, 2.5, -1])
+    figures = evaluate(model, tokenizer(), task_spec("text-regression"), examples)
+    assert set(figures) == {"spearman", "pearson"} and -1 <= figures["pearson"] <= 1
+    with pytest.raises(InputError, match="must be numbers"):
+        evaluate(model, tokenizer(), task_spec("text-regression"), Examples(["a"], None, ["high"]))
+    bare = build("bert", "Model")
+    plain, spec = Examples(examples.texts), task_spec("sentence-embedding")
+    assert evaluate(bare, tokenizer(), spec, plain, reference=bare) == {
+        "cosine": pytest.approx(1.0),
+        "overlap@10": pytest.approx(1.0),
+    }
+    with pytest.raises(InputError, match="pass it as the reference"):
+        evaluate(bare, tokenizer(), spec, plain)
+
+
+def test_labels_that_do_not_fit_are_named():
+    model = build("bert", num_labels=2, label2id={"neg": 0, "pos": 1}, id2label={0: "neg", 1: "pos"})
+    assert class_indices(model, SPEC, Examples(["a"] * 4, None, ["POS", "0", 1, "neg"])) == [1, 0, 1, 0]
+    with pytest.raises(InputError, match="none of the model's"):
+        class_indices(model, SPEC, Examples(["a"], None, ["maybe"]))
+    with pytest.raises(InputError, match="outside the model's 2 classes"):
+        class_indices(model, SPEC, Examples(["a"], None, [2]))
+    with pytest.raises(InputError, match="needs a label column"):
+        class_indices(model, SPEC, Examples(["a"]))
+
+
+def test_metrics_by_hand():
+    predictions, targets = torch.tensor([1, 1, 0, 1]), torch.tensor([1, 0, 0, 1])
+    figures = measure(("accuracy", "f1", "matthews"), predictions, targets, 2)
+    assert figures == {
+        "accuracy": pytest.approx(3 / 4),
+        "f1": pytest.approx(2 * 2 / (2 * 2 + 1)),
+        "matthews": pytest.approx((2 * 1 - 0) / (3 * 2 * 2 * 1) ** 0.5),
+    }
+    values = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
+    swapped = values[[0, 2, 1]]
+    assert measure(("overlap@10",), values, values, 0)["overlap@10"] == 1
+    assert measure(("cosine",), values, swapped, 0)["cosine"] < 1
