@@ -1,18 +1,17 @@
 """The table of the README: MiniLM on Rotten Tomatoes sentences, pruned by every criterion.
 
-    python benchmarks/text.py                 everything; prints and stores docs/results/text.{md,json}
-    python benchmarks/text.py quality         one part: quality, agreement, cost, speed
+    python benchmarks/text.py                 everything
+    python benchmarks/text.py quality cost    some parts of: quality, agreement, cost, speed
 
 The dense network is fine-tuned first (benchmarks/finetune_text.py, cached). Calibration draws 256 unlabelled
 training sentences a seed; `exact`, which evaluates every unit, and the paper's preset get 16 of them. Quality
-is measured on 1,000 held-out sentences. Parts that are done are read from the cache, named by the digest of
-the sources that they depend on; `--fresh` measures anew.
+is measured on 1,000 held-out sentences. Prints the tables, and stores them in docs/results/text.md, the figures
+in docs/results/text.json, and both in the README.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import resource
 import statistics
@@ -30,7 +29,7 @@ from scipy.stats import spearmanr
 
 import optin
 from optin.arch import describe
-from optin.assets import cache_folder, rotten_tomatoes
+from optin.assets import rotten_tomatoes
 from optin.batches import Batches, split
 from optin.benchmark import compare_speed
 from optin.criteria.exact import exact_parts
@@ -50,6 +49,7 @@ SEEDS = (0, 1, 2)
 CRITERIA = ("compensated", "sketch", "exact", "fisher", "magnitude", "random")
 FEW = 16  # sentences for criteria that evaluate every unit
 LENGTH = 128  # tokens at most
+BEGIN, END = "<!-- benchmarks/text.py -->", "<!-- end -->"  # between them the README holds the tables
 
 
 class Setting:
@@ -176,10 +176,8 @@ def _one_forward_per_unit(model: Any, space: Any, batch: Any, units: Any, recipe
                 multiplier[unit] = 0
                 with gated(model, space, {name: multiplier}), recorded_blocks(model, space.blocks, blocks):
                     output = read_final(model, model(**batch), batch, rows, options)
-                [
+                for block, phi in zip(blocks, grams, strict=True):
                     manifold_loss(manifold(hidden_of(block), rows), phi)
-                    for block, phi in zip(blocks, grams, strict=True)
-                ]
                 output_loss(output, reference, options.temperature)
 
 
@@ -241,14 +239,6 @@ def _kind(values: dict[str, torch.Tensor], kind: str) -> torch.Tensor:
 
 
 PARTS = {"quality": quality, "agreement": agreement, "cost": cost, "speed": speed}
-
-
-def sources() -> str:
-    """Digest of the code that the figures depend on."""
-    digest = hashlib.sha256()
-    for file in sorted([*(ROOT / "src").rglob("*.py"), *(ROOT / "benchmarks").glob("*text.py")]):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def render(results: dict[str, Any]) -> str:
@@ -325,7 +315,6 @@ def render(results: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", help=f"parts to measure: {', '.join(PARTS)}; all if none is named")
-    parser.add_argument("--fresh", action="store_true", help="measure even what the cache has")
     parser.add_argument("--job", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.job:
@@ -333,17 +322,19 @@ def main() -> None:
         return
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"unknown part {sorted(unknown)[0]!r}")
-    setting, results = Setting(), {}
+    stored = RESULTS / "text.json"
+    results = json.loads(stored.read_text()) if stored.exists() else {}
+    setting = Setting()
+    RESULTS.mkdir(parents=True, exist_ok=True)
     for name in arguments.parts or PARTS:
-        file = cache_folder() / f"text-{name}-{sources()}.json"
-        if arguments.fresh or not file.exists():
-            file.write_text(json.dumps(PARTS[name](setting)))
-        results[name] = json.loads(file.read_text())
-    print(render(results))
-    if not arguments.parts:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        (RESULTS / "text.md").write_text(render(results))
-        (RESULTS / "text.json").write_text(json.dumps(results, indent=1) + "\n")
+        results[name] = PARTS[name](setting)
+        stored.write_text(json.dumps(results, indent=1) + "\n")
+    tables = render(results)
+    print(tables)
+    (RESULTS / "text.md").write_text(tables)
+    readme = (ROOT / "README.md").read_text()
+    head, _, rest = readme.partition(BEGIN)
+    (ROOT / "README.md").write_text(f"{head}{BEGIN}\n{tables}{END}{rest.partition(END)[2]}")
 
 
 if __name__ == "__main__":
