@@ -12,7 +12,7 @@ test: $(VENV)/dev
 
 $(VENV)/demo $(VENV)/dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[$(@F)]'
+	$(VENV)/bin/pip install --constraint constraints.txt --editable '.[$(@F)]'
 	touch $@
 
 clean:

@@ -9,6 +9,7 @@ from optin.arch import describe
 from optin.batches import Batches, split
 from optin.criteria.compensated import eliminate
 from optin.criteria.exact import Reference, exact_parts
+from optin.criteria.scoring import Scoring
 from optin.criteria.sketch import UnitTotals, balanced, part_scales
 from optin.errors import CheckpointError, InputError, NumericalError
 from optin.gating import gated
@@ -75,7 +76,7 @@ def test_exact_skips_what_it_can(bert):
 def test_exact_resumes_after_a_kill(bert, batches, tmp_path):
     space, file = describe(bert), tmp_path / "partial"
     calibration = Batches.of(batches, CPU)
-    expected = exact_parts(bert, space, calibration, RECIPE)
+    expected = exact_parts(Scoring(bert, space, calibration, RECIPE))
     seen = []
 
     def killed(items, description, total):
@@ -86,14 +87,14 @@ def test_exact_resumes_after_a_kill(bert, batches, tmp_path):
             yield item
 
     with pytest.raises(KeyboardInterrupt):
-        exact_parts(bert, space, calibration, RECIPE, killed, file)
+        exact_parts(Scoring(bert, space, calibration, RECIPE, killed, file))
     steps = []
 
     def counted(items, description, total):
         steps.append(total)
         yield from items
 
-    resumed = exact_parts(bert, space, calibration, RECIPE, counted, file)
+    resumed = exact_parts(Scoring(bert, space, calibration, RECIPE, counted, file))
     assert steps[0] < len(space) * 8
     for part, groups in expected.items():
         for name, value in groups.items():
@@ -103,12 +104,12 @@ def test_exact_resumes_after_a_kill(bert, batches, tmp_path):
 def test_partial_scores_of_another_run_are_refused(bert, batches, tmp_path):
     space, file = describe(bert), tmp_path / "partial"
     calibration = Batches.of(batches[:1], CPU)
-    exact_parts(bert, space, calibration, RECIPE, silent, file)
+    exact_parts(Scoring(bert, space, calibration, RECIPE, silent, file))
     with pytest.raises(CheckpointError, match="another run"):
-        exact_parts(bert, space, calibration, RECIPE.override(seed=1), silent, file)
+        exact_parts(Scoring(bert, space, calibration, RECIPE.override(seed=1), silent, file))
     file.write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match="damaged"):
-        exact_parts(bert, space, calibration, RECIPE, silent, file)
+        exact_parts(Scoring(bert, space, calibration, RECIPE, silent, file))
 
 
 def test_the_sketch_converges_to_the_squared_jacobian(bert, batches):
@@ -143,7 +144,7 @@ def test_the_sketch_ranks_like_exact(bert, batches):
     for probe in draw_probes(bert, space, calibration, recipe.trajectory, 0):
         totals.add(probe)
     sketch = balanced(totals.mean, 1.0)
-    exact = balanced(exact_parts(bert, space, calibration, recipe), 1.0)
+    exact = balanced(exact_parts(Scoring(bert, space, calibration, recipe)), 1.0)
     for kind in ("heads", "neurons"):
         ours, theirs = (
             torch.cat([value for name, value in each.items() if kind in name]) for each in (sketch, exact)

@@ -108,7 +108,7 @@ def test_an_infeasible_budget_says_what_can_be_reached(bert, batches):
         ([torch.ones(1, 2)], "mapping of keyword inputs"),
         ([{"input_ids": torch.ones(0, 2)}], "has no examples"),
         ([{"input_ids": torch.ones(2, 2), "attention_mask": torch.ones(3, 2)}], "share their first axis"),
-        ([{"text": "hello"}], "share their first axis"),
+        ([{"text": "hello"}], "holds no tensors"),
         ([{"input_ids": torch.ones(2, 41, dtype=torch.long)}], "beyond the 40 tokens"),
         ([{"input_ids": torch.full((2, 4), 60)}], "60 words"),
         ([{"input_ids": torch.ones(1, 4, dtype=torch.long)}], "at least 2 examples"),

@@ -64,10 +64,23 @@ def test_glue_as_first_published(tmp_path):
         tmp_path / "dev_matched.tsv"
     )
     spec = task_spec("mnli")
-    task = Task(data=str(tmp_path), text="sentence1", text_pair="sentence2")
-    examples = load_examples(spec, task, "evaluation", labelled=True)
+    examples = load_examples(spec, Task(data=str(tmp_path)), "evaluation", labelled=True)
     assert examples.texts[0] == 'He said "no' and examples.pairs == ["He agreed.", "A person"]
     assert class_indices(build("bert"), spec, examples) == [2, 0]
+
+
+def test_cola_has_no_header(tmp_path):
+    (tmp_path / "dev.tsv").write_text("gj04\t1\t\tThe film is good.\ngj04\t0\t*\tGood film the.\n")
+    examples = load_examples(task_spec("cola"), Task(data=str(tmp_path)), "evaluation", labelled=True)
+    assert examples.texts == ["The film is good.", "Good film the."] and examples.labels == [1, 0]
+
+
+def test_numbers_follow_the_task_and_names_the_network():
+    """A network trained with the classes of MNLI in another order."""
+    order = {"CONTRADICTION": 0, "NEUTRAL": 1, "ENTAILMENT": 2}
+    model = build("bert", num_labels=3, label2id=order, id2label={v: k for k, v in order.items()})
+    examples = Examples(["a"] * 4, None, [0, 2, "entailment", "1"])
+    assert class_indices(model, task_spec("mnli"), examples) == [2, 0, 2, 1]
 
 
 def test_the_labels_of_calibration_are_not_even_read(tmp_path):

@@ -137,7 +137,9 @@ def _tensors(raw: Any) -> Batch:
     if not isinstance(raw, Mapping):
         raise InputError(f"a batch must be a mapping of keyword inputs to tensors, not {type(raw).__name__}.")
     batch = {name: value for name, value in raw.items() if isinstance(value, Tensor)}
-    if not batch or len({value.shape[0] if value.dim() else None for value in batch.values()}) != 1:
+    if not batch:
+        raise InputError("a batch of the calibration set holds no tensors: tokenise it with return_tensors='pt'.")
+    if len({value.shape[0] if value.dim() else None for value in batch.values()}) != 1:
         raise InputError("all tensors of a batch must share their first axis, the examples.")
     if size_of(batch) == 0:
         raise InputError("a batch of the calibration set has no examples: leave it out.")

@@ -18,7 +18,7 @@ from .budget import Budget
 from .checkpoint import attach, save
 from .compensation import compensate
 from .cost import CostModel, mac_cost, parameter_cost
-from .criteria import criterion
+from .criteria import Scoring, criterion
 from .errors import InputError, OptinError
 from .gating import gated, masks
 from .modules import check_weights, device_of, inference_mode_of
@@ -112,7 +112,7 @@ def score(
     check_weights(model)
     calibration = Batches.of(batches, device_of(model))
     check_inputs(model, calibration)
-    curves = measure(model, space, calibration, recipe, track, Path(resume) if resume else None)
+    curves = measure(Scoring(model, space, calibration, recipe, track, Path(resume) if resume else None))
     return Scores(
         space.architecture,
         curves,

@@ -40,7 +40,7 @@ class Trajectory:
     temperature: float = 4.0
     balance: float = 1.0
     draws: int = 128
-    stack: int = 16
+    stack: int = 32
     pooling: str = "mean"
 
     def __post_init__(self) -> None:

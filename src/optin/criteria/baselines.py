@@ -3,70 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..batches import Batch, Batches, split
+from ..batches import Batch, split
 from ..errors import InputError
 from ..probe import differentiate
-from ..progress import Track, silent
-from ..recipe import Recipe
 from ..scores import Curve
-from ..units import UnitSpace
+from .scoring import Scoring
 
 
-def random(
-    model: nn.Module,
-    space: UnitSpace,
-    batches: Batches,
-    recipe: Recipe,
-    track: Track = silent,
-    resume: Path | None = None,
-) -> Mapping[str, Curve]:
+def random(scoring: Scoring) -> Mapping[str, Curve]:
     """Uniform random importance."""
-    generator = torch.Generator().manual_seed(recipe.seed)
-    return {group.name: Curve.from_importance(torch.rand(group.size, generator=generator)) for group in space}
+    generator = torch.Generator().manual_seed(scoring.recipe.seed)
+    return {group.name: Curve.from_importance(torch.rand(group.size, generator=generator)) for group in scoring.space}
 
 
-def magnitude(
-    model: nn.Module,
-    space: UnitSpace,
-    batches: Batches,
-    recipe: Recipe,
-    track: Track = silent,
-    resume: Path | None = None,
-) -> Mapping[str, Curve]:
+def magnitude(scoring: Scoring) -> Mapping[str, Curve]:
     """Squared L2 norm of all weights that leave with the unit."""
     curves = {}
-    for group in track(space, "magnitude", len(space)):
+    for group in scoring.track(scoring.space, "magnitude", len(scoring.space)):
         total = torch.zeros(group.size, dtype=torch.float64)
         for cut in group.cuts:
-            parameter = model.get_parameter(cut.parameter).detach().double().movedim(cut.dim, 0)
+            parameter = scoring.model.get_parameter(cut.parameter).detach().double().movedim(cut.dim, 0)
             owned = parameter[cut.offset : cut.offset + group.size * cut.block]
             total += owned.reshape(group.size, -1).square().sum(1).cpu()
         curves[group.name] = Curve.from_importance(total)
     return curves
 
 
-def fisher(
-    model: nn.Module,
-    space: UnitSpace,
-    batches: Batches,
-    recipe: Recipe,
-    track: Track = silent,
-    resume: Path | None = None,
-) -> Mapping[str, Curve]:
+def fisher(scoring: Scoring) -> Mapping[str, Curve]:
     """Diagonal Fisher information of the multipliers, from labels: E[(d loss / d m)^2] (Kwon et al., 2022).
 
     Raises:
         InputError: batches without labels, or a model without a loss.
     """
-    size = batches.micro_size(recipe.trajectory.draws)
-    total = {group.name: torch.zeros(group.size, dtype=torch.float64) for group in space}
-    for batch in track(batches.labelled(), "fisher", len(batches)):
+    batches, model, space = scoring.batches, scoring.model, scoring.space
+    size = batches.micro_size(scoring.recipe.trajectory.draws)
+    total = {group.name: torch.zeros(group.size, dtype=torch.float64) for group in scoring.space}
+    for batch in scoring.track(batches.labelled(), "fisher", len(batches)):
         for micro in split(batch, size):
             for name, value in differentiate(model, space, micro, _label_loss).units["loss"].items():
                 total[name] += value.double().square().cpu()

@@ -12,40 +12,30 @@ refitted without the units gone before.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..batches import Batches
 from ..probe import PARTS, Probe, draw_probes, token_weights
-from ..progress import Track, silent
 from ..recipe import Recipe
 from ..scores import Curve
 from ..statistics import Moments, ridged
 from ..units import Gate, UnitGroup, UnitSpace
+from .scoring import Scoring
 from .sketch import UnitTotals, part_scales
 
 CHUNK = 16  # units that leave between two updates of C^-1, for groups with many small units
 
 
-def compensated(
-    model: nn.Module,
-    space: UnitSpace,
-    batches: Batches,
-    recipe: Recipe,
-    track: Track = silent,
-    resume: Path | None = None,
-) -> Mapping[str, Curve]:
+def compensated(scoring: Scoring) -> Mapping[str, Curve]:
     """Removal curves under compensation. Cost: the sketch, one second moment per consumer, one elimination."""
+    model, space, recipe = scoring.model, scoring.space, scoring.recipe
     statistics = Sensitivities(model, space, recipe)
-    for probe in draw_probes(model, space, batches, recipe.trajectory, recipe.seed, track, "score"):
+    for probe in draw_probes(model, space, scoring.batches, recipe.trajectory, recipe.seed, scoring.track, "score"):
         statistics.add(probe)
-    curves = {}
-    for group in track(space, "removal curves", len(space)):
-        curves[group.name] = statistics.curve(model, group)
-    return curves
+    groups = scoring.track(space, "removal curves", len(space))
+    return {group.name: statistics.curve(model, group) for group in groups}
 
 
 class Sensitivities:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -20,57 +19,35 @@ from ..batches import Batch, Batches, size_of, split, tile, token_mask
 from ..gating import gated
 from ..modules import hidden_of, inference_mode_of, patched_forward
 from ..probe import PARTS, check_activations, read_final
-from ..progress import Track, silent
-from ..recipe import Recipe, Trajectory
+from ..recipe import Trajectory
 from ..replay import Recorder, Trail, recorded_blocks, resumed_at
 from ..scores import Curve
 from ..trajectory import Output, draw_rows, gram, manifold, manifold_loss, output_loss
 from ..units import Gate, Tap, UnitGroup, UnitSpace
 from .partial import Partial
+from .scoring import Scoring
 from .sketch import balanced
 
 SIDES: tuple[Literal["input", "output"], ...] = ("input", "output")
 
 
-def exact(
-    model: nn.Module,
-    space: UnitSpace,
-    batches: Batches,
-    recipe: Recipe,
-    track: Track = silent,
-    resume: Path | None = None,
-) -> Mapping[str, Curve]:
-    """Removal curves from independent unit scores.
-
-    Args:
-        resume: file that keeps the sums after each micro-batch; a run that was killed continues from it.
-    """
-    return {
-        name: Curve.from_importance(value)
-        for name, value in balanced(
-            exact_parts(model, space, batches, recipe, track, resume), recipe.trajectory.balance
-        ).items()
-    }
+def exact(scoring: Scoring) -> Mapping[str, Curve]:
+    """Removal curves from independent unit scores; keeps partial sums in `scoring.resume`."""
+    scores = balanced(exact_parts(scoring), scoring.recipe.trajectory.balance)
+    return {name: Curve.from_importance(value) for name, value in scores.items()}
 
 
-def exact_parts(
-    model: nn.Module,
-    space: UnitSpace,
-    batches: Batches,
-    recipe: Recipe,
-    track: Track = silent,
-    resume: Path | None = None,
-    units: Mapping[str, list[int]] | None = None,
-) -> dict[str, dict[str, Tensor]]:
+def exact_parts(scoring: Scoring, units: Mapping[str, list[int]] | None = None) -> dict[str, dict[str, Tensor]]:
     """L_mid and L_out of the chosen units (all by default), averaged over micro-batches: shape (chosen,)."""
+    model, space, recipe, batches = scoring.model, scoring.space, scoring.recipe, scoring.batches
     chosen = {group.name: list(range(group.size)) for group in space} if units is None else dict(units)
     size = batches.micro_size(recipe.trajectory.draws)
-    partial = Partial.open(resume, PARTS, chosen, f"{batches.digest} {recipe.to_dict()}")
+    partial = Partial.open(scoring.resume, PARTS, chosen, f"{batches.digest} {recipe.to_dict()}")
     micro = [(batch, recipe.seed + index) for index, batch in enumerate(_micro_batches(batches, size))]
     steps = [(index, group) for index in range(partial.done, len(micro)) for group in space if chosen[group.name]]
     current = -1
     with inference_mode_of(model), torch.inference_mode():
-        for index, group in track(steps, "exact", len(steps)):
+        for index, group in scoring.track(steps, "exact", len(steps)):
             if index != current:
                 partial.commit(index)
                 batch, seed = micro[index]

@@ -6,36 +6,26 @@ I(u) = E[ (d <v, phi> / d m_u)^2 ],   m_u the unit's multiplier        (METHOD s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..batches import Batches
 from ..probe import PARTS, Probe, draw_probes
-from ..progress import Track, silent
-from ..recipe import Recipe
 from ..scores import Curve
 from ..units import UnitSpace
+from .scoring import Scoring
 
 Parts = dict[str, dict[str, Tensor]]
 
 
-def sketch(
-    model: nn.Module,
-    space: UnitSpace,
-    batches: Batches,
-    recipe: Recipe,
-    track: Track = silent,
-    resume: Path | None = None,
-) -> Mapping[str, Curve]:
+def sketch(scoring: Scoring) -> Mapping[str, Curve]:
     """Removal curves from independent unit scores. Cost: one forward and two backward passes per draw."""
-    total = UnitTotals(space)
-    for probe in draw_probes(model, space, batches, recipe.trajectory, recipe.seed, track):
+    total, options = UnitTotals(scoring.space), scoring.recipe.trajectory
+    for probe in draw_probes(
+        scoring.model, scoring.space, scoring.batches, options, scoring.recipe.seed, scoring.track
+    ):
         total.add(probe)
-    return {
-        name: Curve.from_importance(value) for name, value in balanced(total.mean, recipe.trajectory.balance).items()
-    }
+    return {name: Curve.from_importance(value) for name, value in balanced(total.mean, options.balance).items()}
 
 
 class UnitTotals:

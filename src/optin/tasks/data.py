@@ -54,7 +54,7 @@ def load_examples(spec: TaskSpec, options: Task, part: str, *, labelled: bool) -
     """
     explicit = options.calibration_split if part == "calibration" else options.evaluation_split
     split = explicit or spec.splits[part == "evaluation"]
-    rows = _hub(spec, split) if options.data is None else _local(Path(options.data), split)
+    rows = _hub(spec, split) if options.data is None else _local(Path(options.data), split, spec)
     if len(rows) == 0:
         raise InputError(f"the {split!r} part of {options.data or spec.hub} is empty.")
     found = list(rows.column_names)
@@ -92,7 +92,7 @@ def _column(found: list[str], wanted: str) -> str:
     raise InputError(unknown("column", wanted, found))
 
 
-def _local(path: Path, split: str) -> Any:
+def _local(path: Path, split: str, spec: TaskSpec) -> Any:
     if not path.exists():
         raise InputError(f"no such file or folder: {path}")
     file = path if path.is_file() else _part_of(path, split)
@@ -102,12 +102,19 @@ def _local(path: Path, split: str) -> Any:
         raise InputError(f"{file} is empty.")
     datasets = _datasets()
     # Tab-separated files of GLUE hold stray quotation marks, which are plain text.
-    reading = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if file.suffix == ".tsv" else {}
+    reading: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if file.suffix == ".tsv" else {}
+    if reading and spec.header and spec.text not in _first_line(file).split("\t"):
+        reading["column_names"] = list(spec.header)
     try:
         loader = getattr(datasets.Dataset, f"from_{FORMATS[file.suffix]}")
         return loader(str(file), cache_dir=None, **reading)
     except Exception as error:
         raise InputError(f"cannot read {file}: {_root(error)}") from None
+
+
+def _first_line(file: Path) -> str:
+    with file.open(encoding="utf-8", errors="replace") as handle:
+        return handle.readline().rstrip("\n")
 
 
 def _part_of(folder: Path, split: str) -> Path:

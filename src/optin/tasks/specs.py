@@ -12,6 +12,8 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "label": ("gold_label", "is_duplicate", "Quality", "score"),
     "sentence1": ("#1 String",),
     "sentence2": ("#2 String",),
+    "premise": ("sentence1",),
+    "hypothesis": ("sentence2",),
 }
 
 
@@ -26,6 +28,7 @@ class TaskSpec:
         splits: (calibration, evaluation) parts of the data.
         hub: (data set, configuration) on the hub.
         names: class names in the order of the hub's labels, for files that write names.
+        header: columns of tab-separated files as first published without a header.
     """
 
     kind: str
@@ -36,6 +39,7 @@ class TaskSpec:
     splits: tuple[str, str] = ("train", "validation")
     hub: tuple[str, str] | None = None
     names: tuple[str, ...] = ()
+    header: tuple[str, ...] = ()
 
 
 def _glue(name: str, text: str, pair: str | None = None, **other: object) -> TaskSpec:
@@ -47,7 +51,9 @@ _ENTAILMENT = ("entailment", "not_entailment")
 _NLI = ("entailment", "neutral", "contradiction")
 
 TASKS: Mapping[str, TaskSpec] = {
-    "cola": _glue("cola", "sentence", metrics=("matthews", "accuracy")),
+    "cola": _glue(
+        "cola", "sentence", metrics=("matthews", "accuracy"), header=("source", "label", "mark", "sentence")
+    ),
     "sst2": _glue("sst2", "sentence"),
     "mrpc": _glue("mrpc", "sentence1", "sentence2", metrics=("accuracy", "f1")),
     "stsb": _glue("stsb", "sentence1", "sentence2", kind="regression", metrics=("spearman", "pearson")),

@@ -216,6 +216,10 @@ def class_indices(model: nn.Module, spec: TaskSpec, examples: Examples) -> list[
             raise InputError(f"the labels of a regression must be numbers: {error}.") from None
     names = {name.lower(): index for index, name in enumerate(spec.names)}
     names |= {str(name).lower(): index for name, index in (config.label2id or {}).items()}
+    # Numbers in the data follow the task's order of classes; the network may have been trained with another.
+    own = {str(name).lower() for name in (config.label2id or {})}
+    if spec.names and own.issuperset(name.lower() for name in spec.names):
+        names |= {str(number): names[name.lower()] for number, name in enumerate(spec.names)}
     if spec.kind == "tokens":
         for row, (words, tags) in enumerate(zip(examples.texts, examples.labels, strict=True)):
             if len(words) != len(tags):
@@ -226,7 +230,9 @@ def class_indices(model: nn.Module, spec: TaskSpec, examples: Examples) -> list[
 
 def _class_index(label: Any, names: Mapping[str, int], classes: int) -> int:
     text = str(label).strip()
-    index = int(text) if text.lstrip("-").isdigit() else names.get(text.lower())
+    index = names.get(text.lower())
+    if index is None and text.lstrip("-").isdigit():
+        index = int(text)
     if index is None:
         raise InputError(f"the label {text!r:.40} is none of the model's: {', '.join(sorted(names))}.")
     if not 0 <= index < classes:
