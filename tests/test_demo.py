@@ -13,7 +13,7 @@ from optin.errors import DependencyError
 def test_logistic_regression_ends_at_a_minimum():
     features, labels = torch.randn(200, 5), torch.randint(2, (200,))
     weight, bias = logistic_regression(features, labels, penalty=0.01)
-    weight.requires_grad_()
+    weight = weight.clone().requires_grad_()
     loss = torch.nn.functional.cross_entropy(features @ weight.mT + bias, labels) + 0.01 * weight.square().sum()
     (gradient,) = torch.autograd.grad(loss, weight)
     assert float(gradient.abs().max()) < 1e-4

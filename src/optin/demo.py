@@ -88,7 +88,7 @@ def logistic_regression(features: Tensor, labels: Tensor, penalty: float = 1e-3)
         optimizer.zero_grad()
         value = nn.functional.cross_entropy(classes(features), labels) + penalty * classes.weight.square().sum()
         value.backward()
-        return float(value)
+        return float(value.detach())
 
     optimizer.step(loss)
     return classes.weight.detach(), classes.bias.detach()
