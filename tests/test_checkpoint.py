@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -200,6 +201,20 @@ def test_a_full_disk_leaves_the_old_result(small, bert, monkeypatch, exchange):
         optin.apply(bert, random_plan(bert, 5)).save(small[1])
     assert {path.name: path.read_bytes() for path in small[1].iterdir()} == before
     assert [path.name for path in small[1].parent.iterdir()] == ["small"]
+
+
+def test_weights_that_cannot_be_written_leave_the_old_result(small, bert):
+    """The system itself refuses: files of this process may not grow beyond 4,000 bytes."""
+    before = {path.name: path.read_bytes() for path in small[1].iterdir()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    result = optin.apply(bert, random_plan(bert, 5))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
+    try:
+        with pytest.raises(CheckpointError, match="cannot write"):
+            result.save(small[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {path.name: path.read_bytes() for path in small[1].iterdir()} == before
 
 
 def test_the_swap_works_without_help_of_the_system(small, bert, monkeypatch):

@@ -153,7 +153,7 @@ def failing(folder):
         "no budget": ((*prune, *data), 2, "how much may stay"),
         "whole budget": ((*prune, "--budget", "100%", *data), 4, "less than 100%"),
         "infeasible": ((*prune, "--budget", "1%", *data), 4, "Ask for"),
-        "model": (("inspect", folder / "none"), 2, "no such folder"),
+        "model": (("inspect", folder / "none"), 2, "no such folder here"),
         "device": (("inspect", dense, "--device", "abacus"), 2, "abacus"),
         "dtype": (("inspect", dense, "--dtype", "int8"), 2, "float32"),
         "architecture": (("inspect", folder / "gpt2"), 3, "gpt2"),

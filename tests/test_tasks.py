@@ -122,7 +122,7 @@ def test_tasks_without_data():
 def test_a_hub_that_cannot_be_reached_gives_one_line():
     with pytest.raises(InputError, match="nyu-mll/glue"):
         load_examples(task_spec("sst2"), Task(name="sst2"), "calibration", labelled=False)
-    with pytest.raises(InputError, match="no such folder, and on the hub") as caught:
+    with pytest.raises(InputError, match="no such folder here; from the hub") as caught:
         load_model("somebody/no-such-model")
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError):

@@ -118,16 +118,16 @@ class _Walk:
             totals = Recorder([_total(gate) for gate in gates])
             with totals.recording(self.models["dense"]):
                 self.template = self._run("dense", position, index, batch)
-            for gate in gates:
-                self.store["total", index, gate.module] = totals.calls[_total(gate)][0]
+            for place, gate in enumerate(gates):
+                self.store["total", index, place] = totals.calls[_total(gate)][0]
             self.store["dense", index] = hidden_of(self.template)
-        for gate in gates:
+        for place, gate in enumerate(gates):
             moments = self._moments(gate)
             for index, batch in enumerate(self.batches):
                 reads = Recorder([_total(gate), _read(gate)])
                 with reads.recording(self.models["pruned"]):
                     self._run("pruned", position, index, batch, until=_total(gate))
-                lack = self.store["total", index, gate.module] - reads.calls[_total(gate)][0]
+                lack = self.store["total", index, place] - reads.calls[_total(gate)][0]
                 _add(moments, batch, reads.calls[_read(gate)][0], lack, weights(index, gate.module)[0])
             self._update(gate, moments)
         for index, batch in enumerate(self.batches):

@@ -90,7 +90,7 @@ def mac_cost(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Tensor]) -
     attention: dict[int, int] = defaultdict(int)
     kinds = tuple(_COUNTERS)
     handles = [
-        module.register_forward_hook(_Record(name, _counter(module), macs))
+        module.register_forward_hook(_Record(name, _counter(module), macs), with_kwargs=True)
         for name, module in model.named_modules()
         if isinstance(module, kinds)
     ]
@@ -153,6 +153,5 @@ class _Record:
     def __init__(self, key: Any, count: Callable[..., int], totals: dict[Any, int]) -> None:
         self.key, self.count, self.totals = key, count, totals
 
-    def __call__(self, module: nn.Module, args: Any, *rest: Any) -> None:
-        kwargs, output = rest if len(rest) == 2 else ({}, rest[0])
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         self.totals[self.key] += self.count(args, kwargs, output)

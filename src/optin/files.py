@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from .errors import CheckpointError, InputError
 
 
@@ -82,8 +84,10 @@ def disk_errors(path: Path) -> Iterator[None]:
     """Turn a full or unwritable disk into one clear line."""
     try:
         yield
-    except OSError as error:
-        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
+    except (OSError, SafetensorError) as error:
+        # safetensors wraps what the system said into words.
+        full = f"os error {errno.ENOSPC})" in str(error) or getattr(error, "errno", None) == errno.ENOSPC
+        reason = "the disk is full" if full else str(error)
         raise CheckpointError(f"cannot write {path}: {reason}. Nothing was changed there.") from error
 
 

@@ -1,22 +1,27 @@
-"""Keep transformers from drawing its own progress bars and load reports."""
+"""Keep the libraries of Hugging Face from writing over our progress: what is wrong is raised."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bar and no load report from the library: what is wrong is raised."""
-    from transformers.utils import logging
+    """No progress bar, no load report and no word of retries, until the block ends."""
+    from transformers.utils import logging as transformers_logging
 
-    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    names = ("transformers", "huggingface_hub", "datasets")
+    levels = {name: logging.getLogger(name).level for name in names}
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
         if shown:
-            logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()

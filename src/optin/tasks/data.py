@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DependencyError, InputError, unknown
+from ..quiet import quiet
 from ..recipe import Task
 from .specs import ALIASES, TaskSpec
 
@@ -132,7 +133,8 @@ def _hub(spec: TaskSpec, split: str) -> Any:
         raise InputError("say where the data is: --data FILE (csv, tsv, jsonl or parquet).")
     datasets = _datasets()
     try:
-        return datasets.load_dataset(*spec.hub, split=split)
+        with quiet():
+            return datasets.load_dataset(*spec.hub, split=split)
     except Exception as error:
         raise InputError(
             f"the data set {spec.hub[0]!r} cannot be had from the hub ({_root(error)}). Pass --data FOLDER."

@@ -277,5 +277,5 @@ def _clear_errors(source: str) -> Iterator[None]:
             yield
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        place = "the folder" if Path(source).is_dir() else "no such folder, and on the hub"
+        place = "a local folder" if Path(source).is_dir() else "no such folder here; from the hub"
         raise InputError(f"cannot load {source!r} ({place}): {reason.strip()[:300]}") from None
