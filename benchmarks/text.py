@@ -139,10 +139,10 @@ def agreement(setting: Setting) -> dict[str, Any]:
     found: dict[str, Any] = {"units": sum(map(len, chosen.values())), "exact_seconds": exact_seconds}
     totals = UnitTotals(space)
     for draw, probe in enumerate(
-        draw_probes(setting.model, space, batches, recipe.override(trajectory__draws=1024).trajectory, 0), 1
+        draw_probes(setting.model, space, batches, recipe.override(trajectory__draws=256).trajectory, 0), 1
     ):
         totals.add(probe)
-        if draw in (64, 256, 1024):
+        if draw in (64, 128, 256):
             sketch = {part: {n: v[chosen[n]] for n, v in groups.items()} for part, groups in totals.mean.items()}
             found[f"draws {draw}"] = {
                 kind: spearmanr(*(_kind(balanced(parts, 1.0), kind) for parts in (sketch, exact))).statistic
