@@ -1,7 +1,7 @@
 """The table of the README: MiniLM on Rotten Tomatoes sentences, pruned by every criterion.
 
     python benchmarks/text.py                 everything
-    python benchmarks/text.py quality cost    some parts of: quality, agreement, cost, speed
+    python benchmarks/text.py quality jobs    some parts of: quality, agreement, jobs, speed
 
 The dense network is fine-tuned first (benchmarks/finetune_text.py, cached). Calibration draws 256 unlabelled
 training sentences a seed; `exact`, which evaluates every unit, and the paper's preset score on 8 of them. Quality
@@ -26,6 +26,7 @@ from finetune_text import finetune
 from rich.console import Console
 from rich.progress import track as progress
 from scipy.stats import spearmanr
+from text_tables import DEFAULT, render
 
 import optin
 from optin.arch import describe
@@ -38,7 +39,7 @@ from optin.criteria.sketch import UnitTotals, balanced
 from optin.gating import gated
 from optin.modules import hidden_of, inference_mode_of
 from optin.probe import draw_probes, read_final
-from optin.recipe import Recipe
+from optin.recipe import Calibration, Recipe
 from optin.replay import recorded_blocks
 from optin.tasks import Examples, calibration_batches, evaluate, load_model, load_tokenizer, task_spec
 from optin.trajectory import draw_rows, gram, manifold, manifold_loss, output_loss
@@ -50,6 +51,7 @@ SEEDS = (0, 1, 2)
 CRITERIA = ("compensated", "sketch", "exact", "fisher", "magnitude", "random")
 # For criteria that evaluate every unit: eight sentences, in two micro-batches.
 FEW: dict[str, Any] = {"calibration__examples": 8, "trajectory__draws": 2}
+EXAMPLES = (64, 256, 1024)  # calibration sentences of the default job, for its memory
 LENGTH = 128  # tokens at most
 BEGIN, END = "<!-- benchmarks/text.py -->", "<!-- end -->"  # between them the README holds the tables
 
@@ -184,39 +186,63 @@ def _one_forward_per_unit(model: Any, space: Any, batch: Any, units: Any, recipe
                 output_loss(output, reference, options.temperature)
 
 
-def cost(setting: Setting) -> dict[str, Any]:
-    """The default job in dense forward passes over its calibration set, and its peak memory, in a fresh process."""
-    runs = []
-    for _ in range(3):
-        output = subprocess.run(
-            [sys.executable, __file__, "--job"], check=True, capture_output=True, text=True
-        ).stdout
-        runs.append(json.loads(output.splitlines()[-1]))
-    return {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+def jobs(setting: Setting) -> dict[str, Any]:
+    """Every row of the table as one job at 50 %, and the default job on other calibration sets: see `job`."""
+    rows = {
+        name: measured_job(name) for name in progress(recipes(), description="jobs", console=Console(stderr=True))
+    }
+    sizes = {str(examples): measured_job(DEFAULT, examples) for examples in EXAMPLES}
+    return {"rows": rows, "examples": sizes}
 
 
-def job() -> None:
-    """One default job at 50 %, measured; prints one line of JSON."""
-    setting = Setting()
-    batches = setting.calibration(Recipe())
+def measured_job(name: str, examples: int = Calibration.examples) -> dict[str, Any]:
+    """`job` in a fresh process, so that its peak memory is its own."""
+    command = [sys.executable, __file__, "--job", name, "--examples", str(examples)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    figures: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return figures
+
+
+def job(name: str, examples: int) -> None:
+    """One job at 50 %: seconds, dense forward passes, peak memory; then throughput at every budget. Prints JSON."""
+    setting, recipe = Setting(), recipes()[name]
+    refit = Recipe().override(refit__enabled=recipe.refit.enabled, calibration__examples=examples)
+    if recipe.calibration.examples == Calibration.examples:
+        recipe = recipe.override(calibration__examples=examples)
+    batches = setting.calibration(recipe, labels=recipe.criterion == "fisher")
+    others = setting.calibration(refit)
 
     def forward() -> float:
         start = time.perf_counter()
         with torch.inference_mode():
-            for batch in batches:
+            for batch in others:
                 setting.model(**batch)
         return time.perf_counter() - start
 
     passes = [forward() for _ in range(3)]
-    before = _peak()
-    start = time.perf_counter()
-    result = optin.prune(setting.model, batches, "50%")
-    seconds = time.perf_counter() - start
-    passes += [forward() for _ in range(3)]
-    dense = statistics.median(passes)
-    figures = {f"{name}_seconds": value for name, value in result.report["seconds"].items()}
-    figures |= {"job_seconds": seconds, "forward_seconds": dense, "job_in_forwards": seconds / dense}
-    print(json.dumps(figures | {"peak_megabytes_above_model": (_peak() - before) / 2**20}))
+    before, start = _peak(), time.perf_counter()
+    scores = optin.score(setting.model, batches, recipe=recipe)
+    scored = time.perf_counter()
+    plan = optin.plan(setting.model, scores, "50%", recipe=recipe)
+    searched = time.perf_counter()
+    optin.apply(setting.model, plan, others, recipe=refit)
+    end, peak = time.perf_counter(), _peak()
+    dense = statistics.median(passes + [forward() for _ in range(3)])
+    figures = {
+        "macs": plan.pruned.macs,
+        "score_seconds": scored - start,
+        "search_seconds": searched - scored,
+        "apply_seconds": end - searched,
+        "job_seconds": end - start,
+        "job_in_forwards": (end - start) / dense,
+        "peak_megabytes_above_model": (peak - before) / 2**20,
+        "speed": {},
+    }
+    for budget in BUDGETS:
+        small = optin.apply(setting.model, optin.plan(setting.model, scores, f"{budget}%", recipe=recipe)).model
+        (speed,) = compare_speed(setting.model, small, lengths=(32,))
+        figures["speed"][budget] = speed.to_dict()
+    print(json.dumps(figures))
 
 
 def _peak() -> int:
@@ -241,87 +267,17 @@ def _kind(values: dict[str, torch.Tensor], kind: str) -> torch.Tensor:
     return torch.cat([value for name, value in values.items() if name.endswith(kind)])
 
 
-PARTS = {"quality": quality, "agreement": agreement, "cost": cost, "speed": speed}
-
-
-def render(results: dict[str, Any]) -> str:
-    """The tables in Markdown."""
-    lines: list[str] = []
-    if found := results.get("quality"):
-        lines += [
-            f"Dense accuracy {100 * found['dense_accuracy']:.1f} % on 1,000 held-out sentences; mean of "
-            f"{len(SEEDS)} seeds, ± standard deviation. Accuracy in %, then KL of the outputs to the dense ones.",
-            "",
-            f"| criterion | {' | '.join(f'{budget} % MACs' for budget in BUDGETS)} | score, s | refit, s |",
-            "|---|" + "---|" * (len(BUDGETS) + 2),
-        ]
-        for name in dict.fromkeys(figure["row"] for figure in found["figures"]):
-            rows = [figure for figure in found["figures"] if figure["row"] == name]
-            cells = []
-            for budget in BUDGETS:
-                here = [figure for figure in rows if figure["budget"] == budget]
-                accuracy, kl = ([figure[key] for figure in here] for key in ("accuracy", "kl"))
-                cells.append(
-                    f"{100 * statistics.mean(accuracy):.1f} ± {100 * statistics.stdev(accuracy):.1f}, "
-                    f"{statistics.mean(kl):.4f}"
-                )
-            seconds = [
-                statistics.mean(figure[key] for figure in rows) for key in ("score_seconds", "compensate_seconds")
-            ]
-            label = f"**{name}**" if name == "compensated + compensation" else name
-            lines.append(f"| {label} | {' | '.join(cells)} | {seconds[0]:.1f} | {seconds[1]:.1f} |")
-        slack = [figure["budget"] / 100 * figure["dense_macs"] - figure["macs"] for figure in found["figures"]]
-        lines += [
-            "",
-            f"Budgets: {len(slack)} plans leave between {min(slack):,.0f} and {max(slack):,.0f} MACs unused; "
-            f"the smallest unit costs {found['smallest_unit']:,}.",
-        ]
-    if found := results.get("agreement"):
-        lines += [
-            "",
-            f"Spearman correlation of `sketch` with `exact` over {found['units']} units (all heads, 500 neurons):",
-            "",
-            "| draws | heads | neurons |",
-            "|---|---|---|",
-            *(
-                f"| {key.removeprefix('draws ')} | {value['heads']:.3f} | {value['neurons']:.3f} |"
-                for key, value in found.items()
-                if key.startswith("draws ")
-            ),
-            "",
-            f"`exact` took {found['exact_seconds']:.0f} s; resuming behind the consumer and stacking units is "
-            f"{found['speedup_over_full_forwards']:.1f} times faster than one full forward per unit.",
-        ]
-    if found := results.get("cost"):
-        lines += [
-            "",
-            f"The default job at 50 %: {found['job_seconds']:.1f} s (score {found['score_seconds']:.1f}, search "
-            f"{found['search_seconds']:.2f}, shrink {found['shrink_seconds']:.2f}, compensate "
-            f"{found['compensate_seconds']:.1f}), as long as {found['job_in_forwards']:.1f} dense forward passes "
-            "over its calibration set; peak memory "
-            f"{found['peak_megabytes_above_model']:.0f} MB above the loaded model.",
-        ]
-    if found := results.get("speed"):
-        lines += [
-            "",
-            "| budget | batch x tokens | dense, ms | pruned, ms | speed-up | ideal | share of ideal |",
-            "|---|---|---|---|---|---|---|",
-            *(
-                f"| {row['budget']} % | {row['batch']} x {row['length']} | {row['dense_ms']:.1f} | "
-                f"{row['pruned_ms']:.1f} | {row['speedup']:.2f} | {row['ideal']:.2f} | {row['share_of_ideal']:.2f} |"
-                for row in found["rows"]
-            ),
-        ]
-    return "\n".join(lines).strip() + "\n"
+PARTS = {"quality": quality, "agreement": agreement, "jobs": jobs, "speed": speed}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", help=f"parts to measure: {', '.join(PARTS)}; all if none is named")
-    parser.add_argument("--job", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    parser.add_argument("--examples", type=int, default=Calibration.examples, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.job:
-        job()
+        job(arguments.job, arguments.examples)
         return
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"unknown part {sorted(unknown)[0]!r}")
