@@ -195,7 +195,7 @@ def jobs(setting: Setting) -> dict[str, Any]:
     return {"rows": rows, "examples": sizes}
 
 
-def measured_job(name: str, examples: int = Calibration.examples) -> dict[str, Any]:
+def measured_job(name: str, examples: int = Calibration().examples) -> dict[str, Any]:
     """`job` in a fresh process, so that its peak memory is its own."""
     command = [sys.executable, __file__, "--job", name, "--examples", str(examples)]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -207,7 +207,7 @@ def job(name: str, examples: int) -> None:
     """One job at 50 %: seconds, dense forward passes, peak memory; then throughput at every budget. Prints JSON."""
     setting, recipe = Setting(), recipes()[name]
     refit = Recipe().override(refit__enabled=recipe.refit.enabled, calibration__examples=examples)
-    if recipe.calibration.examples == Calibration.examples:
+    if recipe.calibration.examples == Calibration().examples:
         recipe = recipe.override(calibration__examples=examples)
     batches = setting.calibration(recipe, labels=recipe.criterion == "fisher")
     others = setting.calibration(refit)
@@ -274,7 +274,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", help=f"parts to measure: {', '.join(PARTS)}; all if none is named")
     parser.add_argument("--job", help=argparse.SUPPRESS)
-    parser.add_argument("--examples", type=int, default=Calibration.examples, help=argparse.SUPPRESS)
+    parser.add_argument("--examples", type=int, default=Calibration().examples, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.job:
         job(arguments.job, arguments.examples)
