@@ -41,8 +41,9 @@ from optin.modules import hidden_of, inference_mode_of
 from optin.probe import draw_probes, read_final
 from optin.recipe import Calibration, Recipe
 from optin.replay import recorded_blocks
-from optin.tasks import Examples, calibration_batches, evaluate, load_model, load_tokenizer, task_spec
-from optin.trajectory import draw_rows, gram, manifold, manifold_loss, output_loss
+from optin.tasks import Examples, load_model, load_tokenizer, task_spec
+from optin.tasks.text import calibration_batches, evaluate
+from optin.trajectory import Positions, gram, manifold, manifold_loss, output_loss
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -51,7 +52,7 @@ SEEDS = (0, 1, 2)
 CRITERIA = ("compensated", "sketch", "exact", "fisher", "magnitude", "random")
 # For criteria that evaluate every unit: eight sentences, in two micro-batches.
 FEW: dict[str, Any] = {"calibration__examples": 8, "trajectory__draws": 2}
-EXAMPLES = (64, 256, 1024)  # calibration sentences of the default job, for its memory
+EXAMPLES = (64, 256, 1024, 4096)  # calibration sentences of the default job, for its memory
 LENGTH = 128  # tokens at most
 BEGIN, END = "<!-- benchmarks/text.py -->", "<!-- end -->"  # between them the README holds the tables
 
@@ -70,7 +71,8 @@ class Setting:
         """The draw of one seed, from the training sentences."""
         examples = Examples(self.train.texts)
         given = self.train.labels if labels else None
-        return calibration_batches(examples, self.tokenizer, recipe.calibration, LENGTH, recipe.seed, given)
+        options = recipe.override(calibration__max_length=LENGTH).calibration
+        return calibration_batches(self.model, examples, self.tokenizer, options, recipe.seed, given)
 
     def measure(self, model: torch.nn.Module) -> dict[str, float]:
         """Accuracy and KL to the dense outputs."""
@@ -168,19 +170,20 @@ def agreement(setting: Setting) -> dict[str, Any]:
 @torch.inference_mode()
 def _one_forward_per_unit(model: Any, space: Any, batch: Any, units: Any, recipe: Recipe) -> None:
     """The definition of `exact`, without any of its economies."""
-    mask, options = batch["attention_mask"].bool(), recipe.trajectory
-    rows = draw_rows(mask, options.rows, torch.Generator().manual_seed(0))
+    options = recipe.trajectory
+    positions = Positions(batch, options.rows, torch.Generator().manual_seed(0))
     dense: list[Any] = []
     with inference_mode_of(model):
         with recorded_blocks(model, space.blocks, dense):
-            reference = read_final(model, model(**batch), batch, rows, options)
+            reference = read_final(model, model(**batch), positions, options)
+        rows = positions.rows(hidden_of(dense[0]))
         grams = [gram(manifold(hidden_of(block), rows)) for block in dense]
         for name, chosen in units.items():
             for unit in chosen:
                 multiplier, blocks = torch.ones(space[name].size), []
                 multiplier[unit] = 0
                 with gated(model, space, {name: multiplier}), recorded_blocks(model, space.blocks, blocks):
-                    output = read_final(model, model(**batch), batch, rows, options)
+                    output = read_final(model, model(**batch), positions, options)
                 for block, phi in zip(blocks, grams, strict=True):
                     manifold_loss(manifold(hidden_of(block), rows), phi)
                 output_loss(output, reference, options.temperature)

@@ -11,7 +11,7 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 import pytest
 import torch
 
-from tests.networks import ARCHITECTURES, build, tokens
+from tests.networks import HEADS_OF, build, tokens
 
 # Small networks gain nothing from threads, and lose much when another process is at work.
 torch.set_num_threads(1)
@@ -22,7 +22,7 @@ def one_seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=sorted(ARCHITECTURES))
+@pytest.fixture(params=sorted(HEADS_OF))
 def architecture(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -51,16 +52,60 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "deberta-v2": ("DebertaV2", _COMMON | _DEBERTA),
     "deberta-v2-shared": ("DebertaV2", _COMMON | _DEBERTA | {"share_att_key": True, "conv_kernel_size": 0}),
 }
+_VIT = {
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 20,
+    "image_size": 16,
+    "patch_size": 4,
+    "num_labels": 3,
+}
+_SWIN = {
+    "image_size": 32,
+    "patch_size": 2,
+    "embed_dim": 12,
+    "depths": [2, 2],
+    "num_heads": [2, 4],
+    "window_size": 4,
+    "num_labels": 3,
+}
+_TEXT_TOWER = {key: _COMMON[key] for key in _COMMON if key not in ("type_vocab_size", "num_labels")}
+_TEXT_TOWER |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 4}
+_TOWERS = {"vision_config": _VIT, "text_config": _TEXT_TOWER, "projection_dim": 10, "num_labels": 3}
+
+# architecture -> (prefix of its classes, options of its configuration, heads)
+VISION: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
+    "vit": ("ViT", _VIT, ("Model", "ImageClassification")),
+    "deit": ("DeiT", _VIT, ("Model", "ImageClassification", "ImageClassificationWithTeacher")),
+    "dinov2": ("Dinov2", _VIT | {"mlp_ratio": 1}, ("Model", "ImageClassification")),
+    "dinov2-gated": ("Dinov2", _VIT | {"use_swiglu_ffn": True}, ("Model", "ImageClassification")),
+    "dinov2-registers": ("Dinov2WithRegisters", _VIT | {"mlp_ratio": 1}, ("Model", "ImageClassification")),
+    "beit": ("Beit", _VIT | {"use_relative_position_bias": True}, ("Model", "ImageClassification")),
+    "beit-shared": (
+        "Beit",
+        _VIT | {"use_relative_position_bias": True, "use_shared_relative_position_bias": True},
+        ("ImageClassification",),
+    ),
+    "swin": ("Swin", _SWIN, ("Model", "ImageClassification")),
+    "swinv2": ("Swinv2", _SWIN, ("Model", "ImageClassification")),
+    "clip": ("CLIP", _TOWERS, ("Model", "ImageClassification")),
+    "clip-vision": ("CLIP", _VIT | {"projection_dim": 10}, ("VisionModel", "VisionModelWithProjection")),
+    "clip-text": ("CLIP", _TEXT_TOWER | {"projection_dim": 10}, ("TextModel", "TextModelWithProjection")),
+    "siglip": ("Siglip", _TOWERS, ("Model", "ImageClassification")),
+    "siglip-vision": ("Siglip", _VIT, ("VisionModel",)),
+    "siglip-text": ("Siglip", _TEXT_TOWER, ("TextModel",)),
+}
 HEADS = ("Model", "SequenceClassification", "TokenClassification", "QuestionAnswering", "MaskedLM")
-EAGER_ONLY = ("mpnet", "deberta-v2", "deberta-v2-shared")
+HEADS_OF = dict.fromkeys(ARCHITECTURES, HEADS) | {name: heads for name, (_, _, heads) in VISION.items()}
+EAGER_ONLY = ("mpnet", "deberta-v2", "deberta-v2-shared", "swinv2")
 
 
-def build(
-    architecture: str, head: str = "SequenceClassification", attention: str = "eager", **changes: Any
-) -> nn.Module:
-    """A random network in evaluation mode; weights large enough for differences to show."""
-    prefix, options = ARCHITECTURES[architecture]
-    name = f"{prefix}{head}" if head == "Model" else f"{prefix}For{head}"
+def build(architecture: str, head: str | None = None, attention: str = "eager", **changes: Any) -> nn.Module:
+    """A random network in evaluation mode, a classifier by default; weights large enough for differences to show."""
+    head = head or HEADS_OF[architecture][1 if len(HEADS_OF[architecture]) > 1 else 0]
+    prefix, options = (VISION[architecture] if architecture in VISION else ARCHITECTURES[architecture])[:2]
+    name = f"{prefix}{head}" if "Model" in head else f"{prefix}For{head}"
     cls = getattr(transformers, name)
     labels = {"num_labels": 2} if head == "QuestionAnswering" else {}
     config = cls.config_class(**(options | labels | changes))
@@ -73,10 +118,21 @@ def build(
     return model.eval()
 
 
+def inputs(model: nn.Module, batch: int = 4, seed: int = 0) -> dict[str, torch.Tensor]:
+    """What a network takes: images, tokens of which some are padding, or both."""
+    names = inspect.signature(model.forward).parameters
+    found = tokens(model, batch, seed=seed) if "input_ids" in names else {}
+    if "pixel_values" in names:
+        config = getattr(model.config, "vision_config", model.config)
+        generator = torch.Generator().manual_seed(seed)
+        found["pixel_values"] = torch.randn(batch, 3, config.image_size, config.image_size, generator=generator)
+    return found
+
+
 def tokens(model: nn.Module, batch: int = 4, length: int = 9, seed: int = 0) -> dict[str, torch.Tensor]:
     """Random token ids; the second half of the batch is padded."""
     generator = torch.Generator().manual_seed(seed)
-    padding = model.config.pad_token_id or 0
+    padding = getattr(model.config, "pad_token_id", None) or 0
     ids = torch.randint(5, 60, (batch, length), generator=generator)
     mask = torch.ones_like(ids)
     mask[batch // 2 :, length - 3 :] = 0

@@ -5,27 +5,28 @@ import torch
 
 from optin.arch import describe
 from optin.modules import hidden_of, patched_forward
-from optin.replay import Recorder, Trail, recorded_blocks, resumed_at, run_block
+from optin.replay import Recorder, Trail, recorded_blocks, resumed_at, run_block, standing_in
+from optin.trajectory import answers
 from optin.units import Tap
-from tests.networks import ARCHITECTURES, build, tokens
+from tests.networks import HEADS_OF, build, inputs, tokens
 
 
-@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("architecture", sorted(HEADS_OF))
 @torch.inference_mode()
 def test_a_block_run_alone_gives_what_it_gave(architecture):
     model = build(architecture)
-    blocks, inputs = describe(model).blocks, tokens(model)
+    blocks, batch = describe(model).blocks, inputs(model)
     outputs: list = []
     with recorded_blocks(model, blocks, outputs):
-        expected = model(**inputs).logits
+        expected = answers(model(**batch))
     assert len(outputs) == len(blocks)
     for position in range(len(blocks)):
-        before = outputs[position - 1] if position else None
-        alone = run_block(model, blocks, position, inputs, before)
+        before = standing_in(outputs[:position], hidden_of(outputs[position - 1]))
+        alone = run_block(model, blocks, batch, before)
         assert torch.equal(hidden_of(alone), hidden_of(outputs[position]))
-        with resumed_at(model, blocks, position, before):
-            assert torch.equal(model(**inputs).logits, expected)
-    assert torch.equal(model(**inputs).logits, expected)
+        with resumed_at(model, blocks, before):
+            assert torch.equal(answers(model(**batch)), expected)
+    assert torch.equal(answers(model(**batch)), expected)
 
 
 @torch.inference_mode()
@@ -34,8 +35,7 @@ def test_a_block_can_stop_half_way(bert):
     recorder, late = Recorder([tap]), Recorder([Tap("bert.encoder.layer.1.intermediate", "input")])
     with recorder.recording(bert), late.recording(bert):
         blocks = describe(bert).blocks
-        before = torch.randn(4, 9, 24)
-        assert run_block(bert, blocks, 1, tokens(bert), before, until=tap) is None
+        assert run_block(bert, blocks, tokens(bert), [torch.randn(4, 9, 24)], until=tap) is None
     assert len(recorder.calls[tap]) == 1
     assert not next(iter(late.calls.values()))
 

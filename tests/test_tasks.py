@@ -7,18 +7,9 @@ import torch
 
 from optin.errors import InputError
 from optin.recipe import Calibration, Task
-from optin.tasks import (
-    Examples,
-    calibration_batches,
-    encode,
-    evaluate,
-    load_examples,
-    load_model,
-    load_tokenizer,
-    task_spec,
-)
-from optin.tasks.metrics import measure
-from optin.tasks.text import bucketed, class_indices, divergence, sequence_limit
+from optin.tasks import Examples, load_examples, load_model, load_tokenizer, task_spec
+from optin.tasks.metrics import divergence, measure
+from optin.tasks.text import bucketed, calibration_batches, class_indices, encode, evaluate, sequence_limit
 from tests.networks import build, tokenizer
 
 ROWS = [("the film is good", 1), ("a bad plot", 0), ("fine", 1), ("the plot is not good", 0)]
@@ -129,17 +120,17 @@ def test_a_hub_that_cannot_be_reached_gives_one_line():
         load_tokenizer("somebody/no-such-model")
 
 
-def test_calibration_is_a_seeded_draw_in_batches_of_similar_length():
+def test_calibration_is_a_seeded_draw_in_batches_of_similar_length(bert):
     examples = Examples([" ".join(["good"] * length) for length in range(1, 31)])
     options = Calibration(examples=20, batch_size=6)
-    batches = calibration_batches(examples, tokenizer(), options, 40, seed=1)
-    again = calibration_batches(examples, tokenizer(), options, 40, seed=1)
+    batches = calibration_batches(bert, examples, tokenizer(), options, seed=1)
+    again = calibration_batches(bert, examples, tokenizer(), options, seed=1)
     assert [len(batch["input_ids"]) for batch in batches] == [6, 6, 6, 2]
     assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(batches, again, strict=True))
     lengths = [int(length) for batch in batches for length in batch["attention_mask"].sum(1)]
     assert lengths == sorted(lengths)
     with pytest.raises(InputError, match="--examples 30"):
-        calibration_batches(examples, tokenizer(), Calibration(), 40, seed=0)
+        calibration_batches(bert, examples, tokenizer(), Calibration(), seed=0)
 
 
 def test_lengths():

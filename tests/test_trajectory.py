@@ -10,6 +10,7 @@ import torch
 from optin.errors import ArchitectureError
 from optin.trajectory import (
     Output,
+    Positions,
     answers,
     draw_rows,
     gram,
@@ -28,6 +29,10 @@ MASK = torch.tensor([[1, 1, 1], [1, 0, 0]]).bool()
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def positions() -> Positions:
+    return Positions({"input_ids": MASK.long(), "attention_mask": MASK.long()}, 99, generator())
 
 
 def test_rows_are_never_padding():
@@ -109,27 +114,26 @@ def test_manifold_probe_has_the_second_moment_of_the_loss():
 
 
 def test_reading_outputs():
-    rows = torch.tensor([0, 1, 3])
     logits = torch.randn(2, 4, generator=generator())
-    assert read_output(SimpleNamespace(logits=logits), MASK, rows).kind == "distribution"
-    assert read_output(SimpleNamespace(logits=logits), MASK, rows, problem="regression").kind == "point"
-    assert read_output(SimpleNamespace(logits=logits[:, :1]), MASK, rows).kind == "point"
-    assert read_output(logits, MASK, rows).values.shape == (1, 2, 4)
-    several = read_output(SimpleNamespace(logits=logits), MASK, rows, problem="multi_label_classification")
+    assert read_output(SimpleNamespace(logits=logits), positions()).kind == "distribution"
+    assert read_output(SimpleNamespace(logits=logits), positions(), problem="regression").kind == "point"
+    assert read_output(SimpleNamespace(logits=logits[:, :1]), positions()).kind == "point"
+    assert read_output(logits, positions()).values.shape == (1, 2, 4)
+    several = read_output(SimpleNamespace(logits=logits), positions(), problem="multi_label_classification")
     assert torch.allclose(several.values.softmax(-1)[0, :, 0], logits.sigmoid().flatten())
     tokens = torch.randn(2, 3, 5, generator=generator())
-    read = read_output(SimpleNamespace(logits=tokens), MASK, rows)
-    assert torch.equal(read.values[0], tokens.flatten(0, 1)[rows])
+    read = read_output(SimpleNamespace(logits=tokens), positions())
+    assert torch.equal(read.values[0], tokens.flatten(0, 1)[MASK.flatten()])
     hidden = SimpleNamespace(last_hidden_state=tokens)
-    assert torch.allclose(read_output(hidden, MASK, rows).values.norm(dim=-1), torch.ones(1, 2))
+    assert torch.allclose(read_output(hidden, positions()).values.norm(dim=-1), torch.ones(1, 2))
     with pytest.raises(ArchitectureError, match="no logits"):
-        read_output(SimpleNamespace(), MASK, rows)
+        read_output(SimpleNamespace(), positions())
 
 
 def test_spans_give_padding_no_weight():
     start = torch.randn(2, 3, generator=generator())
     output = SimpleNamespace(start_logits=start, end_logits=start)
-    values = read_output(output, MASK, torch.tensor([0])).values
+    values = read_output(output, positions()).values
     assert values.shape == (1, 4, 3)
     assert values.softmax(-1)[0, 1, 1:].sum() == 0 and values.softmax(-1)[0, 3, 1:].sum() == 0
     assert answers(output).shape == (2, 3, 2)

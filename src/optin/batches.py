@@ -13,6 +13,7 @@ from torch import Tensor
 from .errors import InputError
 
 Batch = dict[str, Tensor]
+MICRO = 8  # examples at most that are differentiated at once, which bounds memory
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Batches:
 
     Attributes:
         examples: number of inputs.
-        positions: their mean length without padding, rounded up; 1 where inputs have no length.
+        positions: their mean length in tokens without padding, rounded up; for images the pixels of a side.
         digest: SHA-256 of all input tensors.
     """
 
@@ -56,7 +57,7 @@ class Batches:
             batch = _tensors(raw)
             examples += size_of(batch)
             count += 1
-            real += int(token_mask(batch).sum()) if "input_ids" in batch else size_of(batch)
+            real += size_of(batch) * image_side(batch) if "input_ids" not in batch else int(token_mask(batch).sum())
             for name in sorted(batch):
                 digest.update(name.encode())
                 digest.update(batch[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
@@ -84,8 +85,8 @@ class Batches:
             yield to_device(batch, self.device)
 
     def micro_size(self, draws: int) -> int:
-        """Examples per micro-batch so that one pass gives about `draws` of them."""
-        return max(1, self.examples // draws)
+        """Examples per micro-batch so that one pass gives at least about `draws` of them."""
+        return min(max(1, self.examples // draws), MICRO)
 
 
 _LABELS = ("labels", "start_positions", "end_positions", "next_sentence_label", "label", "label_ids")
@@ -102,17 +103,38 @@ def size_of(batch: Batch) -> int:
 
 
 def token_mask(batch: Batch) -> Tensor:
-    """Shape (batch, token), bool: which tokens are not padding."""
+    """Shape (batch, token), bool: which tokens of a text are not padding."""
     if "attention_mask" in batch:
         return batch["attention_mask"].bool()
-    first = next(iter(batch.values()))
+    first = batch["input_ids"]
     return torch.ones(first.shape[:2], dtype=torch.bool, device=first.device)
+
+
+def position_mask(batch: Batch, hidden: Tensor) -> Tensor:
+    """Shape (batch, token) or whatever precedes the features of `hidden`, bool: its positions without padding.
+
+    Image patches, windows and feature maps have none.
+    """
+    mask = batch.get("attention_mask")
+    if mask is not None and mask.shape == hidden.shape[:-1]:
+        return mask.bool()
+    return torch.ones(hidden.shape[:-1], dtype=torch.bool, device=hidden.device)
+
+
+def image_side(batch: Batch) -> int:
+    """Height in pixels of the images of a batch; 1 where there are none."""
+    return next((value.shape[2] for value in batch.values() if value.dim() == 4), 1)
 
 
 def split(batch: Batch, size: int) -> Iterator[Batch]:
     """Micro-batches of at most `size` examples, padding that none of them needs cut off."""
     for start in range(0, size_of(batch), size):
         yield _trim({name: value[start : start + size] for name, value in batch.items()})
+
+
+def trimmed(batch: Batch, micro: Batch) -> int:
+    """Tokens of padding that `split` cut off."""
+    return token_mask(batch).shape[1] - token_mask(micro).shape[1] if "attention_mask" in batch else 0
 
 
 def tile(batch: Batch, times: int) -> Batch:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from .arch import describe
+from .arch.inputs import default_length, example_inputs, image_input
 from .batches import Batch
 from .modules import device_of, inference_mode_of
 from .pipeline import costs
@@ -51,15 +52,21 @@ def compare_speed(
     pruned: nn.Module,
     *,
     batch: int = 32,
-    lengths: Sequence[int] = (32, 128),
+    lengths: Sequence[int] | None = None,
     rounds: int = 15,
     track: Track = silent,
 ) -> list[Speed]:
-    """Time both networks in turn on random tokens without padding."""
+    """Time both networks in turn on random inputs without padding.
+
+    Args:
+        lengths: tokens of a text (32 and 128 by default) or pixels of an image side (the model's own).
+    """
     results = []
     space = describe(dense)
+    if lengths is None:
+        lengths = (default_length(dense),) if image_input(dense) else (32, 128)
     for length in lengths:
-        inputs = _random_tokens(dense, batch, length)
+        inputs = example_inputs(dense, length, batch)
         times = []
         with inference_mode_of(dense), inference_mode_of(pruned), torch.inference_mode():
             for model in (dense, pruned):
@@ -78,15 +85,6 @@ def compare_speed(
             )
         )
     return results
-
-
-def _random_tokens(model: nn.Module, batch: int, length: int) -> Batch:
-    config: Any = model.config
-    device = device_of(model)
-    generator = torch.Generator().manual_seed(0)
-    # Token 0 to 4 are special in most vocabularies; padding among them would change the positions.
-    tokens = torch.randint(5, config.vocab_size, (batch, length), generator=generator)
-    return {"input_ids": tokens.to(device), "attention_mask": torch.ones_like(tokens).to(device)}
 
 
 def _milliseconds(model: nn.Module, inputs: Batch) -> float:

@@ -21,7 +21,7 @@ from torch import nn
 
 from .arch import architectures, describe
 from .card import model_card
-from .errors import ArchitectureError, CheckpointError, InputError, OptinError
+from .errors import ArchitectureError, CheckpointError, InputError, OptinError, first_line
 from .files import new_folder, read_json, write_text
 from .plans import Cost, Plan
 from .quiet import quiet
@@ -130,7 +130,7 @@ def load(folder: str | Path, **options: Any) -> nn.Module:
     except OptinError:
         raise
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+        raise CheckpointError(f"{path} cannot be loaded: {first_line(error)}") from error
     if missing := sorted(info["missing_keys"]):
         raise CheckpointError(f"{path} lacks the weights of {missing[0]!r} ({len(missing)} in all).")
     # The on-the-fly class has done its work: from here on this is a plain object of the library's class.
@@ -171,7 +171,9 @@ def shrinking(name: str) -> type[nn.Module]:
         if section is not None:
             shrink(self, describe(self), Plan.from_dict(section))
 
-    return type(name, (base,), {"__init__": __init__, "__module__": __name__})
+    # Weights on disk have the names of the library's own class, which it translates for its own classes only.
+    own = {"is_custom_code": classmethod(lambda cls: False)}
+    return type(name, (base,), {"__init__": __init__, "__module__": __name__, **own})
 
 
 def save_scores(scores: Scores, folder: str | Path) -> Path:

@@ -49,7 +49,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no table.")]
 @app.command()
 def inspect(
     model: Model,
-    length: Annotated[int, typer.Option(help="Tokens per example at which MACs are counted.")] = 128,
+    length: Annotated[int | None, typer.Option(help="Tokens, or pixels of an image side, to count MACs at.")] = None,
     device: Device = None,
     dtype: Dtype = None,
     as_json: Json = False,
@@ -206,7 +206,9 @@ def bench(
     dense: Annotated[str, typer.Argument(help="The network before.")],
     pruned: Annotated[str, typer.Argument(help="The network after.")],
     batch: Annotated[int, typer.Option(min=1, help="Examples per forward.")] = 32,
-    length: Annotated[list[int] | None, typer.Option(help="Tokens per example; may be repeated.")] = None,
+    length: Annotated[
+        list[int] | None, typer.Option(help="Tokens, or pixels of an image side; may be repeated.")
+    ] = None,
     device: Device = None,
     dtype: Dtype = None,
     as_json: Json = False,
@@ -216,7 +218,7 @@ def bench(
     from . import runs, tables
 
     placement = runs.Placement(device, dtype)
-    result = runs.run_bench(dense, pruned, batch, length or [32, 128], placement, _track(as_json, quiet))
+    result = runs.run_bench(dense, pruned, batch, length or None, placement, _track(as_json, quiet))
     _print(result, tables.speeds, as_json, quiet)
 
 

@@ -19,13 +19,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .batches import Batch, Batches, split, token_mask
+from .batches import Batch, Batches, position_mask, split, trimmed
 from .errors import ArchitectureError
 from .modules import hidden_of, inference_mode_of, with_hidden
 from .probe import differentiate, token_weights, trajectory_objective
 from .progress import Track, silent
 from .recipe import Recipe
-from .replay import Recorder, recorded_blocks, run_block
+from .replay import Recorder, recorded_blocks, run_block, standing_in
 from .statistics import Moments, ridged
 from .store import Store
 from .units import Gate, Tap, UnitGroup, UnitSpace
@@ -73,8 +73,8 @@ def refit(moments: Moments, ridge: float, *, bias: bool) -> tuple[Float[Tensor, 
 
 
 def _stages(space: UnitSpace) -> list[list[UnitGroup]]:
-    """The groups block by block, in network order."""
-    stages: dict[str, list[UnitGroup]] = defaultdict(list)
+    """The groups of every distinct block, in network order; none where a block holds no units."""
+    stages: dict[str, list[UnitGroup]] = {block: [] for block in space.blocks}
     for group in space:
         stages[space.blocks[group.layer]].append(group)
     return list(stages.values())
@@ -90,12 +90,11 @@ def _token_weights(
     consumers = [gate.module for group in space for gate in group.gates]
     for index, batch in enumerate(track(batches, "token sensitivities", len(batches))):
         parts: dict[str, list[Tensor]] = defaultdict(list)
-        length = token_mask(batch).shape[1]
         for micro in split(batch, size):
             probe = differentiate(dense, space, micro, objective)
             for name in consumers:
                 weights = torch.stack(token_weights(probe, name, recipe.refit.floor, options.balance))
-                parts[name].append(nn.functional.pad(weights, (0, length - weights.shape[-1])))
+                parts[name].append(nn.functional.pad(weights, (0, trimmed(batch, micro))))
         for name in consumers:
             store["weights", index, name] = torch.cat(parts[name], 1)
     return lambda index, name: list(store["weights", index, name])
@@ -109,29 +108,31 @@ class _Walk:
     ) -> None:
         self.models = {"dense": dense, "pruned": pruned}
         self.space, self.batches, self.ridge, self.store = space, batches, ridge, store
-        self.template: Any = None  # what a block returns beside the hidden state
+        self.templates: list[Any] = []  # what the blocks passed so far return beside the hidden state
 
     def block(self, groups: Sequence[UnitGroup], weights: Weights) -> None:
         """Refit the consumers of a block that runs once, then move both networks behind it."""
-        position, gates = groups[0].layer, [gate for group in groups for gate in group.gates]
+        gates = [gate for group in groups for gate in group.gates]
+        output: Any = None
         for index, batch in enumerate(self.batches):
             totals = Recorder([_total(gate) for gate in gates])
             with totals.recording(self.models["dense"]):
-                self.template = self._run("dense", position, index, batch)
+                output = self._run("dense", index, batch)
             for place, gate in enumerate(gates):
                 self.store["total", index, place] = totals.calls[_total(gate)][0]
-            self.store["dense", index] = hidden_of(self.template)
+            self.store["dense", index] = hidden_of(output)
         for place, gate in enumerate(gates):
             moments = self._moments(gate)
             for index, batch in enumerate(self.batches):
                 reads = Recorder([_total(gate), _read(gate)])
                 with reads.recording(self.models["pruned"]):
-                    self._run("pruned", position, index, batch, until=_total(gate))
+                    self._run("pruned", index, batch, until=_total(gate))
                 lack = self.store["total", index, place] - reads.calls[_total(gate)][0]
-                _add(moments, batch, reads.calls[_read(gate)][0], lack, weights(index, gate.module)[0])
+                self._add(moments, gate, batch, reads.calls[_read(gate)][0], lack, weights(index, gate.module)[0])
             self._update(gate, moments)
         for index, batch in enumerate(self.batches):
-            self.store["pruned", index] = hidden_of(self._run("pruned", position, index, batch))
+            self.store["pruned", index] = hidden_of(self._run("pruned", index, batch))
+        self.templates.append(with_hidden(output, hidden_of(output).new_empty(0)))
 
     def shared(self, groups: Sequence[UnitGroup], weights: Weights) -> None:
         """Refit the consumers of a block that runs many times: every run is given the dense network's state."""
@@ -146,20 +147,28 @@ class _Walk:
                     self.models["dense"](**batch)
                 for call, position in enumerate(positions):
                     reads = Recorder([_total(gate), _read(gate)])
-                    before = outputs[position - 1] if position else None
                     with reads.recording(self.models["pruned"]):
-                        run_block(self.models["pruned"], blocks, position, batch, before, _total(gate))
+                        run_block(self.models["pruned"], blocks, batch, outputs[:position], _total(gate))
                     lack = totals.calls[_total(gate)][call] - reads.calls[_total(gate)][-1]
-                    _add(moments, batch, reads.calls[_read(gate)][-1], lack, weights(index, gate.module)[call])
+                    read = reads.calls[_read(gate)][-1]
+                    self._add(moments, gate, batch, read, lack, weights(index, gate.module)[call])
             self._update(gate, moments)
 
-    def _run(self, which: str, position: int, index: int, batch: Batch, until: Tap | None = None) -> Any:
-        before = with_hidden(self.template, self.store[which, index]) if position else None
-        return run_block(self.models[which], self.space.blocks, position, batch, before, until)
+    def _run(self, which: str, index: int, batch: Batch, until: Tap | None = None) -> Any:
+        before = standing_in(self.templates, self.store[which, index]) if self.templates else []
+        return run_block(self.models[which], self.space.blocks, batch, before, until)
 
     def _moments(self, gate: Gate) -> Moments:
         consumer: Any = self.models["pruned"].get_submodule(gate.module)
         return Moments(consumer.weight.shape[1], consumer.weight.shape[0], consumer.weight.device)
+
+    def _add(self, moments: Moments, gate: Gate, batch: Batch, read: Tensor, lack: Tensor, weights: Tensor) -> None:
+        """Add the positions of one batch; a LayerScale between consumer and sum is divided out."""
+        if gate.scale is not None:
+            scale = self.models["pruned"].get_parameter(gate.scale)
+            lack = torch.where(scale == 0, 0, lack / scale)
+        mask = position_mask(batch, read)
+        moments.add(read[mask], lack[mask], weights[mask])
 
     def _update(self, gate: Gate, moments: Moments) -> None:
         consumer: Any = self.models["pruned"].get_submodule(gate.module)
@@ -167,11 +176,6 @@ class _Walk:
         consumer.weight += weight.to(consumer.weight.dtype)
         if consumer.bias is not None:
             consumer.bias += bias.to(consumer.bias.dtype)
-
-
-def _add(moments: Moments, batch: Batch, read: Tensor, lack: Tensor, weights: Tensor) -> None:
-    mask = token_mask(batch)
-    moments.add(read[mask], lack[mask], weights[mask])
 
 
 def _read(gate: Gate) -> Tap:

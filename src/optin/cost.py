@@ -7,34 +7,56 @@ look-ups do not. `FlopCounterMode` of torch reports twice this number.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .errors import BudgetError
+from .merging import all_tokens, merging_of, most
 from .modules import hooks, inference_mode_of
-from .units import UnitSpace
+from .replay import Recorder
+from .units import Tap, TokenSpace, UnitSpace
 
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """A part of the cost: `amount` in the dense network, proportional to the kept share of each group."""
+    """A part of the cost: `amount` in the dense network, proportional to the kept share of each group.
+
+    Attributes:
+        block: the place, in the network's token space, of the block that it lies in.
+        power: it also grows with this power of the tokens there.
+    """
 
     module: str
     amount: int
     groups: tuple[str, ...]
+    block: int | None = None
+    power: int = 0
 
 
 @dataclass(frozen=True)
 class CostModel:
-    """Sum of terms. `quantity` is "MACs" or "parameters"; `sizes` are the dense group sizes."""
+    """Sum of terms.
+
+    Attributes:
+        quantity: "MACs" or "parameters".
+        sizes: units per group in the dense network.
+        space: where tokens can be merged, if they can.
+        tokens: tokens of one example in the dense network.
+        key_width: features of all keys of a block, which matching compares.
+    """
 
     quantity: str
     sizes: Mapping[str, int]
     terms: tuple[Term, ...]
+    space: TokenSpace | None = None
+    tokens: int = 0
+    key_width: int = 0
 
     def __call__(self, kept: Mapping[str, int]) -> int:
         """Exact cost when each group keeps so many units."""
@@ -44,6 +66,35 @@ class CostModel:
     def dense(self) -> int:
         """Cost of the dense network."""
         return self(self.sizes)
+
+    def merged(self, schedule: Sequence[int]) -> CostModel:
+        """The cost when so many tokens merge before each block of the token space.
+
+        Raises:
+            BudgetError: there are too few tokens for it.
+        """
+        if self.space is None or not any(schedule):
+            return self
+        counts, matching = [self.tokens], []
+        for place, r in enumerate(schedule):
+            before = counts[-1]
+            free = before - self.space.protected
+            if r > most(before, self.space.protected):
+                raise BudgetError(f"the schedule merges {r} of {before} tokens before block {place + 1}: too many.")
+            if r:
+                pairs = -(-free // 2) * (free // 2)
+                name = f"{self.space.blocks[place]}.merging"
+                matching.append(Term(name, pairs * self.key_width, (self.space.heads[place - 1],)))
+            counts.append(before - r)
+        scaled = [
+            term
+            if term.block is None
+            else dataclasses.replace(
+                term, amount=term.amount // self.tokens**term.power * counts[term.block + 1] ** term.power
+            )
+            for term in self.terms
+        ]
+        return dataclasses.replace(self, terms=(*scaled, *matching))
 
     def breakdown(self, kept: Mapping[str, int]) -> dict[str, int]:
         """Cost by module name, largest first."""
@@ -98,13 +149,37 @@ def mac_cost(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Tensor]) -
         module = model.get_submodule(product.module)
         record = _Record(index, _attention_counter(product.per_pair, product.per_position), attention)
         handles.append(module.register_forward_hook(record, with_kwargs=True))
-    with hooks(*handles), inference_mode_of(model), torch.no_grad():
+    tokens = Recorder([Tap(space.tokens.blocks[0], "input")] if space.tokens else [])
+    with hooks(*handles), tokens.recording(model), all_tokens(model), inference_mode_of(model), torch.no_grad():
         model(**inputs)
-    owners = _owners(space)
-    terms = [Term(name, amount, tuple(owners.get(f"{name}.weight", {}).values())) for name, amount in macs.items()]
+    owners, place = _owners(space), _places(space)
+    terms = [
+        Term(name, amount, tuple(owners.get(f"{name}.weight", {}).values()), place(name), 1)
+        for name, amount in macs.items()
+    ]
     for index, product in enumerate(space.attention):
-        terms.append(Term(product.module, attention[index] * space[product.group].size, (product.group,)))
-    return CostModel("MACs", space.sizes, tuple(terms))
+        group = product.group
+        amount = attention[index] if group is None else attention[index] * space[group].size
+        terms.append(Term(product.module, amount, (group,) if group else (), place(product.module), 2))
+    if space.tokens is None:
+        return CostModel("MACs", space.sizes, tuple(terms))
+    ((first,),) = tokens.calls.values()
+    heads = space[space.tokens.heads[0]]
+    model_cost = CostModel(
+        "MACs", space.sizes, tuple(terms), space.tokens, first.shape[1], heads.size * heads.gates[0].block
+    )
+    merging = merging_of(model)
+    return model_cost if merging is None else model_cost.merged(merging.schedule)
+
+
+def _places(space: UnitSpace) -> Callable[[str], int | None]:
+    """The place in the token space of the block that a module lies in; None outside."""
+    blocks = {} if space.tokens is None else {name: place for place, name in enumerate(space.tokens.blocks)}
+
+    def place(module: str) -> int | None:
+        return next((blocks[name] for name in blocks if module.startswith(f"{name}.")), None)
+
+    return place
 
 
 def _owners(space: UnitSpace) -> dict[str, dict[tuple[int, int], str]]:
@@ -126,16 +201,24 @@ def _convolution(module: nn.Module, output: Tensor) -> int:
     return output.numel() * weight[0].numel()
 
 
-_COUNTERS: dict[type[nn.Module], Callable[[nn.Module, Tensor], int]] = {
-    nn.Linear: _linear,
-    nn.Conv1d: _convolution,
-    nn.Conv2d: _convolution,
+def _pooling_attention(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> int:
+    """Four projections and two products of a whole `nn.MultiheadAttention`, batch first."""
+    query, key = args[0], args[1]
+    width, asked, offered = query.shape[-1], query.shape[:-1].numel(), key.shape[:-1].numel()
+    return int(2 * (asked + offered) * width * width + 2 * asked * key.shape[1] * width)
+
+
+_COUNTERS: dict[type[nn.Module], Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], int]] = {
+    nn.Linear: lambda module, args, kwargs, output: _linear(module, output),
+    nn.Conv1d: lambda module, args, kwargs, output: _convolution(module, output),
+    nn.Conv2d: lambda module, args, kwargs, output: _convolution(module, output),
+    nn.MultiheadAttention: _pooling_attention,
 }
 
 
 def _counter(module: nn.Module) -> Callable[..., int]:
     count = next(counter for kind, counter in _COUNTERS.items() if isinstance(module, kind))
-    return lambda args, kwargs, output: count(module, output)
+    return lambda args, kwargs, output: count(module, args, kwargs, output)
 
 
 def _attention_counter(per_pair: int, per_position: int) -> Callable[..., int]:

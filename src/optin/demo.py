@@ -19,13 +19,14 @@ from .checkpoint import load
 from .pipeline import prune
 from .progress import Track, silent
 from .quiet import quiet
-from .recipe import Recipe
-from .tasks import Examples, calibration_batches, encode, evaluate, load_tokenizer, task_spec
-from .tasks.text import bucketed
+from .recipe import Calibration, Recipe
+from .tasks import Examples, load_tokenizer, task_spec
+from .tasks.text import bucketed, calibration_batches, encode, evaluate
 
 BUDGET = "50%"
 TRAINING = 3000  # labelled sentences that the head is fitted to
 LENGTH = 128
+CALIBRATION = Calibration(max_length=LENGTH)
 
 
 def run_demo(out: Path, track: Track = silent) -> dict[str, Any]:
@@ -34,9 +35,9 @@ def run_demo(out: Path, track: Track = silent) -> dict[str, Any]:
     folder = str(minilm_folder())
     tokenizer = load_tokenizer(folder)
     dense = classifier(folder, tokenizer, train.head(TRAINING), track)
-    recipe = Recipe(model="sentence-transformers/all-MiniLM-L6-v2", budget=BUDGET)
+    recipe = Recipe(model="sentence-transformers/all-MiniLM-L6-v2", budget=BUDGET, calibration=CALIBRATION)
     unlabelled = Examples(train.texts[TRAINING:])
-    batches = calibration_batches(unlabelled, tokenizer, recipe.calibration, LENGTH, recipe.seed)
+    batches = calibration_batches(dense, unlabelled, tokenizer, recipe.calibration, recipe.seed)
     result = prune(dense, batches, recipe=recipe, track=track)
     spec, examples = task_spec("text-classification"), Examples(held_out.texts, None, list(held_out.labels))
     result.save(out / "pruned", tokenizer)
@@ -78,8 +79,8 @@ def classifier(folder: str, tokenizer: Any, sentences: Sentences, track: Track =
 
 
 def logistic_regression(features: Tensor, labels: Tensor, penalty: float = 1e-3) -> tuple[Tensor, Tensor]:
-    """Two-class weights of shape (2, dim) and bias of shape (2,), by L-BFGS on the mean loss plus a ridge."""
-    classes = nn.Linear(features.shape[1], 2)
+    """Weights of shape (classes, dim) and bias of shape (classes,), by L-BFGS on the mean loss plus a ridge."""
+    classes = nn.Linear(features.shape[1], int(labels.max()) + 1)
     nn.init.zeros_(classes.weight)
     nn.init.zeros_(classes.bias)
     optimizer = torch.optim.LBFGS(classes.parameters(), max_iter=200, line_search_fn="strong_wolfe")

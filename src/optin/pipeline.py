@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from .arch import describe, max_positions
+from .arch import describe
+from .arch.inputs import default_length, example_inputs, max_positions
 from .batches import Batch, Batches, size_of, split, token_mask
 from .budget import Budget
 from .checkpoint import attach, save
 from .compensation import compensate
 from .cost import CostModel, mac_cost, parameter_cost
 from .criteria import Scoring, criterion
-from .errors import InputError, OptinError
+from .errors import InputError, OptinError, first_line
 from .gating import gated, masks
 from .modules import check_weights, device_of, inference_mode_of
 from .plans import Cost, Plan
@@ -200,13 +201,15 @@ def apply(
     return Result(pruned, plan, {**summary(plan), "seconds": clock.laps}, recipe)
 
 
-def inspect(model: nn.Module, length: int = 128) -> dict[str, Any]:
+def inspect(model: nn.Module, length: int | None = None) -> dict[str, Any]:
     """What can be removed from a network, and where its MACs and parameters are.
 
     Args:
-        length: tokens per example at which MACs are counted.
+        length: tokens of a text (128 by default) or pixels of an image side (the model's own) at which MACs
+            are counted.
     """
     space = describe(model)
+    length = length or default_length(model)
     macs, parameters = costs(model, space, length)
     least = {group.name: group.min_keep for group in space}
     return {
@@ -230,16 +233,16 @@ def inspect(model: nn.Module, length: int = 128) -> dict[str, Any]:
 
 
 def costs(model: nn.Module, space: UnitSpace, length: int) -> tuple[CostModel, CostModel]:
-    """MACs of one example of `length` tokens, and parameters.
+    """MACs of one example of `length` tokens or pixels a side, and parameters.
 
     Raises:
-        InputError: the model has fewer positions than `length`.
+        InputError: the model does not take inputs of that length.
     """
-    limit = max_positions(model)
-    if limit is not None and length > limit:
-        raise InputError(f"the length {length} is beyond the {limit} tokens of this model. Ask for less.")
-    tokens = torch.ones(1, length, dtype=torch.long, device=device_of(model))
-    return mac_cost(model, space, {"input_ids": tokens}), parameter_cost(model, space)
+    inputs = example_inputs(model, length)
+    try:
+        return mac_cost(model, space, inputs), parameter_cost(model, space)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"the network does not take inputs of length {length}: {first_line(error)}") from None
 
 
 def summary(plan: Plan) -> dict[str, Any]:
@@ -278,7 +281,8 @@ def check_inputs(model: nn.Module, batches: Batches) -> None:
     """Refuse calibration inputs that the network cannot take, before any work.
 
     Raises:
-        InputError: too few examples, too many tokens, ids beyond the vocabulary, or nothing but padding.
+        InputError: too few examples, too many tokens, ids beyond the vocabulary, nothing but padding, or
+            images of a size that it does not accept.
     """
     if batches.examples < 2:
         raise InputError("calibration needs at least 2 examples, and does well with 256.")
@@ -299,6 +303,13 @@ def check_inputs(model: nn.Module, batches: Batches) -> None:
             )
         if not token_mask(batch).any(1).all():
             raise InputError("a calibration input holds only padding: leave it out.")
+    sample = next(split(next(iter(batches)), 1))
+    try:
+        with inference_mode_of(model), torch.inference_mode():
+            model(**sample)
+    except (ValueError, RuntimeError, TypeError, IndexError) as error:
+        shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in sample.items())
+        raise InputError(f"the network does not take the inputs {shapes}: {first_line(error)}") from None
 
 
 class _Clock:

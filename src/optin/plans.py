@@ -34,7 +34,7 @@ class Plan:
         sizes: units per group in the dense network.
         keep: indices kept per group, ascending.
         dense, pruned: costs before and after.
-        length: positions (tokens) per example at which MACs are counted.
+        length: tokens of a text, or pixels of an image side, at which MACs are counted.
         provenance: budget, recipe, seed, digest of the calibration data, versions.
     """
 

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .batches import Batch, Batches, split, token_mask
+from .batches import Batch, Batches, position_mask, split
 from .errors import NumericalError
 from .gating import gated
 from .modules import hidden_of, inference_mode_of
 from .progress import Track, silent
 from .recipe import Trajectory
 from .replay import Recorder, recorded_blocks
-from .trajectory import Output, draw_rows, manifold, manifold_probe, output_probe, read_output
+from .trajectory import Output, Positions, manifold, manifold_probe, output_probe, read_output
 from .units import Tap, UnitSpace
 
 PARTS = ("manifold", "output")
@@ -32,13 +32,13 @@ class Probe:
     """One micro-batch seen through one random projection.
 
     Attributes:
-        mask: shape (batch, token), bool: tokens that are not padding.
+        masks: per consumer, shape (batch, token), bool: positions that are not padding.
         inputs: per consumer and call, what it read: shape (batch, token, features).
         units: per part and group, d<v, phi> / dm: shape (size,).
         outputs: per part and consumer, for each call d<v, phi> / dy: shape (batch, token, dim).
     """
 
-    mask: Tensor
+    masks: dict[str, Tensor]
     inputs: dict[str, list[Tensor]]
     units: dict[str, dict[str, Tensor]]
     outputs: dict[str, dict[str, list[Tensor]]]
@@ -58,12 +58,12 @@ def trajectory_objective(
     """
 
     def objective(batch: Batch, output: Any, hidden: list[Tensor]) -> dict[str, Tensor]:
-        mask = token_mask(batch)
-        rows = draw_rows(mask, options.rows, generator)
+        positions = Positions(batch, options.rows, generator)
         for name, state in zip(space.blocks, hidden, strict=True):
-            check_activations(name, state, mask)
-        final = read_final(model, output, batch, rows, options)
-        probes = [manifold_probe(manifold(state, rows), generator) for state in hidden]
+            check_activations(name, state, positions.mask(state))
+        rows = [positions.rows(state) for state in hidden]
+        final = read_final(model, output, positions, options)
+        probes = [manifold_probe(manifold(*pair), generator) for pair in zip(hidden, rows, strict=True)]
         return {
             "manifold": torch.stack(probes).sum(),
             "output": output_probe(final, options.temperature, generator),
@@ -72,13 +72,10 @@ def trajectory_objective(
     return objective
 
 
-def read_final(
-    model: nn.Module, output: Any, batch: Batch, rows: Tensor, options: Trajectory, stack: int = 1
-) -> Output:
+def read_final(model: nn.Module, output: Any, positions: Positions, options: Trajectory, stack: int = 1) -> Output:
     """The final output of `stack` networks on one batch, read as the model's configuration says."""
     problem = getattr(getattr(model, "config", None), "problem_type", None)
-    mask = token_mask(batch)
-    return read_output(output, mask, rows, stack=stack, pooling=options.pooling, problem=problem)
+    return read_output(output, positions, stack=stack, pooling=options.pooling, problem=problem)
 
 
 def check_activations(name: str, hidden: Tensor, mask: Tensor) -> None:
@@ -151,7 +148,8 @@ def differentiate(model: nn.Module, space: UnitSpace, batch: Batch, objective: O
             rest = iter(gradients[len(multipliers) :])
             outputs[part] = {name: [next(rest) for _ in values] for name, values in calls.items()}
     inputs = {name: [value.detach() for value in recorder.calls[Tap(name, "input")]] for name in consumers}
-    return Probe(token_mask(batch), inputs, units, outputs)
+    masks = {name: position_mask(batch, values[0]) for name, values in inputs.items()}
+    return Probe(masks, inputs, units, outputs)
 
 
 def token_weights(probe: Probe, consumer: str, floor: float, balance: float) -> list[Tensor]:
@@ -161,11 +159,11 @@ def token_weights(probe: Probe, consumer: str, floor: float, balance: float) -> 
     padding, mixed as `balance` : 1, plus `floor`; 0 at padding.
     """
     shares = {"manifold": balance / (1 + balance), "output": 1 / (1 + balance)}
-    parts = []
+    mask, parts = probe.masks[consumer], []
     for part, share in shares.items():
         squares = torch.stack([g.float().square().sum(-1) for g in probe.outputs[part][consumer]])
-        real = squares * probe.mask
-        mean = real.sum() / (probe.mask.sum() * len(squares))
+        real = squares * mask
+        mean = real.sum() / (mask.sum() * len(squares))
         parts.append(share * real / mean.clamp_min(torch.finfo(torch.float32).tiny))
-    weights = (torch.stack(parts).sum(0) + floor) * probe.mask
+    weights = (torch.stack(parts).sum(0) + floor) * mask
     return list(weights)

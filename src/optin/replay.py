@@ -8,13 +8,14 @@ is copied.
 from __future__ import annotations
 
 import contextlib
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from .batches import Batch
-from .modules import hidden_of, hooks, patched_forward
+from .modules import hidden_of, hooks, patched_forward, with_hidden
 from .units import Tap
 
 
@@ -65,50 +66,56 @@ def recorded_blocks(model: nn.Module, blocks: Sequence[str], outputs: list[Any])
 
 
 @contextlib.contextmanager
-def resumed_at(model: nn.Module, blocks: Sequence[str], position: int, before: Any) -> Iterator[None]:
-    """Make the blocks before `position` return `before`, the recorded output of block `position - 1`.
+def resumed_at(model: nn.Module, blocks: Sequence[str], before: Sequence[Any]) -> Iterator[None]:
+    """Make the first blocks return what is given instead of running; the last one's is what the rest works on.
 
     Args:
         blocks: module names in order of execution; a module that runs several times is named as often.
+        before: one output per skipped block, see `standing_in`.
     """
     with contextlib.ExitStack() as stack:
-        for name in dict.fromkeys(blocks[:position]):
+        skipped = blocks[: len(before)]
+        for name in dict.fromkeys(skipped):
             module = model.get_submodule(name)
-            skips = blocks[:position].count(name)
-            stack.enter_context(patched_forward(module, _SkipFirst(module.forward, skips, before)))
+            values = [value for block, value in zip(skipped, before, strict=True) if block == name]
+            stack.enter_context(patched_forward(module, Replaced(module.forward, values)))
         yield
 
 
-class _SkipFirst:
-    """A forward that returns a recorded value the first few times."""
+def standing_in(outputs: Sequence[Any], hidden: Tensor) -> list[Any]:
+    """What skipped blocks return: each in the form of its own output, all with the last one's hidden state."""
+    return [with_hidden(output, hidden) for output in outputs]
 
-    def __init__(self, forward: Any, skips: int, value: Any) -> None:
-        self.forward, self.skips, self.value = forward, skips, value
+
+class Replaced:
+    """A forward that returns recorded values the first few times."""
+
+    def __init__(self, forward: Any, values: list[Any]) -> None:
+        self.forward, self.values = forward, iter(values)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.skips > 0:
-            self.skips -= 1
-            return self.value
+        for value in self.values:
+            return value
         return self.forward(*args, **kwargs)
 
 
 def run_block(
     model: nn.Module,
     blocks: Sequence[str],
-    position: int,
     batch: Batch,
-    before: Any,
+    before: Sequence[Any],
     until: Tap | None = None,
 ) -> Any:
-    """Output of block `position` alone, given what the block before it returned (None for the first).
+    """Output of the block after those whose outputs are given.
 
     The embeddings run too, since the first block reads them and every mask is made there.
 
     Args:
+        before: one output per earlier block, see `standing_in`.
         until: stop already at this tap inside the block; the return value is then None.
     """
-    name, result = blocks[position], []
-    passes = blocks[:position].count(name)
+    name, result = blocks[len(before)], []
+    passes = blocks[: len(before)].count(name)
 
     def finish(module: nn.Module, args: Any, output: Any) -> None:
         result.append(output)
@@ -119,7 +126,7 @@ def run_block(
         result.append(None)
         raise _Stop
 
-    with resumed_at(model, blocks, position, before), contextlib.ExitStack() as stack:
+    with resumed_at(model, blocks, before), contextlib.ExitStack() as stack:
         stack.enter_context(hooks(model.get_submodule(name).register_forward_hook(finish)))
         if until is not None:
             module = model.get_submodule(until.module)
@@ -134,14 +141,14 @@ class Trail:
     """What the parts of one block returned, and which of them were done when each consumer began.
 
     Attributes:
-        finished: per consumer, the largest finished parts of the block by path, with their outputs. Whoever
-            returns these and replaces the consumer's output has the block resume behind the consumer.
+        finished: per consumer, the largest finished parts of the block by path, with the outputs of all their
+            calls. Whoever returns these and replaces the consumer's output has the block resume behind it.
     """
 
     def __init__(self, block: str, consumers: Sequence[str]) -> None:
         self.block, self.consumers = block, consumers
-        self.finished: dict[str, dict[str, Any]] = {}
-        self._done: dict[str, Any] = {}
+        self.finished: dict[str, dict[str, list[Any]]] = {}
+        self._done: dict[str, list[Any]] = defaultdict(list)
 
     @contextlib.contextmanager
     def recording(self, model: nn.Module) -> Iterator[None]:
@@ -158,13 +165,17 @@ class Trail:
             yield
 
     def _finish(self, name: str) -> Any:
-        return lambda module, args, output: self._done.__setitem__(name, output)
+        def finish(module: nn.Module, args: Any, output: Any) -> None:
+            if args:  # what a module makes from nothing (a table of biases) is not of this input
+                self._done[name].append(output)
+
+        return finish
 
     def _begin(self, consumer: str) -> Any:
         def snapshot(module: nn.Module, args: Any) -> None:
             self.finished[consumer] = {
-                name: output
-                for name, output in self._done.items()
+                name: list(outputs)
+                for name, outputs in self._done.items()
                 if not any(name.startswith(f"{other}.") for other in self._done)
             }
 

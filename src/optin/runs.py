@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,24 @@ from .arch import describe
 from .batches import Batch
 from .benchmark import compare_speed
 from .checkpoint import load_scores, save_scores
-from .errors import InputError
+from .errors import InputError, first_line
 from .pipeline import Result, apply, inspect, plan, prune, score
 from .plans import Plan
 from .progress import Track, silent
 from .recipe import Recipe
-from .tasks import calibration_batches, evaluate, load_examples, load_model, load_tokenizer, task_spec
-from .tasks.text import class_indices, sequence_limit
+from .tasks import (
+    Examples,
+    Images,
+    TaskSpec,
+    load_examples,
+    load_images,
+    load_model,
+    load_processor,
+    load_tokenizer,
+    task_spec,
+    text,
+    vision,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,16 +56,16 @@ class Placement:
         try:
             return model if self.device is None else model.to(self.device)
         except (RuntimeError, AssertionError) as error:
-            raise InputError(f"cannot use the device {self.device!r}: {str(error).splitlines()[0]}") from None
+            raise InputError(f"cannot use the device {self.device!r}: {first_line(error)}") from None
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A network, its tokenizer and the calibration inputs that a recipe names."""
+    """A network, what prepares its inputs, and the calibration inputs that a recipe names."""
 
     recipe: Recipe
     model: nn.Module
-    tokenizer: Any
+    preprocessor: Any
     batches: list[Batch]
 
     @classmethod
@@ -63,20 +73,20 @@ class Job:
         """Load everything; all that can be wrong with the inputs is found here, before any scoring."""
         spec = task_spec(recipe.task.name)
         labelled = recipe.criterion == "fisher"
-        if labelled and spec.kind not in ("classification", "regression"):
+        if labelled and spec.kind not in ("classification", "regression", "images"):
             raise InputError(f"the fisher criterion needs one label per example, and {spec.kind} has none.")
-        examples = load_examples(spec, recipe.task, "calibration", labelled=labelled)
+        examples = _load(spec, recipe, "calibration", labelled)
         source = model_of(recipe)
         model = placement.load(source, spec.kind)
         describe(model)
-        tokenizer = load_tokenizer(source)
-        limit = sequence_limit(model, tokenizer, recipe.calibration.max_length)
-        labels = class_indices(model, spec, examples) if labelled else None
-        batches = calibration_batches(examples, tokenizer, recipe.calibration, limit, recipe.seed, labels)
-        return cls(recipe, model, tokenizer, batches)
+        preprocessor = _preprocessor(source, spec)
+        handler: Any = vision if spec.of_images else text
+        labels = handler.class_indices(model, spec, examples) if labelled else None
+        batches = handler.calibration_batches(model, examples, preprocessor, recipe.calibration, recipe.seed, labels)
+        return cls(recipe, model, preprocessor, batches)
 
 
-def run_inspect(model: str, length: int, placement: Placement) -> dict[str, Any]:
+def run_inspect(model: str, length: int | None, placement: Placement) -> dict[str, Any]:
     """`optin inspect`."""
     return inspect(placement.load(model), length)
 
@@ -125,7 +135,7 @@ def run_prune(
         result = prune(job.model, job.batches, recipe=recipe, track=track)
     if quality:
         result.report["quality"] = _quality(job, result, track)
-    result.save(out, job.tokenizer)
+    result.save(out, job.preprocessor)
     return {**result.report, "saved": str(out)}
 
 
@@ -134,23 +144,15 @@ def run_evaluate(
 ) -> dict[str, Any]:
     """`optin evaluate`: the task's metrics of one network."""
     spec = task_spec(recipe.task.name)
-    examples = load_examples(spec, recipe.task, "evaluation", labelled=spec.kind != "embedding")
-    figures = evaluate(
-        placement.load(source, spec.kind),
-        load_tokenizer(source),
-        spec,
-        examples,
-        reference=None if reference is None else placement.load(reference, spec.kind),
-        batch_size=recipe.calibration.batch_size,
-        max_length=recipe.calibration.max_length,
-        pooling=recipe.trajectory.pooling,
-        track=track,
-    )
+    examples = _load(spec, recipe, "evaluation")
+    model = placement.load(source, spec.kind)
+    dense = None if reference is None else placement.load(reference, spec.kind)
+    figures = _measure(model, _preprocessor(source, spec), recipe, examples, dense, track)
     return {"model": source, "task": recipe.task.name, "examples": len(examples), **figures}
 
 
 def run_bench(
-    dense: str, pruned: str, batch: int, lengths: list[int], placement: Placement, track: Track = silent
+    dense: str, pruned: str, batch: int, lengths: list[int] | None, placement: Placement, track: Track = silent
 ) -> list[dict[str, Any]]:
     """`optin bench`: both networks timed in turn."""
     networks = (placement.load(dense), placement.load(pruned))
@@ -170,17 +172,39 @@ def model_of(recipe: Recipe) -> str:
 
 def _quality(job: Job, result: Result, track: Track) -> dict[str, Any]:
     recipe, spec = job.recipe, task_spec(job.recipe.task.name)
-    examples = load_examples(spec, recipe.task, "evaluation", labelled=spec.kind != "embedding")
-    measure: Callable[..., dict[str, float]] = lambda model, reference=None: evaluate(  # noqa: E731
+    examples = _load(spec, recipe, "evaluation")
+    # Embeddings are only compared with the dense network's: it has no figures of its own.
+    embedding = spec.kind.endswith("embedding")
+    dense = {} if embedding else _measure(job.model, job.preprocessor, recipe, examples, None, track)
+    pruned = _measure(result.model, job.preprocessor, recipe, examples, job.model, track)
+    return {"examples": len(examples), "dense": dense, "pruned": pruned}
+
+
+def _load(spec: TaskSpec, recipe: Recipe, part: str, labelled: bool | None = None) -> Examples | Images:
+    """One part of the task's data; for an evaluation with labels, if the task has any."""
+    needed = not spec.kind.endswith("embedding") if labelled is None else labelled
+    return (load_images if spec.of_images else load_examples)(spec, recipe.task, part, labelled=needed)
+
+
+def _preprocessor(source: str, spec: TaskSpec) -> Any:
+    return load_processor(source) if spec.of_images else load_tokenizer(source)
+
+
+def _measure(
+    model: nn.Module, preprocessor: Any, recipe: Recipe, examples: Any, reference: nn.Module | None, track: Track
+) -> dict[str, float]:
+    spec, options = task_spec(recipe.task.name), recipe.calibration
+    handler: Any = vision if spec.of_images else text
+    limits = {} if spec.of_images else {"max_length": options.max_length}
+    figures: dict[str, float] = handler.evaluate(
         model,
-        job.tokenizer,
+        preprocessor,
         spec,
         examples,
         reference=reference,
-        batch_size=recipe.calibration.batch_size,
-        max_length=recipe.calibration.max_length,
+        batch_size=options.batch_size,
         pooling=recipe.trajectory.pooling,
         track=track,
+        **limits,
     )
-    dense = {} if spec.kind == "embedding" else measure(job.model)
-    return {"examples": len(examples), "dense": dense, "pruned": measure(result.model, job.model)}
+    return figures

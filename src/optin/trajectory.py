@@ -22,18 +22,41 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from .batches import Batch, position_mask
 from .errors import ArchitectureError
 
 
-def draw_rows(mask: Bool[Tensor, "batch token"], count: int, generator: torch.Generator) -> Int[Tensor, " rows"]:
-    """At most `count` tokens that are not padding, as indices into (batch * token), ascending."""
+class Positions:
+    """Which positions of a hidden state count, and which K of them are compared.
+
+    All states of one shape share one draw: the blocks of a network, and the networks that are compared.
+    """
+
+    def __init__(self, batch: Batch, count: int, generator: torch.Generator) -> None:
+        self.batch, self.count, self.generator = batch, count, generator
+        self._drawn: dict[torch.Size, Tensor] = {}
+
+    def mask(self, hidden: Float[Tensor, "*position dim"]) -> Bool[Tensor, "*position"]:
+        """Positions that are not padding."""
+        return position_mask(self.batch, hidden)
+
+    def rows(self, hidden: Float[Tensor, "*position dim"]) -> Int[Tensor, " rows"]:
+        """K of them, as indices into the flattened positions."""
+        shape = hidden.shape[:-1]
+        if shape not in self._drawn:
+            self._drawn[shape] = draw_rows(self.mask(hidden), self.count, self.generator)
+        return self._drawn[shape]
+
+
+def draw_rows(mask: Bool[Tensor, "*position"], count: int, generator: torch.Generator) -> Int[Tensor, " rows"]:
+    """At most `count` positions that are not padding, as indices into the flattened mask, ascending."""
     real = mask.flatten().nonzero().squeeze(1).cpu()
     chosen = torch.randperm(len(real), generator=generator)[:count]
     return real[chosen].sort().values.to(mask.device)
 
 
 def manifold(
-    hidden: Float[Tensor, "stacked_batch token dim"], rows: Int[Tensor, " rows"], stack: int = 1
+    hidden: Float[Tensor, "stacked_batch *position dim"], rows: Int[Tensor, " rows"], stack: int = 1
 ) -> Float[Tensor, "stack rows dim"]:
     """The chosen tokens of each of `stack` networks evaluated on one batch axis, at unit length."""
     return F.normalize(hidden.reshape(stack, -1, hidden.shape[-1])[:, rows].float(), dim=-1)
@@ -72,8 +95,7 @@ class Output:
 
 def read_output(
     output: Any,
-    mask: Bool[Tensor, "batch token"],
-    rows: Int[Tensor, " rows"],
+    positions: Positions,
     *,
     stack: int = 1,
     pooling: str = "mean",
@@ -82,9 +104,8 @@ def read_output(
     """Read what a transformers model returns.
 
     Args:
-        mask: tokens of the unstacked batch that are not padding.
-        rows: tokens at which per-token outputs are compared.
-        pooling: "mean" or "first", for a bare encoder.
+        positions: of the unstacked batch: where per-token outputs are compared.
+        pooling: "mean", "first" or "pooler", for a bare encoder.
         problem: `config.problem_type`: "regression" and "multi_label_classification" are honoured.
 
     Raises:
@@ -92,12 +113,15 @@ def read_output(
     """
     if hasattr(output, "start_logits"):
         both = torch.cat([_unstack(output.start_logits, stack), _unstack(output.end_logits, stack)], 1)
+        mask = positions.mask(both[0, : both.shape[1] // 2, :, None])
         return Output("distribution", both.masked_fill(~mask.repeat(2, 1), -1e4))
+    if embeddings := projected(output):
+        return Output("point", F.normalize(_unstack(torch.cat(embeddings, -1), stack), dim=-1))
     logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     if logits is not None:
         values = _unstack(logits, stack)
         if values.dim() == 4:
-            values = values.flatten(1, 2)[:, rows]
+            values = values.flatten(1, 2)[:, positions.rows(values[0])]
         if problem == "regression" or values.shape[-1] == 1:
             return Output("point", values)
         if problem == "multi_label_classification":
@@ -106,7 +130,27 @@ def read_output(
     hidden = getattr(output, "last_hidden_state", None)
     if hidden is None:
         raise ArchitectureError(f"cannot read the output {type(output).__name__}: no logits, no hidden states.")
-    return Output("point", pool(_unstack(hidden, stack), mask, pooling))
+    if pooling == "pooler":
+        return Output("point", F.normalize(_unstack(pooled(output), stack), dim=-1))
+    values = _unstack(hidden, stack)
+    return Output("point", pool(values, positions.mask(values[0]), pooling))
+
+
+def projected(output: Any) -> list[Tensor]:
+    """The embeddings of a contrastive network's output, image before text; empty for any other output."""
+    return [value for name in ("image_embeds", "text_embeds") if (value := getattr(output, name, None)) is not None]
+
+
+def pooled(output: Any) -> Tensor:
+    """What a bare encoder's own pooling gives.
+
+    Raises:
+        ArchitectureError: it has none.
+    """
+    value: Tensor | None = getattr(output, "pooler_output", None)
+    if value is None:
+        raise ArchitectureError("this encoder has no pooler: use the pooling 'mean' or 'first'.")
+    return value
 
 
 def pool(
@@ -171,5 +215,7 @@ def answers(output: Any) -> Tensor:
         return output
     if hasattr(output, "start_logits"):
         return torch.stack([output.start_logits, output.end_logits], -1)
+    if embeddings := projected(output):
+        return torch.cat(embeddings, -1)
     answer: Tensor = output.logits if hasattr(output, "logits") else output.last_hidden_state
     return answer

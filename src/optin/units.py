@@ -39,12 +39,14 @@ class Gate:
 
     The consumer is the linear map that reads the units: `block` consecutive features belong to each unit.
     `total` is where its output can be read with the residual stream added, before any normalisation.
+    `scale` names a parameter that multiplies its output before that sum (LayerScale).
     """
 
     module: str
     dim: int = -1
     block: int = 1
     total: Tap | None = None
+    scale: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +73,34 @@ class Argument:
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """Products between activations, which no parameter accounts for: MACs per unit of `group`.
+    """Products between activations, which no parameter accounts for: MACs per unit of `group`, in all if None.
 
     `per_pair` counts for every (query, key) pair, `per_position` for every query.
     """
 
     module: str
-    group: str
+    group: str | None
     per_pair: int
     per_position: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSpace:
+    """Where the tokens of a network can be merged: before each of its blocks but the first.
+
+    `keys` is the path, inside a block, of the map whose output are the attention keys; `attention` that of the
+    module that takes an additive `attention_mask`. `heads` names the group of heads of each block. `protected`
+    leading tokens (class, distillation, registers) never merge. `averaged` is the module whose output a head
+    averages over tokens, if one does. `biased` says that the attention logits carry biases between positions.
+    """
+
+    blocks: tuple[str, ...]
+    keys: str
+    attention: str
+    heads: tuple[str, ...]
+    protected: int
+    averaged: str | None = None
+    biased: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +134,7 @@ class UnitSpace:
     groups: tuple[UnitGroup, ...]
     blocks: tuple[str, ...]
     attention: tuple[Attention, ...] = ()
+    tokens: TokenSpace | None = None
 
     def __getitem__(self, name: str) -> UnitGroup:
         return self.by_name[name]

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
-from typing import Any
 
 from torch import nn
 
 from ..errors import ArchitectureError, unknown
 from ..units import UnitSpace
-from . import albert, bert, deberta_v2, distilbert, mpnet
+from . import albert, beit, bert, clip, deberta_v2, dinov2, distilbert, mpnet, swin, vit
 
 Describe = Callable[[nn.Module], UnitSpace]
 
 
 def architectures() -> Mapping[str, Describe]:
     """Every known `config.model_type` and the function that describes it."""
-    modules = [albert, bert, deberta_v2, distilbert, mpnet]
+    modules = [albert, beit, bert, clip, deberta_v2, dinov2, distilbert, mpnet, swin, vit]
     modules += [entry.load() for entry in entry_points(group="optin.architectures")]
     return {kind: module.describe for module in modules for kind in module.MODEL_TYPES}
 
@@ -30,7 +29,7 @@ def describe(model: nn.Module) -> UnitSpace:
     """What can be removed from a network.
 
     Args:
-        model: a transformers encoder, bare or with a head.
+        model: a transformers encoder of text or images, bare or with a head.
 
     Raises:
         ArchitectureError: the network is of no known architecture; the message lists those known.
@@ -45,14 +44,3 @@ def describe(model: nn.Module) -> UnitSpace:
     if kind not in known:
         raise ArchitectureError(unknown("architecture", kind, known))
     return known[kind](model)
-
-
-def max_positions(model: nn.Module) -> int | None:
-    """The longest sequence that a network takes, in tokens; None where there is no limit."""
-    config: Any = getattr(model, "config", None)
-    limit: int | None = getattr(config, "max_position_embeddings", None)
-    if limit is None or getattr(config, "position_biased_input", True) is False:
-        return None
-    # These count positions from behind the padding index.
-    offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet") else 0
-    return limit - offset

@@ -16,7 +16,7 @@ LAYOUT = Layout(
     projections=("query", "key", "value"),
     attention_output="attention.dense",
     attention_total=Tap("attention.LayerNorm", "input"),
-    expand="ffn",
+    expand=("ffn",),
     contract="ffn_output",
     total=Tap("full_layer_layer_norm", "input"),
 )

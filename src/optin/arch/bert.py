@@ -16,7 +16,7 @@ LAYOUT = Layout(
     projections=("query", "key", "value"),
     attention_output="attention.output.dense",
     attention_total=Tap("attention.output.LayerNorm", "input"),
-    expand="intermediate.dense",
+    expand=("intermediate.dense",),
     contract="output.dense",
     total=Tap("output.LayerNorm", "input"),
 )

@@ -22,7 +22,7 @@ LAYOUT = dataclasses.replace(
     projections=("q", "k", "v"),
     attention_output="attention.attn.o",
     attention_total=Tap("attention.LayerNorm", "input"),
-    head_bias=("position_bias", 2),
+    head_bias=("attention.attn", "position_bias", 2),
 )
 
 

@@ -60,11 +60,14 @@ class Sensitivities:
         self.units.add(probe)
         options = self.recipe
         for name, moments in self.moments.items():
-            weights = token_weights(probe, name, options.refit.floor, options.trajectory.balance)
+            weights, mask = (
+                token_weights(probe, name, options.refit.floor, options.trajectory.balance),
+                probe.masks[name],
+            )
             for x, w in zip(probe.inputs[name], weights, strict=True):
-                moments.add(x[probe.mask], weights=w[probe.mask])
+                moments.add(x[mask], weights=w[mask])
             for part in PARTS:
-                g = torch.cat([value[probe.mask] for value in probe.outputs[part][name]]).float()
+                g = torch.cat([value[mask] for value in probe.outputs[part][name]]).float()
                 self.gradients[part][name] += (g.mT @ g).double()
 
     def curve(self, model: nn.Module, group: UnitGroup) -> Curve:

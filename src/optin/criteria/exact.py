@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from ..batches import Batch, Batches, size_of, split, tile, token_mask
+from ..batches import Batch, Batches, size_of, split, tile
 from ..gating import gated
 from ..modules import hidden_of, inference_mode_of, patched_forward
 from ..probe import PARTS, check_activations, read_final
 from ..recipe import Trajectory
-from ..replay import Recorder, Trail, recorded_blocks, resumed_at
+from ..replay import Recorder, Replaced, Trail, recorded_blocks, resumed_at, standing_in
 from ..scores import Curve
-from ..trajectory import Output, draw_rows, gram, manifold, manifold_loss, output_loss
+from ..trajectory import Output, Positions, gram, manifold, manifold_loss, output_loss
 from ..units import Gate, Tap, UnitGroup, UnitSpace
 from .partial import Partial
 from .scoring import Scoring
@@ -73,7 +73,8 @@ class Reference:
     """The dense network on one micro-batch: what removals are compared with and resumed from.
 
     Attributes:
-        rows: the tokens that all comparisons use.
+        positions: those that count.
+        rows: per block, the ones that are compared.
         blocks: what each block returned.
         grams: phi of each block's hidden state.
         output: the final output.
@@ -85,7 +86,8 @@ class Reference:
     space: UnitSpace
     batch: Batch
     options: Trajectory
-    rows: Tensor
+    positions: Positions
+    rows: list[Tensor]
     blocks: list[Any]
     grams: list[Tensor]
     output: Output
@@ -95,8 +97,7 @@ class Reference:
     @classmethod
     def of(cls, model: nn.Module, space: UnitSpace, batch: Batch, options: Trajectory, seed: int) -> Reference:
         """Run the dense network once and record it."""
-        mask = token_mask(batch)
-        rows = draw_rows(mask, options.rows, torch.Generator().manual_seed(seed))
+        positions = Positions(batch, options.rows, torch.Generator().manual_seed(seed))
         gates: dict[int, list[str]] = {group.layer: [] for group in space if not group.shared}
         for group in space:
             if not group.shared:
@@ -111,15 +112,16 @@ class Reference:
             stack.enter_context(recorded_blocks(model, space.blocks, blocks))
             result = model(**batch)
         for name, block in zip(space.blocks, blocks, strict=True):
-            check_activations(name, hidden_of(block), mask)
+            check_activations(name, hidden_of(block), positions.mask(hidden_of(block)))
         consumers = {}
         for name in (name for names in gates.values() for name in names):
             read, returned = (recorder.calls[Tap(name, side)] for side in SIDES)
             if len(read) == 1:
                 consumers[name] = (read[0], returned[0])
-        grams = [gram(manifold(hidden_of(block), rows)) for block in blocks]
-        output = read_final(model, result, batch, rows, options)
-        return cls(model, space, batch, options, rows, blocks, grams, output, consumers, trails)
+        rows = [positions.rows(hidden_of(block)) for block in blocks]
+        grams = [gram(manifold(hidden_of(block), chosen)) for block, chosen in zip(blocks, rows, strict=True)]
+        output = read_final(model, result, positions, options)
+        return cls(model, space, batch, options, positions, rows, blocks, grams, output, consumers, trails)
 
     def losses(self, group: UnitGroup, units: list[int]) -> tuple[Tensor, Tensor]:
         """(sum of L_mid over the blocks from the unit's on, L_out) of removing each unit alone; shape (units,)."""
@@ -130,10 +132,10 @@ class Reference:
         with removal, recorded_blocks(self.model, self.space.blocks, blocks):
             result = self.model(**tile(self.batch, stack))
         manifolds = [
-            manifold_loss(manifold(hidden_of(block), self.rows, stack), phi)
-            for block, phi in zip(blocks[group.layer :], self.grams[group.layer :], strict=True)
+            manifold_loss(manifold(hidden_of(blocks[place]), self.rows[place], stack), self.grams[place])
+            for place in range(group.layer, len(blocks))
         ]
-        output = read_final(self.model, result, self.batch, self.rows, self.options, stack)
+        output = read_final(self.model, result, self.positions, self.options, stack)
         return torch.stack(manifolds).sum(0), output_loss(output, self.output, self.options.temperature)
 
     @contextlib.contextmanager
@@ -150,14 +152,16 @@ class Reference:
         (gate,) = group.gates
         with contextlib.ExitStack() as patches:
             if group.layer:
-                before = self._tiled(self.blocks[group.layer - 1], len(units))
-                patches.enter_context(resumed_at(self.model, self.space.blocks, group.layer, before))
+                last = self._tiled(hidden_of(self.blocks[group.layer - 1]), len(units))
+                before = standing_in(self.blocks[: group.layer], last)
+                patches.enter_context(resumed_at(self.model, self.space.blocks, before))
             skipped = {
-                name: self._tiled(output, len(units))
-                for name, output in self.trails[group.layer].finished[gate.module].items()
+                name: [self._tiled(output, len(units)) for output in outputs]
+                for name, outputs in self.trails[group.layer].finished[gate.module].items()
             }
-            for name, output in {**skipped, gate.module: self._without(gate, units)}.items():
-                patches.enter_context(patched_forward(self.model.get_submodule(name), _Constant(output)))
+            for name, outputs in {**skipped, gate.module: [self._without(gate, units)]}.items():
+                module = self.model.get_submodule(name)
+                patches.enter_context(patched_forward(module, Replaced(module.forward, outputs)))
             yield
 
     def _without(self, gate: Gate, units: list[int]) -> Tensor:
@@ -174,17 +178,8 @@ class Reference:
         size = size_of(self.batch)
 
         def repeat(value: Any) -> Any:
-            batched = isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == size
+            # Windows of one example follow each other, so there may be several rows to each.
+            batched = isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] % size == 0
             return value.repeat(times, *[1] * (value.dim() - 1)) if batched else value
 
         return tree_map(repeat, output)
-
-
-class _Constant:
-    """A forward that returns a recorded value."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.value

@@ -1,18 +1,26 @@
-"""Tasks: data in, metric out. `specs` is a table; `data` reads files; `text` feeds networks and measures them."""
+"""Tasks: data in, metric out.
 
+`specs` is a table; `data` and `images` read files; `loading` gets networks; `text` and `vision` feed them and
+measure them.
+"""
+
+from . import text, vision
 from .data import Examples, load_examples
+from .images import Images, load_images
+from .loading import load_model, load_processor, load_tokenizer
 from .specs import TASKS, TaskSpec, task_spec
-from .text import calibration_batches, encode, evaluate, load_model, load_tokenizer
 
 __all__ = [
     "TASKS",
     "Examples",
+    "Images",
     "TaskSpec",
-    "calibration_batches",
-    "encode",
-    "evaluate",
     "load_examples",
+    "load_images",
     "load_model",
+    "load_processor",
     "load_tokenizer",
     "task_spec",
+    "text",
+    "vision",
 ]

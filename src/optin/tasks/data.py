@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import DependencyError, InputError, unknown
+from ..errors import DependencyError, InputError, first_line, unknown
 from ..quiet import quiet
 from ..recipe import Task
 from .specs import ALIASES, TaskSpec
@@ -55,7 +55,7 @@ def load_examples(spec: TaskSpec, options: Task, part: str, *, labelled: bool) -
     """
     explicit = options.calibration_split if part == "calibration" else options.evaluation_split
     split = explicit or spec.splits[part == "evaluation"]
-    rows = _hub(spec, split) if options.data is None else _local(Path(options.data), split, spec)
+    rows = hub_rows(spec, split) if options.data is None else local_rows(Path(options.data), split, spec)
     if len(rows) == 0:
         raise InputError(f"the {split!r} part of {options.data or spec.hub} is empty.")
     found = list(rows.column_names)
@@ -93,7 +93,8 @@ def _column(found: list[str], wanted: str) -> str:
     raise InputError(unknown("column", wanted, found))
 
 
-def _local(path: Path, split: str, spec: TaskSpec) -> Any:
+def local_rows(path: Path, split: str, spec: TaskSpec) -> Any:
+    """A `datasets` table from a file, or from the file of one part in a folder."""
     if not path.exists():
         raise InputError(f"no such file or folder: {path}")
     file = path if path.is_file() else _part_of(path, split)
@@ -118,17 +119,22 @@ def _first_line(file: Path) -> str:
         return handle.readline().rstrip("\n")
 
 
-def _part_of(folder: Path, split: str) -> Path:
+def part_names(split: str) -> list[str]:
+    """Names under which a part of a data set may lie."""
     base, _, variant = split.partition("_")
-    stems = [f"{name}_{variant}" if variant else name for name in _SPLIT_NAMES.get(base, (base,))]
-    for stem in (split, *stems):
+    return [split, *(f"{name}_{variant}" if variant else name for name in _SPLIT_NAMES.get(base, (base,)))]
+
+
+def _part_of(folder: Path, split: str) -> Path:
+    for stem in part_names(split):
         for suffix in FORMATS:
             if (folder / f"{stem}{suffix}").is_file():
                 return folder / f"{stem}{suffix}"
     raise InputError(f"{folder} holds no file for the part {split!r}: expected {split}{'|'.join(FORMATS)}.")
 
 
-def _hub(spec: TaskSpec, split: str) -> Any:
+def hub_rows(spec: TaskSpec, split: str) -> Any:
+    """A `datasets` table from the hub."""
     if spec.hub is None:
         raise InputError("say where the data is: --data FILE (csv, tsv, jsonl or parquet).")
     datasets = _datasets()
@@ -153,4 +159,4 @@ def _datasets() -> Any:
 def _root(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return first_line(error)

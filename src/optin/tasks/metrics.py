@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..errors import DependencyError
 
@@ -17,7 +19,7 @@ def measure(names: tuple[str, ...], predictions: Tensor, targets: Tensor, classe
     """Evaluate metrics.
 
     Args:
-        predictions: class indices, values, or embeddings of shape (example, dim).
+        predictions: class indices or logits, values, or embeddings of shape (example, dim).
         targets: labels of the same shape; for embeddings the dense network's.
         classes: number of classes, for classification.
     """
@@ -40,6 +42,14 @@ def _classification(name: str, **options: Any) -> Callable[[Tensor, Tensor, int]
         return value
 
     return metric
+
+
+def _top5(predictions: Tensor, targets: Tensor, classes: int) -> Tensor:
+    """Share of examples whose class is among the five with the largest logits."""
+    value: Tensor = _functional().accuracy(
+        predictions, targets, task="multiclass", num_classes=max(classes, 2), top_k=min(5, classes)
+    )
+    return value
 
 
 def _f1(predictions: Tensor, targets: Tensor, classes: int) -> Tensor:
@@ -73,8 +83,15 @@ def _overlap(predictions: Tensor, targets: Tensor, classes: int) -> Tensor:
     return (neighbours(predictions) * neighbours(targets)).sum() / (len(targets) * max(count, 1))
 
 
+def divergence(reference: Float[Tensor, "row classes"], values: Float[Tensor, "row classes"]) -> Float[Tensor, ""]:
+    """KL(reference || values) of the distributions behind logits, averaged over rows."""
+    log_ref, log_p = F.log_softmax(reference.float(), -1), F.log_softmax(values.float(), -1)
+    return (log_ref.exp() * (log_ref - log_p)).sum(-1).mean()
+
+
 METRICS: Mapping[str, Callable[[Tensor, Tensor, int], Tensor]] = {
     "accuracy": _classification("accuracy"),
+    "top5": _top5,
     "macro-f1": _classification("f1_score", average="macro"),
     "matthews": _classification("matthews_corrcoef"),
     "f1": _f1,

@@ -22,7 +22,8 @@ class TaskSpec:
     """One task.
 
     Attributes:
-        kind: "classification", "regression", "tokens" or "embedding".
+        kind: "classification", "regression", "tokens" or "embedding" of texts; "images" (their classes) or
+            "image-embedding".
         text, text_pair, label: column names.
         metrics: keys of `optin.tasks.metrics.METRICS`, the main one first.
         splits: (calibration, evaluation) parts of the data.
@@ -41,10 +42,19 @@ class TaskSpec:
     names: tuple[str, ...] = ()
     header: tuple[str, ...] = ()
 
+    @property
+    def of_images(self) -> bool:
+        """Whether inputs are images and not texts."""
+        return self.kind.startswith("image")
+
 
 def _glue(name: str, text: str, pair: str | None = None, **other: object) -> TaskSpec:
     options = {"kind": "classification", "hub": ("nyu-mll/glue", name)} | other
     return TaskSpec(text=text, text_pair=pair, **options)  # type: ignore[arg-type]
+
+
+def _images(hub: tuple[str, str] | None = None, evaluation: str = "test") -> TaskSpec:
+    return TaskSpec("images", metrics=("accuracy", "top5"), splits=("train", evaluation), hub=hub)
 
 
 _ENTAILMENT = ("entailment", "not_entailment")
@@ -66,6 +76,13 @@ TASKS: Mapping[str, TaskSpec] = {
     "text-classification": TaskSpec("classification"),
     "text-regression": TaskSpec("regression", metrics=("spearman", "pearson")),
     "token-classification": TaskSpec("tokens", text="tokens", label="tags", metrics=("accuracy", "macro-f1")),
+    "image-classification": _images(evaluation="validation"),
+    "imagenet-1k": _images(("ILSVRC/imagenet-1k", "default"), "validation"),
+    "cifar10": _images(("uoft-cs/cifar10", "plain_text")),
+    "cifar100": _images(("uoft-cs/cifar100", "cifar100")),
+    "mnist": _images(("ylecun/mnist", "mnist")),
+    "fashion-mnist": _images(("zalando-datasets/fashion_mnist", "fashion_mnist")),
+    "image-embedding": TaskSpec("image-embedding", metrics=("cosine", "overlap@10"), splits=("train", "validation")),
     "sentence-embedding": TaskSpec("embedding", metrics=("cosine", "overlap@10")),
 }
 

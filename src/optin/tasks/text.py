@@ -1,77 +1,24 @@
-"""Text in: tokenised batches of similar length, the right model class, and figures out."""
+"""Text in: tokenised batches of similar length, and figures out."""
 
 from __future__ import annotations
 
-import contextlib
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ..arch import max_positions
+from ..arch.inputs import max_positions
 from ..batches import Batch, to_device, token_mask
-from ..checkpoint import SECTION, load
 from ..errors import InputError
-from ..files import read_json
 from ..modules import device_of, inference_mode_of
 from ..progress import Track, silent
-from ..quiet import quiet
 from ..recipe import Calibration
-from ..trajectory import pool
+from ..trajectory import pool, pooled
 from .data import Examples
-from .metrics import measure
+from .metrics import divergence, measure
 from .specs import TaskSpec
-
-_AUTO = {
-    "classification": "AutoModelForSequenceClassification",
-    "regression": "AutoModelForSequenceClassification",
-    "tokens": "AutoModelForTokenClassification",
-    "embedding": "AutoModel",
-}
-
-
-def load_model(source: str, kind: str | None = None, **options: Any) -> nn.Module:
-    """A network for a task, from a local folder (dense or pruned) or from the hub, in evaluation mode.
-
-    Args:
-        kind: a `TaskSpec.kind`; None takes the class that the checkpoint names.
-        options: passed to `from_pretrained`.
-
-    Raises:
-        InputError: no such folder, or a hub that cannot be reached.
-    """
-    import transformers
-
-    folder = Path(source)
-    config = read_json(folder / "config.json") if folder.is_dir() else None
-    if isinstance(config, dict) and SECTION in config:
-        return load(folder, **options)
-    if folder.exists() and config is None:
-        raise InputError(f"{source} is a file: pass the folder that holds config.json.")
-    with _clear_errors(source):
-        parsed = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
-        name = _AUTO[kind] if kind else (parsed.architectures or ["AutoModel"])[0]
-        model: nn.Module = getattr(transformers, name).from_pretrained(
-            source, use_safetensors=True, trust_remote_code=False, **({"dtype": "auto"} | options)
-        )
-    return model.eval()
-
-
-def load_tokenizer(source: str) -> Any:
-    """The tokenizer of a local folder or hub id.
-
-    Raises:
-        InputError: there is none.
-    """
-    import transformers
-
-    with _clear_errors(source):
-        return transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
 
 
 def sequence_limit(model: nn.Module, tokenizer: Any, asked: int | None) -> int:
@@ -104,10 +51,10 @@ def encode(tokenizer: Any, examples: Examples, indices: Sequence[int], max_lengt
 
 
 def calibration_batches(
+    model: nn.Module,
     examples: Examples,
     tokenizer: Any,
     options: Calibration,
-    max_length: int,
     seed: int,
     labels: Sequence[Any] | None = None,
 ) -> list[Batch]:
@@ -124,6 +71,7 @@ def calibration_batches(
             f"the data has {len(examples)} examples and calibration asks for {options.examples}. "
             f"Ask for --examples {len(examples)}, or give more data."
         )
+    max_length = sequence_limit(model, tokenizer, options.max_length)
     chosen = random.Random(seed).sample(range(len(examples)), options.examples)
     batches = []
     for indices in bucketed(examples, chosen, options.batch_size):
@@ -188,12 +136,6 @@ def evaluate(
     if expected and spec.kind != "regression":
         figures["kl"] = float(divergence(torch.cat(expected), values))
     return figures
-
-
-def divergence(reference: Float[Tensor, "row classes"], values: Float[Tensor, "row classes"]) -> Float[Tensor, ""]:
-    """KL(reference || values) of the distributions behind logits, averaged over rows."""
-    log_ref, log_p = F.log_softmax(reference.float(), -1), F.log_softmax(values.float(), -1)
-    return (log_ref.exp() * (log_ref - log_p)).sum(-1).mean()
 
 
 def class_indices(model: nn.Module, spec: TaskSpec, examples: Examples) -> list[Any]:
@@ -261,21 +203,10 @@ def _read(
     with inference_mode_of(model):
         output = model(**batch)
     if spec.kind == "embedding":
-        values = pool(output.last_hidden_state, token_mask(batch), pooling)
+        hidden = output.last_hidden_state
+        values = pooled(output) if pooling == "pooler" else pool(hidden, token_mask(batch), pooling)
     elif places is not None:
         values = output.logits[[row for row, _, _ in places], [position for _, position, _ in places]]
     else:
         values = output.logits
     return values.float().cpu()
-
-
-@contextlib.contextmanager
-def _clear_errors(source: str) -> Iterator[None]:
-    """One line for what transformers says in many when a checkpoint or the hub cannot be had."""
-    try:
-        with quiet():
-            yield
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        place = "a local folder" if Path(source).is_dir() else "no such folder here; from the hub"
-        raise InputError(f"cannot load {source!r} ({place}): {reason.strip()[:300]}") from None
