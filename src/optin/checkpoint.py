@@ -23,6 +23,7 @@ from .arch import architectures, describe
 from .card import model_card
 from .errors import ArchitectureError, CheckpointError, InputError, OptinError, first_line
 from .files import new_folder, read_json, write_text
+from .merging import Merging
 from .plans import Cost, Plan
 from .quiet import quiet
 from .scores import Curve, Scores
@@ -45,6 +46,18 @@ from optin.checkpoint import shrinking
 class {name}(shrinking("{name}")):
     """{name}, cut to the plan in config.json."""
 '''
+
+
+def establish(model: nn.Module, plan: Plan) -> None:
+    """Cut a network to a plan in place, and let its tokens merge as the plan says.
+
+    Raises:
+        CheckpointError: the plan does not fit the network.
+    """
+    space = describe(model)
+    shrink(model, space, plan)
+    if plan.tokens and space.tokens is not None:
+        Merging(model, space.tokens, plan.tokens)
 
 
 def attach(model: nn.Module, plan: Plan) -> None:
@@ -70,6 +83,7 @@ def compose(first: Plan, second: Plan) -> Plan:
         pruned=Cost(second.pruned.macs, second.pruned.parameters),
         length=second.length,
         provenance={**second.provenance, "earlier": dict(first.provenance)},
+        tokens=second.tokens or first.tokens,
     )
 
 
@@ -169,7 +183,7 @@ def shrinking(name: str) -> type[nn.Module]:
         base.__init__(self, config, *args, **kwargs)
         section = getattr(config, SECTION, None)
         if section is not None:
-            shrink(self, describe(self), Plan.from_dict(section))
+            establish(self, Plan.from_dict(section))
 
     # Weights on disk have the names of the library's own class, which it translates for its own classes only.
     own = {"is_custom_code": classmethod(lambda cls: False)}
@@ -183,6 +197,8 @@ def save_scores(scores: Scores, folder: str | Path) -> Path:
         tensors = {}
         for name, curve in scores.curves.items():
             tensors[f"{name}/order"], tensors[f"{name}/cost"] = curve.order.contiguous(), curve.cost.contiguous()
+        if scores.tokens is not None:
+            tensors["tokens"] = scores.tokens.contiguous()
         save_file(tensors, work / "scores.safetensors")
         description = {
             "architecture": scores.architecture,
@@ -209,10 +225,17 @@ def load_scores(folder: str | Path) -> Scores:
             curves = {
                 name: Curve(file.get_tensor(f"{name}/order"), file.get_tensor(f"{name}/cost")) for name in groups
             }
+            tokens = file.get_tensor("tokens") if "tokens" in file.keys() else None  # noqa: SIM118
+        if tokens is not None and not (tokens.dim() == 2 and bool(torch.isfinite(tokens).all())):
+            raise ValueError("the token costs are no finite table")
         for name, curve in curves.items():
             _check_curve(name, curve, groups[name])
         return Scores(
-            str(description["architecture"]), curves, int(description["length"]), dict(description["provenance"])
+            str(description["architecture"]),
+            curves,
+            int(description["length"]),
+            dict(description["provenance"]),
+            tokens,
         )
     except FileNotFoundError:
         raise InputError(f"no such file: {path / 'scores.safetensors'}") from None

@@ -96,6 +96,14 @@ class CostModel:
         ]
         return dataclasses.replace(self, terms=(*scaled, *matching))
 
+    def by_block(self, kept: Mapping[str, int]) -> list[tuple[float, float]]:
+        """Cost per token and per pair of tokens in each block of the token space."""
+        parts = [[0.0, 0.0] for _ in (self.space.blocks if self.space else ())]
+        for term in self.terms:
+            if term.block is not None:
+                parts[term.block][term.power - 1] += self._scaled(term, kept) / self.tokens**term.power
+        return [(per_token, per_pair) for per_token, per_pair in parts]
+
     def breakdown(self, kept: Mapping[str, int]) -> dict[str, int]:
         """Cost by module name, largest first."""
         parts: dict[str, int] = defaultdict(int)

@@ -16,19 +16,20 @@ from .arch import describe
 from .arch.inputs import default_length, example_inputs, max_positions
 from .batches import Batch, Batches, size_of, split, token_mask
 from .budget import Budget
-from .checkpoint import attach, save
+from .checkpoint import attach, establish, save
 from .compensation import compensate
 from .cost import CostModel, mac_cost, parameter_cost
 from .criteria import Scoring, criterion
 from .errors import InputError, OptinError, first_line
 from .gating import gated, masks
+from .merging import all_tokens
 from .modules import check_weights, device_of, inference_mode_of
 from .plans import Cost, Plan
 from .progress import Track, silent
 from .recipe import Recipe
+from .schedule import constant, find_jointly, token_costs, token_space
 from .scores import Scores
 from .search import find
-from .surgery import shrink
 from .trajectory import answers
 from .units import UnitSpace
 from .versions import versions
@@ -113,7 +114,9 @@ def score(
     check_weights(model)
     calibration = Batches.of(batches, device_of(model))
     check_inputs(model, calibration)
-    curves = measure(Scoring(model, space, calibration, recipe, track, Path(resume) if resume else None))
+    scoring = Scoring(model, space, calibration, recipe, track, Path(resume) if resume else None)
+    curves = measure(scoring)
+    tokens = token_costs(scoring) if recipe.tokens.merge == "search" else None
     return Scores(
         space.architecture,
         curves,
@@ -124,6 +127,7 @@ def score(
             "data": {"examples": calibration.examples, "sha256": calibration.digest},
             "versions": versions(),
         },
+        tokens,
     )
 
 
@@ -150,16 +154,31 @@ def plan(
     target = Budget.parse(recipe.budget or "")
     macs, parameters = costs(model, space, recipe.length or scores.length)
     cost = macs if target.quantity == "MACs" else parameters
-    kept = find(space, scores.curves, cost, target, recipe.search, recipe.round_to)
+    kept, schedule = _choose(space, scores, cost, target, recipe)
     return Plan(
         architecture=space.architecture,
         sizes=space.sizes,
         keep={name: scores.curves[name].keep(count) for name, count in kept.items()},
         dense=Cost(macs.dense, parameters.dense),
-        pruned=Cost(macs(kept), parameters(kept)),
+        pruned=Cost(macs.merged(schedule)(kept), parameters(kept)),
         length=recipe.length or scores.length,
+        tokens=schedule,
         provenance={**scores.provenance, "recipe": recipe.to_dict(), "budget": str(target)},
     )
+
+
+def _choose(
+    space: UnitSpace, scores: Scores, cost: CostModel, budget: Budget, recipe: Recipe
+) -> tuple[dict[str, int], tuple[int, ...]]:
+    """Units to keep per group, and the token schedule."""
+    if recipe.tokens.merge == "search":
+        if scores.tokens is None:
+            raise InputError("the scores say nothing about tokens. Score again with tokens.merge 'search'.")
+        return find_jointly(space, scores.curves, scores.tokens, cost, budget, recipe.round_to)
+    if recipe.tokens.merge == "constant":
+        token_space(space)
+        return dict(space.sizes), constant(cost, budget.limit(cost.dense))
+    return find(space, scores.curves, cost, budget, recipe.search, recipe.round_to), ()
 
 
 def apply(
@@ -190,7 +209,7 @@ def apply(
     # The dense network is the teacher of the refit, so in place it is the copy that stays dense.
     other = copy.deepcopy(model)
     dense, pruned = (other, model) if inplace else (model, other)
-    shrink(pruned, space, plan)
+    establish(pruned, plan)
     if calibration is not None:
         self_check(dense, pruned, space, plan, next(iter(calibration)))
         clock.lap("shrink")
@@ -253,6 +272,7 @@ def summary(plan: Plan) -> dict[str, Any]:
         "length": plan.length,
         "budget": plan.provenance.get("budget"),
         "groups": {name: {"kept": kept, "of": plan.sizes[name]} for name, kept in plan.kept.items()},
+        **({"tokens": list(plan.tokens)} if plan.tokens else {}),
     }
 
 
@@ -266,7 +286,8 @@ def self_check(dense: nn.Module, pruned: nn.Module, space: UnitSpace, plan: Plan
     with inference_mode_of(dense), inference_mode_of(pruned), torch.inference_mode():
         with gated(dense, space, masks(dense, plan)):
             expected = answers(dense(**sample))
-        got = answers(pruned(**sample))
+        with all_tokens(pruned):
+            got = answers(pruned(**sample))
     tolerance = 1e-4 if expected.dtype in (torch.float32, torch.float64) else 5e-2
     scale = float(expected.abs().max().clamp_min(1))
     difference = float((expected - got).abs().max()) / scale

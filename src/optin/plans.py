@@ -35,6 +35,7 @@ class Plan:
         keep: indices kept per group, ascending.
         dense, pruned: costs before and after.
         length: tokens of a text, or pixels of an image side, at which MACs are counted.
+        tokens: tokens that merge before each block of a vision transformer; empty if none do.
         provenance: budget, recipe, seed, digest of the calibration data, versions.
     """
 
@@ -45,6 +46,7 @@ class Plan:
     pruned: Cost
     length: int
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    tokens: tuple[int, ...] = ()
 
     @property
     def kept(self) -> dict[str, int]:
@@ -76,6 +78,16 @@ class Plan:
             if len(units) < group.min_keep:
                 raise CheckpointError(f"the plan keeps {len(units)} units of {name!r}; {group.min_keep} must stay.")
 
+        if not self.tokens:
+            return
+        if space.tokens is None:
+            raise CheckpointError(f"the plan merges tokens, and those of {space.architecture!r} cannot be merged.")
+        blocks = len(space.tokens.blocks)
+        if len(self.tokens) != blocks or self.tokens[0] != 0 or min(self.tokens) < 0:
+            raise CheckpointError(
+                f"the plan's token schedule must hold one number for each of the {blocks} blocks, 0 for the first."
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON-able data; kept units are written as ranges, "0-3,7"."""
         return {
@@ -87,6 +99,7 @@ class Plan:
             "groups": {
                 name: {"size": self.sizes[name], "keep": to_ranges(units)} for name, units in self.keep.items()
             },
+            **({"tokens": list(self.tokens)} if self.tokens else {}),
             "provenance": dict(self.provenance),
         }
 
@@ -109,6 +122,7 @@ class Plan:
             pruned=_cost(data, "pruned"),
             length=_typed(data, "length", int),
             provenance=_typed(data, "provenance", dict),
+            tokens=_counts(data.get("tokens", [])),
         )
 
     def save(self, path: str | Path) -> None:
@@ -165,6 +179,12 @@ def _typed(data: Mapping[str, Any], key: str, kind: type) -> Any:
 def _group(groups: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     entry: Mapping[str, Any] = _typed(groups, name, dict)
     return entry
+
+
+def _counts(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, list) or any(type(value) is not int or not 0 <= value < 10**6 for value in values):
+        raise CheckpointError(f"the plan's token schedule must be a list of counts, not {values!r:.60}.")
+    return tuple(values)
 
 
 def _cost(data: Mapping[str, Any], key: str) -> Cost:

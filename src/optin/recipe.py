@@ -23,6 +23,9 @@ def _require(option: str, value: object, condition: bool, expected: str) -> None
         raise InputError(f"the option {option!r} must be {expected}, not {value!r}.")
 
 
+POOLINGS = ("mean", "first", "pooler")
+
+
 @dataclass(frozen=True, slots=True)
 class Trajectory:
     """How the trajectory of a unit is measured (METHOD section 2).
@@ -33,7 +36,7 @@ class Trajectory:
         balance: lambda, the weight of the manifold part against the output part (both at equal mean).
         draws: random projections of the sketch, at least one a micro-batch.
         stack: units that `exact` evaluates in one forward.
-        pooling: how a bare encoder's output is read: mean over tokens, or the first token.
+        pooling: how a bare encoder's output is read: mean over tokens, the first token, or its own pooler.
     """
 
     rows: int = 64
@@ -49,7 +52,7 @@ class Trajectory:
         _require("trajectory.balance", self.balance, self.balance >= 0, "0 or more")
         _require("trajectory.draws", self.draws, self.draws >= 1, "at least 1")
         _require("trajectory.stack", self.stack, self.stack >= 1, "at least 1")
-        _require("trajectory.pooling", self.pooling, self.pooling in ("mean", "first"), "'mean' or 'first'")
+        _require("trajectory.pooling", self.pooling, self.pooling in POOLINGS, "'mean', 'first' or 'pooler'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,25 @@ class Refit:
     def __post_init__(self) -> None:
         _require("refit.ridge", self.ridge, self.ridge > 0, "above 0")
         _require("refit.floor", self.floor, self.floor >= 0, "0 or more")
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Whether tokens merge on their way through a vision transformer (METHOD section 7).
+
+    Attributes:
+        merge: "none"; "search", jointly with heads and neurons; "constant", as many before every block, with
+            all units kept.
+        examples: calibration images that schedules are evaluated on.
+    """
+
+    merge: str = "none"
+    examples: int = 64
+
+    def __post_init__(self) -> None:
+        kinds = ("none", "search", "constant")
+        _require("tokens.merge", self.merge, self.merge in kinds, "'none', 'search' or 'constant'")
+        _require("tokens.examples", self.examples, self.examples >= 1, "at least 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +151,7 @@ class Recipe:
     seed: int = 0
     trajectory: Trajectory = field(default_factory=Trajectory)
     refit: Refit = field(default_factory=Refit)
+    tokens: Tokens = field(default_factory=Tokens)
     calibration: Calibration = field(default_factory=Calibration)
     task: Task = field(default_factory=Task)
 
@@ -200,6 +223,9 @@ class Recipe:
 PRESETS: Mapping[str, Recipe] = types.MappingProxyType(
     {
         "default": Recipe(),
+        # Vision transformers: heads and neurons alone, or tokens too.
+        "beta": Recipe(),
+        "tau": Recipe(tokens=Tokens(merge="search")),
         # The paper's recipe: one masked forward per unit on one batch of 32, global ranking, masks only.
         "paper": Recipe(
             criterion="exact",

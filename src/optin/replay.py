@@ -122,19 +122,28 @@ def run_block(
         if len(result) > passes:
             raise _Stop
 
-    def leave(*_: Any) -> None:
-        result.append(None)
-        raise _Stop
-
     with resumed_at(model, blocks, before), contextlib.ExitStack() as stack:
         stack.enter_context(hooks(model.get_submodule(name).register_forward_hook(finish)))
         if until is not None:
-            module = model.get_submodule(until.module)
-            add = module.register_forward_pre_hook if until.side == "input" else module.register_forward_hook
-            stack.enter_context(hooks(add(leave)))
+            return run_until(model, batch, until)
         stack.enter_context(contextlib.suppress(_Stop))
         model(**batch)
     return result[-1]
+
+
+def run_until(model: nn.Module, batch: Batch, tap: Tap | None) -> None:
+    """Run a network up to a tap, or to its end."""
+
+    def leave(*_: Any) -> None:
+        raise _Stop
+
+    with contextlib.ExitStack() as stack:
+        if tap is not None:
+            module = model.get_submodule(tap.module)
+            add = module.register_forward_pre_hook if tap.side == "input" else module.register_forward_hook
+            stack.enter_context(hooks(add(leave)))
+        stack.enter_context(contextlib.suppress(_Stop))
+        model(**batch)
 
 
 class Trail:

@@ -47,10 +47,12 @@ class Scores:
     """Removal curves of all groups of a network, and how they were measured.
 
     `provenance` holds the criterion, the recipe, the digest of the calibration data and versions;
-    `length` is the calibration set's mean number of positions, at which MACs are counted by default.
+    `length` is the calibration set's mean length, at which MACs are counted by default. `tokens` is what
+    merging tokens costs, if that was measured: see `optin.schedule.token_costs`.
     """
 
     architecture: str
     curves: Mapping[str, Curve]
     length: int
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    tokens: Tensor | None = None

@@ -67,6 +67,15 @@ def find(
     if method not in SEARCHES:
         raise InputError(unknown("search", method, SEARCHES))
     choices = {group.name: Choices.of(group, curves[group.name], round_to) for group in space}
+    return SEARCHES[method](curves, choices, space, cost, limit_of(budget, cost, choices))
+
+
+def limit_of(budget: Budget, cost: CostModel, choices: Mapping[str, Choices]) -> int:
+    """The budget as a number of MACs or parameters.
+
+    Raises:
+        BudgetError: it is below what keeping the least of everything costs.
+    """
     limit = budget.limit(cost.dense)
     least = {name: int(choice.counts[0]) for name, choice in choices.items()}
     if cost(least) > limit:
@@ -76,7 +85,7 @@ def find(
             f"({share:.1f}% of {cost.dense:,}: embeddings, head and one unit per group). "
             f"Ask for {math.ceil(share * 10) / 10:g}% {cost.quantity} or more."
         )
-    return SEARCHES[method](curves, choices, space, cost, limit)
+    return limit
 
 
 def lagrange(
@@ -86,10 +95,7 @@ def lagrange(
     prices = cost.prices(cost.sizes)
 
     def counts(mu: float) -> dict[str, int]:
-        return {
-            name: int(choice.counts[torch.argmin(choice.cost + mu * prices[name] * choice.counts)])
-            for name, choice in choices.items()
-        }
+        return cheapest(choices, prices, mu)
 
     low, high = 0.0, 1e-12
     while cost(counts(high)) > limit:
@@ -101,6 +107,14 @@ def lagrange(
         else:
             high = middle
     return fill(counts(high), choices, cost, limit)
+
+
+def cheapest(choices: Mapping[str, Choices], prices: Mapping[str, int], mu: float) -> dict[str, int]:
+    """The count of each group that minimises its cost + mu * price."""
+    return {
+        name: int(choice.counts[torch.argmin(choice.cost + mu * prices[name] * choice.counts)])
+        for name, choice in choices.items()
+    }
 
 
 def fill(kept: dict[str, int], choices: Mapping[str, Choices], cost: CostModel, limit: int) -> dict[str, int]:

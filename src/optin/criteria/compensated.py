@@ -34,6 +34,7 @@ def compensated(scoring: Scoring) -> Mapping[str, Curve]:
     statistics = Sensitivities(model, space, recipe)
     for probe in draw_probes(model, space, scoring.batches, recipe.trajectory, recipe.seed, scoring.track, "score"):
         statistics.add(probe)
+    scoring.scales.update(statistics.scales)
     groups = scoring.track(space, "removal curves", len(space))
     return {group.name: statistics.curve(model, group) for group in groups}
 
@@ -70,11 +71,15 @@ class Sensitivities:
                 g = torch.cat([value[mask] for value in probe.outputs[part][name]]).float()
                 self.gradients[part][name] += (g.mT @ g).double()
 
+    @property
+    def scales(self) -> dict[str, float]:
+        """What each part of the trajectory is multiplied by."""
+        return part_scales(self.units.mean, self.recipe.trajectory.balance)
+
     def curve(self, model: nn.Module, group: UnitGroup) -> Curve:
         """The removal curve of one group, in the currency of the balanced trajectory."""
-        scales = part_scales(self.units.mean, self.recipe.trajectory.balance)
         (gate,) = group.gates
-        sensitivity = sum(scales[part] * self.gradients[part][gate.module] for part in PARTS) / self.units.draws
+        sensitivity = sum(self.scales[part] * self.gradients[part][gate.module] for part in PARTS) / self.units.draws
         second = ridged(self.moments[gate.module].second, self.recipe.refit.ridge)
         order, steps = eliminate(
             consumer_weight(model, gate).double(), second, torch.as_tensor(sensitivity), gate.block

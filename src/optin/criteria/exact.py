@@ -26,14 +26,16 @@ from ..trajectory import Output, Positions, gram, manifold, manifold_loss, outpu
 from ..units import Gate, Tap, UnitGroup, UnitSpace
 from .partial import Partial
 from .scoring import Scoring
-from .sketch import balanced
+from .sketch import balanced, part_scales
 
 SIDES: tuple[Literal["input", "output"], ...] = ("input", "output")
 
 
 def exact(scoring: Scoring) -> Mapping[str, Curve]:
     """Removal curves from independent unit scores; keeps partial sums in `scoring.resume`."""
-    scores = balanced(exact_parts(scoring), scoring.recipe.trajectory.balance)
+    parts, balance = exact_parts(scoring), scoring.recipe.trajectory.balance
+    scoring.scales.update(part_scales(parts, balance))
+    scores = balanced(parts, balance)
     return {name: Curve.from_importance(value) for name, value in scores.items()}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import nn
@@ -19,6 +19,8 @@ class Scoring:
 
     Attributes:
         resume: a file for partial results, so that a long scoring goes on after a kill.
+        scales: what each part of the trajectory is multiplied by in the curves; filled in by criteria that
+            measure it.
     """
 
     model: nn.Module
@@ -27,3 +29,4 @@ class Scoring:
     recipe: Recipe
     track: Track = silent
     resume: Path | None = None
+    scales: dict[str, float] = field(default_factory=dict)

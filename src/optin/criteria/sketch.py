@@ -25,6 +25,7 @@ def sketch(scoring: Scoring) -> Mapping[str, Curve]:
         scoring.model, scoring.space, scoring.batches, options, scoring.recipe.seed, scoring.track
     ):
         total.add(probe)
+    scoring.scales.update(part_scales(total.mean, options.balance))
     return {name: Curve.from_importance(value) for name, value in balanced(total.mean, options.balance).items()}
 
 

@@ -1,0 +1,244 @@
+"""Token schedules: how many tokens merge before which block, and one budget for tokens, heads and neurons.
+
+What merging m tokens before block i costs, c_i(m), is evaluated by doing it (the exact estimator). Merges follow
+each other, and the closest pairs go first, so a schedule that has merged M_i tokens up to block i costs
+
+    sum over i of  c_i(M_i) - c_i(M_(i-1))
+
+and its MACs in block i are those of the tokens that are left there. Both are sums over consecutive blocks, so for
+given heads and neurons the best schedule at a price of MACs is found exactly, by dynamic programming.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .batches import split
+from .budget import Budget
+from .cost import CostModel
+from .criteria.scoring import Scoring
+from .errors import BudgetError, InputError
+from .merging import Merging, most
+from .modules import hidden_of, inference_mode_of
+from .probe import read_final
+from .replay import recorded_blocks, resumed_at, standing_in
+from .scores import Curve
+from .search import Choices, cheapest, fill, limit_of
+from .trajectory import Positions, gram, manifold, manifold_loss, output_loss
+from .units import TokenSpace, UnitSpace
+
+MICRO = 8  # images that are compared at once
+ROUNDS = 6  # turns of choosing units for a schedule and a schedule for units
+
+
+def token_costs(scoring: Scoring) -> Float[Tensor, "block tokens+1"]:
+    """c_i(m) for every block and every number of tokens, in the currency of the removal curves.
+
+    Every original token is compared in the state of the token that stands for it, so that the losses are those
+    of units. Evaluated at powers of two and linear between them; beyond what can merge at once the last slope
+    goes on.
+
+    Raises:
+        InputError: the network's tokens cannot be merged, or the criterion has no trajectory to compare with.
+    """
+    model, space, options = scoring.model, scoring.space, scoring.recipe.trajectory
+    tokens = token_space(space)
+    if not scoring.scales:
+        raise InputError(
+            f"the criterion {scoring.recipe.criterion!r} has no common currency for tokens and units. "
+            "Use compensated, sketch or exact, or merge no tokens."
+        )
+    micro = [part for batch in scoring.batches for part in split(batch, MICRO)]
+    micro = micro[: -(-scoring.recipe.tokens.examples // MICRO)]
+    places = range(1, len(tokens.blocks))
+    sums: dict[tuple[int, int], float] = {}
+    count = 0
+    with inference_mode_of(model), torch.inference_mode():
+        for index, batch in enumerate(scoring.track(micro, "token costs", len(micro))):
+            positions = Positions(batch, options.rows, torch.Generator().manual_seed(scoring.recipe.seed + index))
+            dense: list[Any] = []
+            with recorded_blocks(model, space.blocks, dense):
+                output = read_final(model, model(**batch), positions, options)
+            count = hidden_of(dense[0]).shape[1]
+            rows = positions.rows(hidden_of(dense[0]))
+            grams = [gram(manifold(hidden_of(block), rows)) for block in dense]
+            for place in places:
+                for r in _grid(most(count, tokens.protected)):
+                    merging = Merging(model, tokens, [r if other == place else 0 for other in range(len(dense))])
+                    after: list[Any] = []
+                    try:
+                        with contextlib.ExitStack() as stack:
+                            if place > 1:  # the block before has to run, for its keys
+                                before = standing_in(dense[: place - 1], hidden_of(dense[place - 2]))
+                                stack.enter_context(resumed_at(model, space.blocks, before))
+                            stack.enter_context(recorded_blocks(model, space.blocks, after))
+                            final = read_final(model, model(**batch), positions, options)
+                        states = [merging.spread(hidden_of(block)) for block in after[place:]]
+                    finally:
+                        merging.remove(model)
+                    middle = sum(
+                        float(manifold_loss(manifold(state, rows), phi))
+                        for state, phi in zip(states, grams[place:], strict=True)
+                    )
+                    last = float(output_loss(final, output, options.temperature))
+                    cost = scoring.scales["manifold"] * middle + scoring.scales["output"] * last
+                    sums[place, r] = sums.get((place, r), 0.0) + cost / len(micro)
+    costs = torch.zeros(len(tokens.blocks), count + 1, dtype=torch.float64)
+    for place in places:
+        costs[place] = _interpolated(
+            [0, *_grid(most(count, tokens.protected))],
+            [0.0, *(sums[place, r] for r in _grid(most(count, tokens.protected)))],
+            count,
+        )
+    return costs
+
+
+def token_space(space: UnitSpace) -> TokenSpace:
+    """Where tokens can be merged.
+
+    Raises:
+        InputError: nowhere.
+    """
+    if space.tokens is None:
+        raise InputError(f"the tokens of {space.architecture!r} cannot be merged. Prune heads and neurons alone.")
+    return space.tokens
+
+
+def find_jointly(
+    space: UnitSpace,
+    curves: Mapping[str, Curve],
+    costs: Float[Tensor, "block tokens+1"],
+    cost: CostModel,
+    budget: Budget,
+    round_to: int = 1,
+) -> tuple[dict[str, int], tuple[int, ...]]:
+    """Units to keep per group and tokens to merge per block, at the least total cost under one budget of MACs.
+
+    For a price of MACs, units and schedule are chosen in turns, each for the other; the price follows by
+    bisection. What is left of the budget buys units.
+
+    Raises:
+        BudgetError: the budget cannot be reached.
+        InputError: the budget is not of MACs.
+    """
+    tokens = token_space(space)
+    if budget.quantity != "MACs":
+        raise InputError("merging tokens saves MACs and no parameters: give a budget of MACs.")
+    if costs.shape != (len(tokens.blocks), cost.tokens + 1):
+        raise InputError(
+            f"the token costs were measured with {costs.shape[1] - 1} tokens, and {cost.tokens} are asked for. "
+            "Score at the image size that MACs are counted at."
+        )
+    choices = {group.name: Choices.of(group, curves[group.name], round_to) for group in space}
+    limit = limit_of(budget, cost, choices)
+    best: tuple[float, dict[str, int], tuple[int, ...]] | None = None
+    low, high = None, 1e-12
+    for _ in range(120):
+        mu = high if low is None else (low + high) / 2
+        kept, schedule = _in_turns(mu, choices, costs, cost, tokens)
+        if cost.merged(schedule)(kept) > limit:
+            low, high = (high, high * 8) if high == mu else (mu, high)
+            continue
+        if high == mu and low is None:
+            low = 0.0
+        high = mu
+        total = _unit_cost(kept, choices) + schedule_cost(schedule, costs)
+        if best is None or total < best[0]:
+            best = (total, kept, schedule)
+    if best is None:
+        raise BudgetError(f"no schedule was found for a budget of {budget}: ask for more.")
+    _, kept, schedule = best
+    return fill(kept, choices, cost.merged(schedule), limit), schedule
+
+
+def schedule_cost(schedule: Sequence[int], costs: Float[Tensor, "block tokens+1"]) -> float:
+    """The trajectory cost of a schedule, merge by merge."""
+    merged, total = 0, 0.0
+    for place, r in enumerate(schedule):
+        total += float(costs[place, merged + r] - costs[place, merged])
+        merged += r
+    return total
+
+
+def constant(cost: CostModel, limit: int) -> tuple[int, ...]:
+    """The baseline: the same number of tokens before each block, one more before the first few, all units kept.
+
+    Raises:
+        BudgetError: the budget cannot be reached so.
+    """
+    assert cost.space is not None
+    places = len(cost.space.blocks) - 1
+    for total in range(cost.tokens * places):
+        r, more = divmod(total, places)
+        schedule = (0, *(r + (place < more) for place in range(places)))
+        if cost.merged(schedule)(cost.sizes) <= limit:
+            return schedule
+    raise BudgetError("merging the same number of tokens everywhere cannot reach this budget: ask for more.")
+
+
+def _in_turns(
+    mu: float, choices: Mapping[str, Choices], costs: Tensor, cost: CostModel, tokens: TokenSpace
+) -> tuple[dict[str, int], tuple[int, ...]]:
+    schedule: tuple[int, ...] = (0,) * len(tokens.blocks)
+    kept: dict[str, int] = {}
+    for _ in range(ROUNDS):
+        kept = cheapest(choices, cost.merged(schedule).prices(cost.sizes), mu)
+        chosen = _schedule(mu, kept, costs, cost, tokens)
+        if chosen == schedule:
+            break
+        schedule = chosen
+    return cheapest(choices, cost.merged(schedule).prices(cost.sizes), mu), schedule
+
+
+def _schedule(
+    mu: float, kept: Mapping[str, int], costs: Tensor, cost: CostModel, tokens: TokenSpace
+) -> tuple[int, ...]:
+    """The best schedule for these units at a price of MACs, over the number of tokens merged so far."""
+    count = cost.tokens
+    merged = torch.arange(count + 1)
+    left = (count - merged).double()
+    # step[M', M]: from M' merged tokens to M, if so many can merge at once and one that may merge is left.
+    highest = torch.tensor([int(m) + most(count - int(m), tokens.protected) for m in merged])
+    possible = (merged >= merged[:, None]) & (merged <= highest[:, None])
+    value = torch.full((count + 1,), torch.inf, dtype=torch.float64)
+    value[0] = 0.0
+    choice = []
+    for place, (per_token, per_pair) in enumerate(cost.by_block(kept)):
+        if place:
+            steps = costs[place] - costs[place][:, None]
+            options = torch.where(possible, value[:, None] + steps, torch.inf)
+            value, origin = options.min(0)
+            choice.append(origin)
+        value = value + mu * (per_token * left + per_pair * left**2)
+    place, path = int(value.argmin()), []
+    for origin in reversed(choice):
+        path.append(place - int(origin[place]))
+        place = int(origin[place])
+    return (0, *reversed(path))
+
+
+def _unit_cost(kept: Mapping[str, int], choices: Mapping[str, Choices]) -> float:
+    return sum(float(choice.cost[int((choice.counts == kept[name]).nonzero())]) for name, choice in choices.items())
+
+
+def _grid(full: int) -> list[int]:
+    """Powers of two up to everything that can merge at once."""
+    return sorted({2**power for power in range(full.bit_length()) if 2**power < full} | ({full} if full else set()))
+
+
+def _interpolated(at: list[int], values: list[float], count: int) -> Tensor:
+    """Values at 0 ... count, linear between the given ones; the last slope goes on."""
+    result = torch.zeros(count + 1, dtype=torch.float64)
+    for (low, first), (high, last) in zip(
+        zip(at, values, strict=True), zip(at[1:], values[1:], strict=True), strict=False
+    ):
+        stop = count if high == at[-1] else high
+        for place in range(low, stop + 1):
+            result[place] = first + (last - first) * (place - low) / (high - low)
+    return result
