@@ -13,7 +13,7 @@ from torch import Tensor
 from .errors import InputError
 
 Batch = dict[str, Tensor]
-MICRO = 8  # examples at most that are differentiated at once, which bounds memory
+MICRO = 4  # examples at most that are differentiated at once, which bounds memory
 
 
 @dataclass(frozen=True)

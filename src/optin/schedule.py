@@ -138,21 +138,25 @@ def find_jointly(
     choices = {group.name: Choices.of(group, curves[group.name], round_to) for group in space}
     limit = limit_of(budget, cost, choices)
     best: tuple[float, dict[str, int], tuple[int, ...]] | None = None
-    low, high = None, 1e-12
-    for _ in range(120):
-        mu = high if low is None else (low + high) / 2
+
+    def fits(mu: float) -> bool:
+        """Whether what is best at this price fits; the best of all that fit is kept."""
+        nonlocal best
         kept, schedule = _in_turns(mu, choices, costs, cost, tokens)
         if cost.merged(schedule)(kept) > limit:
-            low, high = (high, high * 8) if high == mu else (mu, high)
-            continue
-        if high == mu and low is None:
-            low = 0.0
-        high = mu
+            return False
         total = _unit_cost(kept, choices) + schedule_cost(schedule, costs)
         if best is None or total < best[0]:
             best = (total, kept, schedule)
-    if best is None:
-        raise BudgetError(f"no schedule was found for a budget of {budget}: ask for more.")
+        return True
+
+    low, high = 0.0, 1e-12
+    while not fits(high):
+        low, high = high, high * 8
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    assert best is not None  # the loop above ended with one
     _, kept, schedule = best
     return fill(kept, choices, cost.merged(schedule), limit), schedule
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .files import disk_errors
 
-LIMIT = 256 * 2**20  # bytes
+LIMIT = 128 * 2**20  # bytes
 
 
 class Store:

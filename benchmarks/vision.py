@@ -1,0 +1,291 @@
+"""The vision tables: DINOv2 ViT-S/14 with a linear head on Fashion-MNIST, pruned alone and with merged tokens.
+
+    python benchmarks/vision.py                        everything
+    python benchmarks/vision.py quality --seeds 0      one seed of one part of: quality, jobs, exact
+
+The network is rebuilt first (benchmarks/dinov2.py, cached). Calibration draws 256 unlabelled training images a
+seed; quality is measured on 2,000 test images. Rows that are done are kept, so that a run can be continued.
+Prints the tables, and stores them in docs/results/vision.md, the figures in docs/results/vision.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from dinov2 import DATA, SIDE, SPEC, classifier, held_out
+from rich.console import Console
+from rich.progress import track as progress
+from text_tables import table
+
+import optin
+from optin.arch import describe
+from optin.batches import Batches
+from optin.benchmark import compare_speed
+from optin.criteria import Scoring
+from optin.criteria.exact import exact_parts
+from optin.recipe import Recipe, Task
+from optin.tasks import load_images, load_model, load_processor
+from optin.tasks.metrics import divergence, measure
+from optin.tasks.vision import calibration_batches, encode
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+BUDGETS = (85, 75, 65, 50)
+ALONE = (85, 75, 65)  # budgets that merging alone is measured at
+CRITERIA = ("compensated", "sketch", "magnitude", "random")
+BETA, TAU = "beta: compensated + compensation", "tau: compensated + compensation"
+KL_BARS = {BETA: {75: 0.03, 65: 0.05, 50: 0.09}, TAU: {75: 0.013, 65: 0.03, 50: 0.06}}
+ACCURACY_BARS = {75: 1.0, 50: 3.0}
+
+
+class Setting:
+    """The dense network, its data, and its answers to the test images."""
+
+    def __init__(self, data: str) -> None:
+        folder = str(classifier(data))
+        self.model, self.processor = load_model(folder), load_processor(folder)
+        self.train = load_images(SPEC, Task("fashion-mnist", data), "calibration", labelled=True)
+        images = held_out(data)
+        self.labels = torch.tensor(images.labels)
+        starts = range(0, len(images), 64)
+        self.tests = [
+            encode(self.processor, images, range(s, min(s + 64, len(images))), "pixel_values")[0] for s in starts
+        ]
+        self.dense = self.answers(self.model)
+
+    def calibration(self, recipe: Recipe) -> list[dict[str, torch.Tensor]]:
+        """The draw of one seed, from the training images."""
+        return calibration_batches(self.model, self.train, self.processor, recipe.calibration, recipe.seed)
+
+    @torch.inference_mode()
+    def answers(self, model: Any) -> torch.Tensor:
+        """Logits for all test images."""
+        return torch.cat([model(**batch).logits for batch in self.tests])
+
+    def measure(self, model: Any) -> dict[str, float]:
+        """Accuracy and KL to the dense outputs."""
+        logits = self.answers(model)
+        return measure(("accuracy",), logits, self.labels, 10) | {"kl": float(divergence(self.dense, logits))}
+
+
+def recipes() -> dict[str, tuple[Recipe, tuple[int, ...]]]:
+    """Every row of the table by name, with its budgets."""
+    rows = {}
+    for criterion in CRITERIA:
+        recipe = Recipe(criterion=criterion)
+        rows[f"beta: {criterion}, masks only"] = (recipe.override(refit__enabled=False), BUDGETS)
+        rows[f"beta: {criterion} + compensation"] = (recipe, BUDGETS)
+    tau = optin.PRESETS["tau"]
+    rows["tau: compensated, masks only"] = (tau.override(refit__enabled=False), BUDGETS)
+    rows[TAU] = (tau, BUDGETS)
+    alone = Recipe(criterion="random").override(tokens__merge="constant")
+    rows["constant merging alone"] = (alone.override(refit__enabled=False), ALONE)
+    rows["constant merging + compensation"] = (alone, ALONE)
+    return rows
+
+
+def quality(setting: Setting, found: dict[str, Any], seeds: list[int], store: Any) -> dict[str, Any]:
+    """Every row at every budget; what is in `found` already is not measured again."""
+    figures: list[dict[str, Any]] = found.get("figures", [])
+    jobs = [(name, recipe, budgets, seed) for seed in seeds for name, (recipe, budgets) in recipes().items()]
+    scores: dict[tuple[str, str, int], optin.Scores] = {}
+    for name, recipe, budgets, seed in progress(jobs, description="quality", console=Console(stderr=True)):
+        recipe = recipe.override(seed=seed)
+        missing = [
+            b for b in budgets if not any((f["row"], f["seed"], f["budget"]) == (name, seed, b) for f in figures)
+        ]
+        if not missing:
+            continue
+        batches = setting.calibration(recipe)
+        key = (recipe.criterion, recipe.tokens.merge, seed)
+        if key not in scores:
+            scores[key] = optin.score(setting.model, batches, recipe=recipe)
+        for budget in missing:
+            plan = optin.plan(setting.model, scores[key], f"{budget}%", recipe=recipe)
+            result = optin.apply(setting.model, plan, batches, recipe=recipe)
+            figures.append(
+                {
+                    "row": name,
+                    "seed": seed,
+                    "budget": budget,
+                    "macs": plan.pruned.macs,
+                    "dense_macs": plan.dense.macs,
+                    "tokens": list(plan.tokens),
+                    "compensate_seconds": result.report["seconds"].get("compensate", 0.0),
+                    **setting.measure(result.model),
+                }
+            )
+            store({"dense_accuracy": dense_accuracy(setting), "figures": figures})
+    return {"dense_accuracy": dense_accuracy(setting), "figures": figures}
+
+
+def dense_accuracy(setting: Setting) -> float:
+    return float((setting.dense.argmax(-1) == setting.labels).float().mean())
+
+
+def jobs(setting: Setting, found: dict[str, Any], seeds: list[int], store: Any) -> dict[str, Any]:
+    """Seconds per stage in dense forward passes, and throughput, for both configurations."""
+    rows = {}
+    for name, preset in ((BETA, "beta"), (TAU, "tau")):
+        recipe = optin.PRESETS[preset]
+        batches = setting.calibration(recipe)
+
+        def forward(batches: Any = batches) -> float:
+            start = time.perf_counter()
+            with torch.inference_mode():
+                for batch in batches:
+                    setting.model(**batch)
+            return time.perf_counter() - start
+
+        passes = [forward() for _ in range(3)]
+        start = time.perf_counter()
+        scores = optin.score(setting.model, batches, recipe=recipe)
+        scored = time.perf_counter()
+        plan = optin.plan(setting.model, scores, "50%", recipe=recipe)
+        searched = time.perf_counter()
+        optin.apply(setting.model, plan, batches, recipe=recipe)
+        end = time.perf_counter()
+        dense = statistics.median(passes + [forward() for _ in range(2)])
+        row: dict[str, Any] = {
+            "forward_seconds": dense,
+            "score_in_forwards": (scored - start) / dense,
+            "search_seconds": searched - scored,
+            "apply_in_forwards": (end - searched) / dense,
+            "speed": {},
+        }
+        for budget in BUDGETS:
+            chosen = optin.plan(setting.model, scores, f"{budget}%", recipe=recipe)
+            small = optin.apply(setting.model, chosen).model
+            (speed,) = compare_speed(setting.model, small, lengths=(SIDE,))
+            row["speed"][budget] = speed.to_dict()
+        rows[name] = row
+    return {"rows": rows}
+
+
+def exact(setting: Setting, found: dict[str, Any], seeds: list[int], store: Any) -> dict[str, Any]:
+    """Exact scores of 200 units: the time of one, against one full forward."""
+    recipe = Recipe().override(calibration__examples=16, trajectory__draws=4)
+    batches, space = setting.calibration(recipe), describe(setting.model)
+    units = [(group.name, unit) for group in space for unit in range(group.size)]
+    drawn = torch.randperm(len(units), generator=torch.Generator().manual_seed(0))[:200].tolist()
+    chosen: dict[str, list[int]] = {group.name: [] for group in space}
+    for index in sorted(drawn):
+        chosen[units[index][0]].append(units[index][1])
+    start = time.perf_counter()
+    exact_parts(Scoring(setting.model, space, Batches.of(batches, torch.device("cpu")), recipe), chosen)
+    seconds = time.perf_counter() - start
+    start = time.perf_counter()
+    with torch.inference_mode():
+        for batch in batches:
+            setting.model(**batch)
+    full = time.perf_counter() - start
+    return {"units": len(drawn), "seconds": seconds, "factor": full * len(drawn) / seconds}
+
+
+PARTS = {"quality": quality, "jobs": jobs, "exact": exact}
+
+
+def render(results: dict[str, Any]) -> str:
+    """The tables in Markdown."""
+    lines: list[str] = []
+    if found := results.get("quality"):
+        figures = found["figures"]
+        rows = []
+        for name in dict.fromkeys(figure["row"] for figure in figures):
+            cells = [name]
+            for budget in BUDGETS:
+                here = [f for f in figures if (f["row"], f["budget"]) == (name, budget)]
+                cells.append(
+                    f"{100 * statistics.mean(f['accuracy'] for f in here):.1f}, "
+                    f"{statistics.mean(f['kl'] for f in here):.4f}"
+                    if here
+                    else ""
+                )
+            rows.append([*cells, str(len({f["seed"] for f in figures if f["row"] == name}))])
+        lines += [
+            f"Dense accuracy {100 * found['dense_accuracy']:.1f} % on 2,000 test images. Accuracy in %, then KL of "
+            "the outputs to the dense ones; means over the seeds.",
+            "",
+            *table(["", *(f"{budget} % MACs" for budget in BUDGETS), "seeds"], rows),
+        ]
+    if found := results.get("jobs"):
+        rows = [
+            [
+                name,
+                f"{row['score_in_forwards']:.1f}",
+                f"{row['search_seconds']:.1f}",
+                f"{row['apply_in_forwards']:.1f}",
+                *(f"{speed['speedup']:.2f} ({speed['share_of_ideal']:.2f})" for speed in row["speed"].values()),
+            ]
+            for name, row in found["rows"].items()
+        ]
+        lines += [
+            "",
+            "Scoring and refit at 50 % in dense forward passes over the 256 calibration images; then the speed-up at "
+            f"batch 32, {SIDE} pixels, with its share of the ideal in brackets.",
+            "",
+            *table(["", "score", "search, s", "refit", *(f"at {budget} %" for budget in BUDGETS)], rows),
+        ]
+    if found := results.get("exact"):
+        lines += [
+            "",
+            f"`exact` for {found['units']} units took {found['seconds']:.1f} s, {found['factor']:.1f} times less "
+            "than one full forward per unit.",
+        ]
+    if found := results.get("quality"):
+        lines += ["", "Bars set beforehand:", "", *bars(found)]
+    return "\n".join(lines).strip() + "\n"
+
+
+def bars(found: dict[str, Any]) -> list[str]:
+    """Every bar on quality, what was measured, and whether it was reached."""
+    checks = []
+    for row, levels in KL_BARS.items():
+        for budget, most in levels.items():
+            kl = [f["kl"] for f in found["figures"] if (f["row"], f["budget"]) == (row, budget)]
+            if kl:
+                value = statistics.mean(kl)
+                checks.append(
+                    (f"KL of {row.partition(':')[0]} at {budget} % at most {most}", f"{value:.4f}", value <= most)
+                )
+    for budget, points in ACCURACY_BARS.items():
+        accuracy = [f["accuracy"] for f in found["figures"] if (f["row"], f["budget"]) == (BETA, budget)]
+        if accuracy:
+            lost = 100 * (found["dense_accuracy"] - statistics.mean(accuracy))
+            checks.append((f"points lost by beta at {budget} % at most {points}", f"{lost:.2f}", lost <= points))
+    return table(
+        ["bar", "measured", ""], ([bar, value, "reached" if met else "**missed**"] for bar, value, met in checks)
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", help=f"parts to measure: {', '.join(PARTS)}; all if none is named")
+    parser.add_argument("--data", default=DATA, help="folder of the IDX files of Fashion-MNIST")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    arguments = parser.parse_args()
+    if unknown := set(arguments.parts) - set(PARTS):
+        parser.error(f"unknown part {sorted(unknown)[0]!r}")
+    stored = RESULTS / "vision.json"
+    results = json.loads(stored.read_text()) if stored.exists() else {}
+    setting = Setting(arguments.data)
+
+    def store(name: str, value: dict[str, Any]) -> None:
+        results[name] = value
+        stored.write_text(json.dumps(results, indent=1) + "\n")
+
+    for name in arguments.parts or PARTS:
+        value = PARTS[name](setting, results.get(name, {}), arguments.seeds, lambda v, n=name: store(n, v))
+        store(name, value)
+    tables = render(results)
+    print(tables)
+    (RESULTS / "vision.md").write_text(tables)
+
+
+if __name__ == "__main__":
+    main()
