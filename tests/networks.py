@@ -9,6 +9,8 @@ import torch
 import transformers
 from torch import nn
 
+from optin.timm_models import create
+
 _COMMON = {
     "vocab_size": 60,
     "hidden_size": 24,
@@ -96,13 +98,42 @@ VISION: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "siglip-vision": ("Siglip", _VIT, ("VisionModel",)),
     "siglip-text": ("Siglip", _TEXT_TOWER, ("TextModel",)),
 }
+_TIMM = {"img_size": 16, "embed_dim": 24, "num_heads": 4, "mlp_ratio": 1, "num_classes": 3}
+# architecture -> (name of the model, what it is created with)
+TIMM: dict[str, tuple[str, dict[str, Any]]] = {
+    "timm-vit": ("vit_tiny_patch16_224", _TIMM | {"patch_size": 4, "depth": 3}),
+    "timm-deit": ("deit_tiny_distilled_patch16_224", _TIMM | {"patch_size": 4, "depth": 3}),
+    "timm-deit3": ("deit3_small_patch16_224", _TIMM | {"patch_size": 4, "depth": 3, "init_values": 0.5}),
+    "timm-swin": (
+        "swin_tiny_patch4_window7_224",
+        {
+            "img_size": 32,
+            "patch_size": 2,
+            "window_size": 4,
+            "embed_dim": 12,
+            "depths": (2, 2),
+            "num_heads": (2, 4),
+            "num_classes": 3,
+        },
+    ),
+}
 HEADS = ("Model", "SequenceClassification", "TokenClassification", "QuestionAnswering", "MaskedLM")
-HEADS_OF = dict.fromkeys(ARCHITECTURES, HEADS) | {name: heads for name, (_, _, heads) in VISION.items()}
-EAGER_ONLY = ("mpnet", "deberta-v2", "deberta-v2-shared", "swinv2")
+HEADS_OF = (
+    dict.fromkeys(ARCHITECTURES, HEADS)
+    | dict.fromkeys(TIMM, ("timm",))
+    | {name: heads for name, (_, _, heads) in VISION.items()}
+)
+EAGER_ONLY = ("mpnet", "deberta-v2", "deberta-v2-shared", "swinv2", "timm-swin")
 
 
 def build(architecture: str, head: str | None = None, attention: str = "eager", **changes: Any) -> nn.Module:
     """A random network in evaluation mode, a classifier by default; weights large enough for differences to show."""
+    if architecture in TIMM:
+        name, arguments = TIMM[architecture]
+        model = create(name, **arguments)
+        for attention_module in (module for module in model.modules() if hasattr(module, "fused_attn")):
+            attention_module.fused_attn = attention == "sdpa"
+        return _shaken(model)
     head = head or HEADS_OF[architecture][1 if len(HEADS_OF[architecture]) > 1 else 0]
     prefix, options = (VISION[architecture] if architecture in VISION else ARCHITECTURES[architecture])[:2]
     name = f"{prefix}{head}" if "Model" in head else f"{prefix}For{head}"
@@ -110,8 +141,11 @@ def build(architecture: str, head: str | None = None, attention: str = "eager", 
     labels = {"num_labels": 2} if head == "QuestionAnswering" else {}
     config = cls.config_class(**(options | labels | changes))
     config._attn_implementation = attention
+    return _shaken(cls(config))
+
+
+def _shaken(model: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(1)
-    model = cls(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
@@ -126,6 +160,8 @@ def inputs(model: nn.Module, batch: int = 4, seed: int = 0) -> dict[str, torch.T
         config = getattr(model.config, "vision_config", model.config)
         generator = torch.Generator().manual_seed(seed)
         found["pixel_values"] = torch.randn(batch, 3, config.image_size, config.image_size, generator=generator)
+    if "x" in names:
+        found["x"] = torch.randn(batch, 3, *model.patch_embed.img_size, generator=torch.Generator().manual_seed(seed))
     return found
 
 

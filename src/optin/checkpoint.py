@@ -28,6 +28,7 @@ from .plans import Cost, Plan
 from .quiet import quiet
 from .scores import Curve, Scores
 from .surgery import shrink
+from .timm_models import create_from, fill, is_timm, save_timm
 
 if TYPE_CHECKING:
     from .pipeline import Result
@@ -63,14 +64,14 @@ def establish(model: nn.Module, plan: Plan) -> None:
 def attach(model: nn.Module, plan: Plan) -> None:
     """Write the plan into the model's configuration, so that the model can be saved by any means.
 
+    A timm model, which has none, gets it as an attribute.
+
     A network pruned before gets the composition of both plans: its dense sizes stay those of the first.
     """
-    config: Any = getattr(model, "config", None)
-    if config is None:
-        return
-    earlier = getattr(config, SECTION, None)
+    place: Any = getattr(model, "config", model)
+    earlier = getattr(place, SECTION, None)
     combined = plan if earlier is None else compose(Plan.from_dict(earlier), plan)
-    setattr(config, SECTION, combined.to_dict())
+    setattr(place, SECTION, combined.to_dict())
 
 
 def compose(first: Plan, second: Plan) -> Plan:
@@ -88,7 +89,7 @@ def compose(first: Plan, second: Plan) -> Plan:
 
 
 def save(result: Result, folder: str | Path, tokenizer: Any = None) -> Path:
-    """Write a pruned transformers model.
+    """Write a pruned transformers or timm model.
 
     The folder holds config.json, safetensors weights, the tokenizer if given, plan.json, recipe.yaml,
     report.json, a model card and a stub for `trust_remote_code`. It appears whole or not at all.
@@ -103,17 +104,21 @@ def save(result: Result, folder: str | Path, tokenizer: Any = None) -> Path:
     model: Any = result.model
     target = Path(folder)
     name = type(model).__name__
-    auto = _auto_class(model)
+    auto = None if is_timm(model) else _auto_class(model)
     with new_folder(target) as work:
-        with _auto_map(model, auto), quiet():
-            model.save_pretrained(work)
+        if is_timm(model):
+            save_timm(model, work, getattr(model, SECTION))
+        else:
+            with _auto_map(model, auto), quiet():
+                model.save_pretrained(work)
         if tokenizer is not None:
             tokenizer.save_pretrained(work)
         result.plan.save(work / "plan.json")
         result.recipe.save(work / "recipe.yaml")
         write_text(work / "report.json", json.dumps(result.report, indent=2) + "\n")
         write_text(work / "README.md", model_card(result, name, auto))
-        write_text(work / f"{STUB}.py", _STUB_SOURCE.format(name=name))
+        if not is_timm(model):
+            write_text(work / f"{STUB}.py", _STUB_SOURCE.format(name=name))
     return target
 
 
@@ -129,9 +134,15 @@ def load(folder: str | Path, **options: Any) -> nn.Module:
     """
     path = Path(folder)
     section = manifest(path)
-    name = _class_name(read_json(path / "config.json"))
-    Plan.from_dict(section)
+    plan = Plan.from_dict(section)
     _check_weights_file(path)
+    if "architecture" in read_json(path / "config.json"):
+        network = create_from(path)
+        establish(network, plan)
+        fill(network, path)
+        attach(network, plan)
+        return network.to(**({"dtype": options["dtype"]} if "dtype" in options else {}))
+    name = _class_name(read_json(path / "config.json"))
     try:
         with quiet():
             model, info = shrinking(name).from_pretrained(  # type: ignore[attr-defined]

@@ -178,6 +178,7 @@ class _Walk:
             scale = self.models["pruned"].get_parameter(gate.scale)
             lack = torch.where(scale == 0, 0, lack / scale)
         mask = position_mask(batch, read)
+        lack = lack.reshape(*read.shape[:-1], lack.shape[-1])  # a map of positions may be read as a list
         moments.add(read[mask], lack[mask], weights[mask])
 
     def _update(self, gate: Gate, moments: Moments) -> None:

@@ -75,6 +75,8 @@ def trajectory_objective(
 def read_final(model: nn.Module, output: Any, positions: Positions, options: Trajectory, stack: int = 1) -> Output:
     """The final output of `stack` networks on one batch, read as the model's configuration says."""
     problem = getattr(getattr(model, "config", None), "problem_type", None)
+    if getattr(model, "num_classes", None) == 0:  # timm's way to say that the output is an embedding
+        problem = "regression"
     return read_output(output, positions, stack=stack, pooling=options.pooling, problem=problem)
 
 

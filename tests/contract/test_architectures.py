@@ -39,7 +39,7 @@ def random_plan(model, seed: int = 0) -> Plan:
         count = int(torch.randint(1, group.size, (1,), generator=generator))
         keep[group.name] = tuple(sorted(torch.randperm(group.size, generator=generator)[:count].tolist()))
     kept = {name: len(units) for name, units in keep.items()}
-    length = 32 if "swin" in space.architecture else 16
+    length = 32 if "swin" in space.architecture.lower() else 16
     macs, parameters = costs(model, space, length)
     dense, pruned = Cost(macs.dense, parameters.dense), Cost(macs(kept), parameters(kept))
     return Plan(space.architecture, space.sizes, keep, dense, pruned, length)
@@ -113,7 +113,7 @@ def counted(model, length: int) -> int:
         model.requires_grad_(False)(**example_inputs(model, length))
     macs = counter.get_total_flops() // 2
     # Two towers end in one product of all images with all texts, which is no cost of one example.
-    both = {"clip": 10, "siglip": 24}.get(model.config.model_type, 0)
+    both = {"clip": 10, "siglip": 24}.get(describe(model).architecture, 0)
     return macs - both if hasattr(model, "logit_scale") else macs
 
 

@@ -13,14 +13,15 @@ from torch import nn
 
 from ..errors import ArchitectureError, unknown
 from ..units import UnitSpace
-from . import albert, beit, bert, clip, deberta_v2, dinov2, distilbert, mpnet, swin, vit
+from . import albert, beit, bert, clip, deberta_v2, dinov2, distilbert, mpnet, swin, timm, vit
+from .layers import architecture_of
 
 Describe = Callable[[nn.Module], UnitSpace]
 
 
 def architectures() -> Mapping[str, Describe]:
     """Every known `config.model_type` and the function that describes it."""
-    modules = [albert, beit, bert, clip, deberta_v2, dinov2, distilbert, mpnet, swin, vit]
+    modules = [albert, beit, bert, clip, deberta_v2, dinov2, distilbert, mpnet, swin, timm, vit]
     modules += [entry.load() for entry in entry_points(group="optin.architectures")]
     return {kind: module.describe for module in modules for kind in module.MODEL_TYPES}
 
@@ -29,16 +30,16 @@ def describe(model: nn.Module) -> UnitSpace:
     """What can be removed from a network.
 
     Args:
-        model: a transformers encoder of text or images, bare or with a head.
+        model: a transformers encoder of text or images, bare or with a head, or a timm model.
 
     Raises:
         ArchitectureError: the network is of no known architecture; the message lists those known.
     """
     known = architectures()
-    kind = getattr(getattr(model, "config", None), "model_type", None)
+    kind = architecture_of(model)
     if kind is None:
         raise ArchitectureError(
-            f"{type(model).__name__} is not a transformers model (it has no config.model_type). "
+            f"{type(model).__name__} is neither a transformers model (it has no config.model_type) nor timm's. "
             f"Known: {', '.join(sorted(known))}."
         )
     if kind not in known:

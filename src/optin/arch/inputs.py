@@ -63,15 +63,17 @@ def max_positions(model: nn.Module) -> int | None:
     return limit - offset
 
 
-def _vision(model: nn.Module) -> Any:
-    config: Any = model.config
-    return getattr(config, "vision_config", config)
-
-
 def _image_side(model: nn.Module) -> int:
-    side = _vision(model).image_size
+    network: Any = model
+    if not hasattr(model, "config"):
+        side = network.patch_embed.img_size
+    else:
+        side = getattr(network.config, "vision_config", network.config).image_size
     return int(side if isinstance(side, int) else side[0])
 
 
 def _channels(model: nn.Module) -> int:
-    return int(getattr(_vision(model), "num_channels", 3))
+    network: Any = model
+    if not hasattr(model, "config"):
+        return int(network.patch_embed.proj.in_channels)
+    return int(getattr(getattr(network.config, "vision_config", network.config), "num_channels", 3))

@@ -76,7 +76,7 @@ def transformer_space(
         heads = _heads(model, place, layout)
         groups += [heads, _neurons(model, place, layout)]
         products.append(Attention(f"{block}.{layout.attention}", heads.name, 2 * heads.gates[0].block, per_position))
-    return UnitSpace(architecture_of(model), tuple(groups), tuple(blocks), tuple(products))
+    return UnitSpace(architecture_of(model) or "", tuple(groups), tuple(blocks), tuple(products))
 
 
 def with_tokens(space: UnitSpace, layout: Layout, protected: int, **options: Any) -> UnitSpace:
@@ -89,11 +89,11 @@ def with_tokens(space: UnitSpace, layout: Layout, protected: int, **options: Any
     return dataclasses.replace(space, tokens=tokens)
 
 
-def architecture_of(model: nn.Module) -> str:
-    """`config.model_type` of a transformers model."""
-    config: Any = model.config
-    kind: str = config.model_type
-    return kind
+def architecture_of(model: nn.Module) -> str | None:
+    """`config.model_type` of a transformers model; "timm." and its class for a timm model; None for others."""
+    if type(model).__module__.startswith("timm.models."):
+        return f"timm.{type(model).__name__}"
+    return getattr(getattr(model, "config", None), "model_type", None)
 
 
 def base_prefix(model: nn.Module) -> str:
@@ -165,6 +165,8 @@ def _neurons(model: nn.Module, place: Place, layout: Layout) -> UnitGroup:
 
 def head_size(attention: Any) -> int:
     """Features of one head."""
+    if hasattr(attention, "qkv") and not hasattr(attention, "head_dim"):
+        return int(attention.qkv.out_features // (3 * attention.num_heads))
     size: int = attention.attention_head_size if hasattr(attention, "attention_head_size") else attention.head_dim
     return size
 

@@ -13,6 +13,7 @@ from ..checkpoint import SECTION, load
 from ..errors import InputError
 from ..files import read_json
 from ..quiet import quiet
+from ..timm_models import PREFIX, load_timm, processor_settings
 
 _AUTO = {
     "classification": "AutoModelForSequenceClassification",
@@ -40,6 +41,8 @@ def load_model(source: str, kind: str | None = None, **options: Any) -> nn.Modul
     config = read_json(folder / "config.json") if folder.is_dir() else None
     if isinstance(config, dict) and SECTION in config:
         return load(folder, **options)
+    if of_timm(source):
+        return load_timm(source)
     if folder.exists() and config is None:
         raise InputError(f"{source} is a file: pass the folder that holds config.json.")
     with clear_errors(source):
@@ -49,6 +52,12 @@ def load_model(source: str, kind: str | None = None, **options: Any) -> nn.Modul
             source, use_safetensors=True, trust_remote_code=False, **({"dtype": "auto"} | options)
         )
     return model.eval()
+
+
+def of_timm(source: str) -> bool:
+    """Whether a source is "timm:NAME" or a folder of timm's."""
+    file = Path(source) / "config.json"
+    return source.startswith(PREFIX) or (file.is_file() and "architecture" in read_json(file))
 
 
 def load_tokenizer(source: str) -> Any:
@@ -71,6 +80,8 @@ def load_processor(source: str) -> Any:
     """
     import transformers
 
+    if of_timm(source):
+        return transformers.BitImageProcessorPil(**processor_settings(load_model(source)))
     with clear_errors(source):
         return transformers.AutoImageProcessor.from_pretrained(source, trust_remote_code=False, backend="pil")
 

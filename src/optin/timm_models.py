@@ -1,0 +1,139 @@
+"""timm models: by name, and in folders laid out as timm lays them out on the hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from .errors import CheckpointError, DependencyError, InputError, first_line, unknown
+from .files import read_json, write_text
+
+PREFIX = "timm:"
+ARGUMENTS = "optin_arguments"  # where a model remembers what it was created with
+
+
+def is_timm(model: nn.Module) -> bool:
+    """Whether a network is one of timm's."""
+    return type(model).__module__.startswith("timm.models.")
+
+
+def create(name: str, *, pretrained: bool = False, **arguments: Any) -> nn.Module:
+    """A timm model in evaluation mode, which remembers what it was created with.
+
+    Raises:
+        DependencyError: timm is not installed, or torchvision does not match torch.
+        InputError: an unknown name, arguments that it does not take, or a hub that cannot be reached.
+    """
+    timm = _timm()
+    if not timm.is_model(name):
+        near = timm.list_models(f"{name[:8]}*")[:8]
+        raise InputError(unknown("timm model", name, near or ["see timm.list_models()"]))
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
+    except (TypeError, ValueError, AssertionError, RuntimeError, OSError) as error:
+        raise InputError(f"cannot make the timm model {name!r}: {first_line(error)}") from None
+    setattr(model, ARGUMENTS, {"architecture": name, **arguments})
+    return model.eval()
+
+
+def describe_creation(model: Any) -> dict[str, Any]:
+    """What a folder must say so that the dense network can be made again."""
+    remembered = dict(getattr(model, ARGUMENTS, {}))
+    settings = getattr(model, "pretrained_cfg", None) or {}
+    name = remembered.pop("architecture", None) or settings.get("architecture")
+    if name is None:
+        raise CheckpointError(
+            "this timm model does not say which one it is: make it with timm.create_model, or with "
+            "optin.timm_models.create if it takes arguments."
+        )
+    arguments = {"num_classes": model.num_classes, "global_pool": model.global_pool, **remembered}
+    side = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    if side is not None:
+        arguments.setdefault("img_size", list(side))
+    known = ("input_size", "mean", "std", "interpolation", "crop_pct", "num_classes")
+    return {
+        "architecture": name,
+        "num_classes": arguments.pop("num_classes"),
+        "global_pool": arguments.pop("global_pool"),
+        "model_args": arguments,
+        "pretrained_cfg": {key: settings[key] for key in known if key in settings},
+    }
+
+
+def save_timm(model: nn.Module, folder: Path, section: Mapping[str, Any]) -> None:
+    """Write config.json, with the plan as its section "optin", and the weights."""
+    write_text(folder / "config.json", json.dumps({**describe_creation(model), "optin": section}, indent=2) + "\n")
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def create_from(folder: Path) -> nn.Module:
+    """The dense network of a folder, without its weights.
+
+    Raises:
+        CheckpointError: a configuration that names no timm model.
+    """
+    config = read_json(folder / "config.json")
+    name, arguments = config.get("architecture"), config.get("model_args", {})
+    if not isinstance(name, str) or not isinstance(arguments, dict):
+        raise CheckpointError(f"{folder / 'config.json'} does not name a timm model.")
+    keywords = {key: config[key] for key in ("num_classes", "global_pool") if key in config}
+    return create(name, **{**keywords, **arguments})
+
+
+def fill(model: nn.Module, folder: Path) -> None:
+    """Read the weights of a folder into a network of the same shapes.
+
+    Raises:
+        CheckpointError: weights are missing or of other shapes.
+    """
+    try:
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    except (RuntimeError, OSError) as error:
+        raise CheckpointError(f"{folder} cannot be loaded: {first_line(error)}") from None
+
+
+def load_timm(source: str) -> nn.Module:
+    """A dense timm model: "timm:NAME" with its published weights, or a local folder.
+
+    Raises:
+        InputError, CheckpointError, DependencyError: as `create` and `fill`.
+    """
+    if source.startswith(PREFIX):
+        return create(source.removeprefix(PREFIX), pretrained=True)
+    model = create_from(Path(source))
+    fill(model, Path(source))
+    return model
+
+
+def processor_settings(model: Any) -> dict[str, Any]:
+    """How images are prepared for a timm model, as arguments of an image processor of transformers."""
+    settings = getattr(model, "pretrained_cfg", None) or {}
+    side = int(model.patch_embed.img_size[0])
+    resample = {"nearest": 0, "lanczos": 1, "bilinear": 2}.get(settings.get("interpolation", ""), 3)
+    return {
+        "size": {"shortest_edge": round(side / (settings.get("crop_pct") or 1.0))},
+        "crop_size": {"height": side, "width": side},
+        "resample": resample,
+        "image_mean": list(settings.get("mean", (0.5, 0.5, 0.5))),
+        "image_std": list(settings.get("std", (0.5, 0.5, 0.5))),
+        "do_convert_rgb": True,
+    }
+
+
+def _timm() -> Any:
+    try:
+        import timm
+    except ImportError:
+        raise DependencyError("timm models need the package 'timm': pip install 'optin[timm]'") from None
+    except RuntimeError as error:
+        raise DependencyError(
+            f"timm cannot be imported ({first_line(error)}): torchvision does not match torch. Install the "
+            "torchvision that was released with your torch, for example torch 2.14.1 with torchvision 0.29.1."
+        ) from None
+    return timm
