@@ -51,7 +51,9 @@ def test_an_exact_linear_relation_is_recovered():
 
 
 def test_compensation_brings_the_pruned_network_closer(architecture):
-    model = build(architecture, attention="eager" if architecture in EAGER_ONLY else "sdpa")
+    # Swin v2 normalises behind the consumers: its tokens come closer, their mean over an image need not.
+    head = "Model" if architecture == "swinv2" else None
+    model = build(architecture, head, "eager" if architecture in EAGER_ONLY else "sdpa")
     calibration = [inputs(model, batch=8, seed=seed) for seed in range(12)]
     pruned, space = copy.deepcopy(model), describe(model)
     shrink(pruned, space, random_plan(model))

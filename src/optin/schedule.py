@@ -1,12 +1,13 @@
 """Token schedules: how many tokens merge before which block, and one budget for tokens, heads and neurons.
 
-What merging m tokens before block i costs, c_i(m), is evaluated by doing it (the exact estimator). Merges follow
-each other, and the closest pairs go first, so a schedule that has merged M_i tokens up to block i costs
+What merging r of n tokens before block i costs, c_i(r), is evaluated by doing it (the exact estimator). Costs of
+several blocks add up; where M tokens are gone already, r is a larger share of what is left and costs as much as
+that share did of all of them:
 
-    sum over i of  c_i(M_i) - c_i(M_(i-1))
+    sum over i of  c_i( r_i n / (n - M_(i-1)) ),      M_i = r_1 + ... + r_i
 
-and its MACs in block i are those of the tokens that are left there. Both are sums over consecutive blocks, so for
-given heads and neurons the best schedule at a price of MACs is found exactly, by dynamic programming.
+The MACs in block i are those of the n - M_i tokens there. Both are sums over steps from M_(i-1) to M_i, so for given
+heads and neurons the best schedule at a price of MACs is found exactly, by dynamic programming.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ ROUNDS = 6  # turns of choosing units for a schedule and a schedule for units
 
 
 def token_costs(scoring: Scoring) -> Float[Tensor, "block tokens+1"]:
-    """c_i(m) for every block and every number of tokens, in the currency of the removal curves.
+    """c_i(r) for every block and every number of tokens, in the currency of the removal curves.
 
     Every original token is compared in the state of the token that stands for it, so that the losses are those
     of units. Evaluated at powers of two and linear between them; beyond what can merge at once the last slope
@@ -145,7 +146,7 @@ def find_jointly(
         kept, schedule = _in_turns(mu, choices, costs, cost, tokens)
         if cost.merged(schedule)(kept) > limit:
             return False
-        total = _unit_cost(kept, choices) + schedule_cost(schedule, costs)
+        total = _unit_cost(kept, choices) + schedule_cost(schedule, costs, tokens.protected)
         if best is None or total < best[0]:
             best = (total, kept, schedule)
         return True
@@ -161,13 +162,23 @@ def find_jointly(
     return fill(kept, choices, cost.merged(schedule), limit), schedule
 
 
-def schedule_cost(schedule: Sequence[int], costs: Float[Tensor, "block tokens+1"]) -> float:
+def schedule_cost(schedule: Sequence[int], costs: Float[Tensor, "block tokens+1"], protected: int) -> float:
     """The trajectory cost of a schedule, merge by merge."""
     merged, total = 0, 0.0
     for place, r in enumerate(schedule):
-        total += float(costs[place, merged + r] - costs[place, merged])
+        steps = _steps(costs[place], costs.shape[1] - 1 - protected)
+        total += float(steps[merged, merged + r])
         merged += r
     return total
+
+
+def _steps(cost: Float[Tensor, " tokens+1"], free: int) -> Float[Tensor, "before after"]:
+    """What it costs at one block to go from so many merged tokens to so many, `free` of which can merge in all."""
+    merged = torch.arange(len(cost), dtype=torch.float64)
+    left = (free - merged).clamp_min(1)
+    share = ((merged - merged[:, None]) * free / left[:, None]).clamp(0, len(cost) - 1)
+    low = share.floor().long().clamp_max(len(cost) - 2)
+    return cost[low] + (cost[low + 1] - cost[low]) * (share - low)
 
 
 def constant(cost: CostModel, limit: int) -> tuple[int, ...]:
@@ -215,7 +226,7 @@ def _schedule(
     choice = []
     for place, (per_token, per_pair) in enumerate(cost.by_block(kept)):
         if place:
-            steps = costs[place] - costs[place][:, None]
+            steps = _steps(costs[place], count - tokens.protected)
             options = torch.where(possible, value[:, None] + steps, torch.inf)
             value, origin = options.min(0)
             choice.append(origin)
