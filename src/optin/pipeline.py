@@ -174,7 +174,8 @@ def _choose(
     if recipe.tokens.merge == "search":
         if scores.tokens is None:
             raise InputError("the scores say nothing about tokens. Score again with tokens.merge 'search'.")
-        return find_jointly(space, scores.curves, scores.tokens, cost, budget, recipe.round_to)
+        tokens = recipe.tokens.weight * scores.tokens
+        return find_jointly(space, scores.curves, tokens, cost, budget, recipe.round_to)
     if recipe.tokens.merge == "constant":
         token_space(space)
         return dict(space.sizes), constant(cost, budget.limit(cost.dense))
