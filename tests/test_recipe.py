@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from optin.errors import InputError, OptinError
 from optin.recipe import PRESETS, Recipe, preset
+from optin.tasks import TASKS
 
 
 def test_yaml_and_back(tmp_path):
@@ -79,3 +82,12 @@ def test_any_mapping_is_read_or_refused_in_one_line(data):
 def test_presets():
     assert preset("default") == Recipe()
     assert set(PRESETS) == {"default", "paper"}
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_the_recipes_of_the_repository_can_be_read(path):
+    recipe = Recipe.load(path)
+    assert recipe.model and recipe.budget and recipe.task.name in TASKS
+    assert recipe.tokens.merge == ("search" if path.stem.endswith("tau") else "none")

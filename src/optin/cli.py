@@ -28,7 +28,9 @@ app = typer.Typer(
 
 Model = Annotated[str, typer.Argument(help="Local folder or hub id.")]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="YAML recipe; the other options override it.")]
-Preset = Annotated[str | None, typer.Option("--preset", help="Named recipe to start from: default or paper.")]
+Preset = Annotated[
+    str | None, typer.Option("--preset", help="Named recipe to start from: default, paper, beta or tau.")
+]
 Budget = Annotated[str | None, typer.Option(help="'50%', '2.1 GMACs', '40 Mparams' or '60% params'.")]
 Task = Annotated[str | None, typer.Option(help="Task, for example sst2 or text-classification.")]
 Data = Annotated[str | None, typer.Option(help="File or folder (csv, tsv, jsonl, parquet); the hub if not given.")]
@@ -220,6 +222,23 @@ def bench(
     placement = runs.Placement(device, dtype)
     result = runs.run_bench(dense, pruned, batch, length or None, placement, _track(as_json, quiet))
     _print(result, tables.speeds, as_json, quiet)
+
+
+@app.command()
+def draw(
+    model: Annotated[Path, typer.Argument(help="Folder of a pruned network.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the pictures; the network's own if not given.")] = None,
+    task: Annotated[str, typer.Option(help="Task of the images.")] = "image-classification",
+    data: Annotated[str | None, typer.Option(help="Images to show merged tokens on.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Images to draw.")] = 4,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw which units stayed and, for images, which tokens merge (needs optin[pictures])."""
+    from . import runs, tables
+
+    recipe = Recipe().override(task__name=task, task__data=data)
+    _print(runs.run_draw(model, recipe, out or model, count), tables.entries, as_json, quiet)
 
 
 @app.command()

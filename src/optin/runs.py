@@ -14,6 +14,7 @@ from .batches import Batch
 from .benchmark import compare_speed
 from .checkpoint import load_scores, save_scores
 from .errors import InputError, first_line
+from .pictures import draw
 from .pipeline import Result, apply, inspect, plan, prune, score
 from .plans import Plan
 from .progress import Track, silent
@@ -157,6 +158,14 @@ def run_bench(
     """`optin bench`: both networks timed in turn."""
     networks = (placement.load(dense), placement.load(pruned))
     return [speed.to_dict() for speed in compare_speed(*networks, batch=batch, lengths=lengths, track=track)]
+
+
+def run_draw(folder: Path, recipe: Recipe, out: Path, count: int) -> dict[str, Any]:
+    """`optin draw`: pictures of a pruned network; of merged tokens if there is data."""
+    images = None
+    if recipe.task.data is not None:
+        images = load_images(task_spec(recipe.task.name), recipe.task, "evaluation", labelled=False)
+    return {f"picture {index}": str(path) for index, path in enumerate(draw(folder, out, images, count), 1)}
 
 
 def model_of(recipe: Recipe) -> str:

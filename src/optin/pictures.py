@@ -1,0 +1,136 @@
+"""Pictures of a pruned network: which units stayed, layer by layer, and which tokens merge in an image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .arch import describe
+from .arch.inputs import image_input
+from .batches import to_device
+from .checkpoint import manifest
+from .errors import DependencyError, InputError
+from .merging import merging_of
+from .modules import device_of, inference_mode_of
+from .plans import Plan
+from .tasks import load_model, load_processor
+from .tasks.vision import encode
+
+CELLS = 96  # columns that a layer's neurons are gathered into
+
+
+def draw(folder: str | Path, out: str | Path, images: Any = None, count: int = 4) -> list[Path]:
+    """Draw a pruned checkpoint: kept.svg, and where tokens merge tokens-N.png for the first images.
+
+    Args:
+        images: `optin.tasks.Images`, to show merged tokens on.
+
+    Raises:
+        InputError: no such checkpoint.
+        DependencyError: matplotlib is not installed.
+    """
+    source, target = Path(folder), Path(out)
+    plan = Plan.from_dict(manifest(source))
+    target.mkdir(parents=True, exist_ok=True)
+    written = [draw_units(plan, target / "kept.svg")]
+    if images is not None and plan.tokens:
+        model, processor = load_model(str(source)), load_processor(str(source))
+        for index in range(min(count, len(images))):
+            batch, _ = encode(processor, images, [index], image_input(model) or "")
+            groups = merged_groups(model, batch)
+            written.append(draw_tokens(images.read(index), groups, target / f"tokens-{index}.png"))
+    return written
+
+
+def draw_units(plan: Plan, path: Path) -> Path:
+    """One row per layer: a square for each head, filled if it stayed, and its neurons as shares that stayed."""
+    pyplot = _pyplot()
+    kinds = {kind: [name for name in plan.keep if name.endswith(kind)] for kind in ("heads", "neurons")}
+    rows = max(len(names) for names in kinds.values())
+    figure, axes = pyplot.subplots(
+        1, 2, figsize=(11, 1.2 + 0.28 * rows), gridspec_kw={"width_ratios": [1, 3]}, layout="constrained"
+    )
+    for axis, (kind, names) in zip(axes, kinds.items(), strict=True):
+        columns = min(CELLS, max(plan.sizes[name] for name in names))
+        picture = np.full((len(names), columns), np.nan)
+        for row, name in enumerate(names):
+            stays = np.zeros(plan.sizes[name])
+            stays[list(plan.keep[name])] = 1
+            cells = np.array_split(stays, min(columns, len(stays)))
+            picture[row, : len(cells)] = [cell.mean() for cell in cells]
+        axis.imshow(picture, aspect="auto", cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+        axis.set_yticks(range(len(names)), [name.rpartition(".")[0].removeprefix("layers.") for name in names])
+        axis.set_xticks([])
+        kept, of = (sum(values[name] for name in names) for values in (plan.kept, plan.sizes))
+        axis.set_title(f"{kind}: {kept:,} of {of:,} stayed", fontsize=10)
+    axes[0].set_ylabel("layer")
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    pyplot.close(figure)
+    return path
+
+
+def draw_tokens(image: Any, groups: Tensor, path: Path) -> Path:
+    """An image, and beside it the same with every group of merged patches in its mean colour, outlined.
+
+    Args:
+        image: `PIL.Image` in RGB.
+        groups: shape (rows, columns): the token that stands for each patch.
+    """
+    pyplot = _pyplot()
+    rows, columns = groups.shape
+    pixels = np.asarray(image.resize((columns * 16, rows * 16)), dtype=np.float32) / 255
+    map_ = groups.numpy().repeat(16, 0).repeat(16, 1)
+    merged = np.empty_like(pixels)
+    for group in np.unique(map_):
+        merged[map_ == group] = pixels[map_ == group].mean(0)
+    edges = np.zeros(map_.shape, bool)
+    edges[1:] |= map_[1:] != map_[:-1]
+    edges[:, 1:] |= map_[:, 1:] != map_[:, :-1]
+    merged[edges] = (1, 1, 1)
+    figure, axes = pyplot.subplots(1, 2, figsize=(8, 4.4), layout="constrained")
+    for axis, picture, title in (
+        (axes[0], pixels, f"{groups.numel()} patches"),
+        (axes[1], merged, f"{len(groups.unique())} tokens at the end"),
+    ):
+        axis.imshow(picture)
+        axis.set_title(title, fontsize=10)
+        axis.axis("off")
+    figure.savefig(path)
+    pyplot.close(figure)
+    return path
+
+
+@torch.inference_mode()
+def merged_groups(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Shape (rows, columns): which token stands for each patch of one image at the end of the network.
+
+    Raises:
+        InputError: no tokens merge in this network, or its patches form no square.
+    """
+    merging, space = merging_of(model), describe(model).tokens
+    if merging is None or space is None:
+        raise InputError("no tokens merge in this network: prune it with --preset tau.")
+    with inference_mode_of(model):
+        model(**to_device(batch, device_of(model)))
+    assert merging.places is not None
+    patches = merging.places[0, space.protected :].cpu()
+    side = round(len(patches) ** 0.5)
+    if side * side != len(patches):
+        raise InputError(f"the {len(patches)} patches of this image form no square: nothing to draw them on.")
+    return patches.view(side, side)
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError:
+        raise DependencyError("pictures need the package 'matplotlib': pip install 'optin[pictures]'") from None
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "optin"  # the same picture gives the same file
+    from matplotlib import pyplot
+
+    return pyplot
