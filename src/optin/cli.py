@@ -225,6 +225,33 @@ def bench(
 
 
 @app.command()
+def finetune(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="Folder for the trained network.")],
+    task: Annotated[str, typer.Option(help="Task of the images, for example cifar10.")] = "image-classification",
+    data: Data = None,
+    epochs: Annotated[float, typer.Option(min=0.0, help="Passes over the data.")] = 3.0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 32,
+    learning_rate: Annotated[float, typer.Option(help="Of AdamW.")] = 1e-4,
+    head_only: Annotated[bool, typer.Option("--head-only", help="Train the new classifier alone.")] = False,
+    teacher: Annotated[str | None, typer.Option(help="Network of the same classes to follow.")] = None,
+    seed: Annotated[int, typer.Option(help="Of every random draw.")] = 0,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Take a pruned (or dense) classifier of images to another data set (needs optin[finetune])."""
+    from . import runs, tables
+    from .finetune import Training
+
+    recipe = Recipe().override(task__name=task, task__data=data)
+    training = Training(epochs, batch_size, learning_rate, head_only, seed=seed)
+    result = runs.run_finetune(model, recipe, out, training, runs.Placement(device, dtype), teacher)
+    _print(result, tables.entries, as_json, quiet)
+
+
+@app.command()
 def draw(
     model: Annotated[Path, typer.Argument(help="Folder of a pruned network.")],
     out: Annotated[Path | None, typer.Option(help="Folder for the pictures; the network's own if not given.")] = None,

@@ -14,6 +14,7 @@ from .batches import Batch
 from .benchmark import compare_speed
 from .checkpoint import load_scores, save_scores
 from .errors import InputError, first_line
+from .finetune import Training, finetune
 from .pictures import draw
 from .pipeline import Result, apply, inspect, plan, prune, score
 from .plans import Plan
@@ -158,6 +159,19 @@ def run_bench(
     """`optin bench`: both networks timed in turn."""
     networks = (placement.load(dense), placement.load(pruned))
     return [speed.to_dict() for speed in compare_speed(*networks, batch=batch, lengths=lengths, track=track)]
+
+
+def run_finetune(
+    source: str, recipe: Recipe, out: Path, training: Training, placement: Placement, teacher: str | None = None
+) -> dict[str, Any]:
+    """`optin finetune`: a pruned or dense classifier of images, taken to another data set."""
+    spec = task_spec(recipe.task.name)
+    if spec.kind != "images":
+        raise InputError(f"only classifiers of images can be fine-tuned, and {recipe.task.name!r} is no such task.")
+    parts = [load_images(spec, recipe.task, part, labelled=True) for part in ("calibration", "evaluation")]
+    model = placement.load(source, spec.kind)
+    followed = None if teacher is None else placement.load(teacher, spec.kind)
+    return finetune(model, load_processor(source), parts[0], parts[1], out, training, teacher=followed)
 
 
 def run_draw(folder: Path, recipe: Recipe, out: Path, count: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ heads and neurons the best schedule at a price of MACs is found exactly, by dyna
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -189,11 +190,12 @@ def constant(cost: CostModel, limit: int) -> tuple[int, ...]:
     """
     assert cost.space is not None
     places = len(cost.space.blocks) - 1
-    for total in range(cost.tokens * places):
-        r, more = divmod(total, places)
-        schedule = (0, *(r + (place < more) for place in range(places)))
-        if cost.merged(schedule)(cost.sizes) <= limit:
-            return schedule
+    with contextlib.suppress(BudgetError):  # raised where too few tokens are left
+        for total in itertools.count():
+            r, more = divmod(total, places)
+            schedule = (0, *(r + (place < more) for place in range(places)))
+            if cost.merged(schedule)(cost.sizes) <= limit:
+                return schedule
     raise BudgetError("merging the same number of tokens everywhere cannot reach this budget: ask for more.")
 
 

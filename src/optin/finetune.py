@@ -1,0 +1,209 @@
+"""Fine-tuning a pruned (or dense) image classifier on another data set, by the Trainer of transformers.
+
+Of the paper's uses: prune on one data set, then start from the small network on another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .batches import to_device
+from .checkpoint import SECTION, save
+from .errors import DependencyError, InputError
+from .modules import device_of
+from .pipeline import Result, summary
+from .plans import Plan
+from .quiet import quiet
+from .tasks import Images
+from .tasks.images import Unreadable
+from .tasks.metrics import measure
+from .timm_models import is_timm
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network is trained.
+
+    Attributes:
+        epochs, batch_size: passes over the data, images per step.
+        learning_rate: of AdamW, with linear decay after a tenth of the steps.
+        head_only: leave everything but the classifier as it is.
+        temperature: of the teacher's and the student's outputs, if there is a teacher.
+        seed: of the order of the images and of the new head.
+    """
+
+    epochs: float = 3.0
+    batch_size: int = 32
+    learning_rate: float = 1e-4
+    head_only: bool = False
+    temperature: float = 4.0
+    seed: int = 0
+
+
+def finetune(
+    model: nn.Module,
+    processor: Any,
+    train: Images,
+    held_out: Images,
+    out: Path,
+    training: Training | None = None,
+    *,
+    teacher: nn.Module | None = None,
+) -> dict[str, Any]:
+    """Train a classifier with a new head and save it, pruned as it was; returns its figures.
+
+    Args:
+        teacher: a network of the same classes whose outputs are followed beside the labels.
+
+    Raises:
+        InputError: no labels, a network without a classifier of images, or a teacher of other classes.
+        DependencyError: accelerate is not installed.
+    """
+    from transformers import Trainer, TrainingArguments
+
+    options = training or Training()
+    if train.labels is None or held_out.labels is None:
+        raise InputError("fine-tuning needs labels: put each class into a folder of its own.")
+    classes = max(max(train.labels), max(held_out.labels)) + 1
+    torch.manual_seed(options.seed)
+    replace_head(model, classes, train.classes)
+    if teacher is not None and getattr(teacher.config, "num_labels", None) != classes:
+        raise InputError(f"the teacher must know the {classes} classes of the data: fine-tune it first.")
+    head: Any = getattr(model, "classifier")  # noqa: B009
+    for parameter in model.parameters():
+        parameter.requires_grad_(not options.head_only)
+    head.requires_grad_(True)
+
+    class Distilling(Trainer):
+        """The loss of the labels, and half of it replaced by the teacher's where there is one."""
+
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            output = model(**inputs)
+            loss = F.cross_entropy(output.logits, inputs["labels"])
+            if teacher is not None:
+                with torch.no_grad():
+                    aim = teacher(pixel_values=inputs["pixel_values"].to(device_of(teacher))).logits
+                loss = (loss + follow(output.logits, aim.to(output.logits.device), options.temperature)) / 2
+            return (loss, output) if return_outputs else loss
+
+    try:
+        arguments = TrainingArguments(
+            output_dir=str(out.with_name(f"{out.name}.training")),
+            num_train_epochs=options.epochs,
+            per_device_train_batch_size=options.batch_size,
+            per_device_eval_batch_size=options.batch_size,
+            learning_rate=options.learning_rate,
+            warmup_steps=0.1,
+            weight_decay=0.01,
+            seed=options.seed,
+            report_to=[],
+            save_strategy="no",
+            disable_tqdm=True,
+            logging_strategy="no",
+            remove_unused_columns=False,
+            use_cpu=device_of(model).type == "cpu",
+        )
+    except ImportError:
+        raise DependencyError("fine-tuning needs the package 'accelerate': pip install 'optin[finetune]'") from None
+    with quiet():
+        trainer = Distilling(
+            model=model,
+            args=arguments,
+            train_dataset=Prepared(train, processor),
+            data_collator=collate,
+        )
+        done = trainer.train()
+    model.requires_grad_(True).eval()
+    accuracy = accuracy_of(model, Prepared(held_out, processor), options.batch_size)
+    section = getattr(model.config, SECTION, None)
+    figures = {
+        "accuracy": accuracy,
+        "classes": classes,
+        "images": len(train),
+        "seconds": done.metrics["train_runtime"],
+        "saved": str(out),
+    }
+    if section is None:
+        model.save_pretrained(out)  # type: ignore[operator]
+        processor.save_pretrained(out)
+    else:
+        plan = Plan.from_dict(section)
+        save(Result(model, plan, {**summary(plan), "seconds": {}, "finetuned": figures}), out, processor)
+    return figures
+
+
+def replace_head(model: nn.Module, classes: int, names: tuple[str, ...] = ()) -> None:
+    """Give a classifier of images a new last layer.
+
+    Raises:
+        InputError: it has none that is known.
+    """
+    network: Any = model
+    if is_timm(model) or not isinstance(getattr(model, "classifier", None), nn.Linear):
+        raise InputError(f"{type(model).__name__} has no linear 'classifier' to replace: fine-tune a classifier.")
+    old = network.classifier
+    new = nn.Linear(old.in_features, classes).to(old.weight.device, old.weight.dtype)
+    nn.init.normal_(new.weight, std=0.02)
+    nn.init.zeros_(new.bias)
+    network.classifier = new
+    if hasattr(network, "num_labels"):
+        network.num_labels = classes
+    labels = names if len(names) == classes else tuple(str(index) for index in range(classes))
+    network.config.id2label = dict(enumerate(labels))
+    network.config.label2id = {name: index for index, name in enumerate(labels)}
+
+
+def follow(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """tau^2 KL(teacher || student) of the softened outputs, averaged over images."""
+    aim, got = F.log_softmax(teacher / temperature, -1), F.log_softmax(student / temperature, -1)
+    return temperature**2 * F.kl_div(got, aim, log_target=True, reduction="batchmean")
+
+
+class Prepared(torch.utils.data.Dataset[dict[str, Any]]):
+    """Images as a processor makes them; one that cannot be read gives way to the next."""
+
+    def __init__(self, images: Images, processor: Any) -> None:
+        self.images, self.processor = images, processor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        assert self.images.labels is not None
+        for step in range(len(self)):
+            place = (index + step) % len(self)
+            try:
+                picture = self.images.read(place)
+            except Unreadable:
+                continue
+            values = self.processor(images=picture, return_tensors="pt")["pixel_values"][0]
+            return {"pixel_values": values, "labels": self.images.labels[place]}
+        raise InputError("none of the images can be read.")
+
+
+def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """One batch."""
+    return {
+        "pixel_values": torch.stack([row["pixel_values"] for row in rows]),
+        "labels": torch.tensor([row["labels"] for row in rows]),
+    }
+
+
+@torch.inference_mode()
+def accuracy_of(model: nn.Module, data: Prepared, batch_size: int) -> float:
+    """Share of images whose class is the largest output."""
+    logits, labels = [], []
+    for start in range(0, len(data), batch_size):
+        batch = collate([data[index] for index in range(start, min(start + batch_size, len(data)))])
+        labels.append(batch.pop("labels"))
+        logits.append(model(**to_device(batch, device_of(model))).logits.cpu())
+    values = torch.cat(logits)
+    return measure(("accuracy",), values, torch.cat(labels), values.shape[-1])["accuracy"]
