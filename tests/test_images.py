@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -10,13 +12,14 @@ from PIL import Image
 from transformers import ViTImageProcessorPil
 
 import optin
+from optin import cli
 from optin.errors import InputError
 from optin.recipe import Calibration, Task
 from optin.runs import Placement, run_evaluate, run_prune
 from optin.tasks import load_images, load_processor, task_spec
 from optin.tasks.images import Unreadable
-from optin.tasks.vision import calibration_batches, class_indices, evaluate
-from tests.networks import build
+from optin.tasks.vision import Both, ZeroShot, calibration_batches, class_indices, evaluate
+from tests.networks import build, tokenizer
 
 SPEC = task_spec("image-classification")
 
@@ -161,7 +164,7 @@ def test_class_names_are_those_of_the_model(tree):
     assert class_indices(model, SPEC, read(tree)) == [2] * 4 + [1] * 4 + [0] * 4
 
 
-def test_the_job_from_a_folder(tree, tmp_path):
+def test_the_job_from_a_folder(tree, tmp_path, monkeypatch, capsys):
     """A recipe with tokens, from a checkpoint and a folder of images to a folder; then its evaluation."""
     source = tmp_path / "vit"
     build("vit").save_pretrained(source)
@@ -182,6 +185,18 @@ def test_the_job_from_a_folder(tree, tmp_path):
     assert json.loads((tmp_path / "small" / "preprocessor_config.json").read_text())
     figures = run_evaluate(str(tmp_path / "small"), recipe, Placement(), str(source))
     assert figures["accuracy"] == pytest.approx(report["quality"]["pruned"]["accuracy"])
+    (tree / "val").symlink_to(tree / "train")
+    for command in (
+        ["inspect", str(tmp_path / "small"), "--json"],
+        ["draw", str(tmp_path / "small"), "--data", str(tree), "--json"],
+        ["finetune", str(tmp_path / "small"), "--data", str(tree), "--out", str(tmp_path / "tuned"), "--epochs", "1"],
+        ["bench", str(source), str(tmp_path / "small"), "--batch", "1", "--quiet"],
+    ):
+        monkeypatch.setattr(sys, "argv", ["optin", *command])
+        with contextlib.suppress(SystemExit):
+            cli.main()
+        assert "Error" not in capsys.readouterr().err
+    assert (tmp_path / "small" / "kept.svg").exists() and (tmp_path / "tuned" / "config.json").exists()
 
 
 def test_a_timm_model_from_a_folder(tree, tmp_path):
@@ -200,3 +215,31 @@ def test_a_timm_model_from_a_folder(tree, tmp_path):
 def test_an_image_size_that_the_model_does_not_accept():
     with pytest.raises(InputError, match=r"pixel_values \(1, 3, 20, 20\)"):
         optin.prune(build("vit"), [{"pixel_values": torch.randn(4, 3, 20, 20)}], "50%")
+
+
+def test_zero_shot(tree, tmp_path):
+    """Classes by their names: the vision tower is pruned, the text tower stays as it is."""
+    source, model = tmp_path / "clip", build("clip", "Model")
+    model.save_pretrained(source)
+    processor().save_pretrained(source)
+    tokenizer().save_pretrained(source)
+    recipe = optin.Recipe().override(
+        model=str(source),
+        budget="95%",
+        task__name="zero-shot-image-classification",
+        task__data=str(tree),
+        task__evaluation_split="train",
+        calibration__examples=8,
+        trajectory__rows=16,
+        trajectory__draws=4,
+    )
+    report = run_prune(recipe, tmp_path / "small", Placement())
+    assert report["quality"]["pruned"]["kl"] >= 0 and report["quality"]["pruned"]["top5"] == 1
+    small = optin.load(tmp_path / "small")
+    for name, value in small.text_model.state_dict().items():
+        assert torch.equal(value, model.text_model.state_dict()[name])
+    prompts = Both(processor(), tokenizer()).prompts(["ant", "bee"])
+    picture = {"pixel_values": torch.randn(2, 3, 16, 16)}
+    with torch.inference_mode():
+        expected = model(**picture, **prompts).logits_per_image
+        torch.testing.assert_close(ZeroShot(model, prompts)(**picture), expected)

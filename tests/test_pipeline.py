@@ -130,7 +130,7 @@ def test_broken_weights_are_named(bert, batches):
 
 
 def test_unknown_networks_are_refused_with_what_is_known(batches):
-    with pytest.raises(ArchitectureError, match="albert, bert"):
+    with pytest.raises(ArchitectureError, match="albert, beit, bert"):
         prune(nn.Linear(2, 2), batches)
     from transformers import GPT2Config, GPT2Model
 

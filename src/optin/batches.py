@@ -57,7 +57,8 @@ class Batches:
             batch = _tensors(raw)
             examples += size_of(batch)
             count += 1
-            real += size_of(batch) * image_side(batch) if "input_ids" not in batch else int(token_mask(batch).sum())
+            side = image_side(batch)
+            real += int(token_mask(batch).sum()) if side is None else size_of(batch) * side
             for name in sorted(batch):
                 digest.update(name.encode())
                 digest.update(batch[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
@@ -121,9 +122,10 @@ def position_mask(batch: Batch, hidden: Tensor) -> Tensor:
     return torch.ones(hidden.shape[:-1], dtype=torch.bool, device=hidden.device)
 
 
-def image_side(batch: Batch) -> int:
-    """Height in pixels of the images of a batch; 1 where there are none."""
-    return next((value.shape[2] for value in batch.values() if value.dim() == 4), 1)
+def image_side(batch: Batch) -> int | None:
+    """Height in pixels of the images of a batch; 1 where there is neither image nor text, None for a text."""
+    height = next((value.shape[2] for value in batch.values() if value.dim() == 4), None)
+    return 1 if height is None and "input_ids" not in batch else height
 
 
 def split(batch: Batch, size: int) -> Iterator[Batch]:

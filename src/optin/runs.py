@@ -210,6 +210,8 @@ def _load(spec: TaskSpec, recipe: Recipe, part: str, labelled: bool | None = Non
 
 
 def _preprocessor(source: str, spec: TaskSpec) -> Any:
+    if spec.kind == "image-zero-shot":
+        return vision.Both(load_processor(source), load_tokenizer(source))
     return load_processor(source) if spec.of_images else load_tokenizer(source)
 
 

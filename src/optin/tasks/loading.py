@@ -22,6 +22,7 @@ _AUTO = {
     "embedding": "AutoModel",
     "images": "AutoModelForImageClassification",
     "image-embedding": "AutoModel",
+    "image-zero-shot": "AutoModel",
 }
 
 

@@ -22,8 +22,8 @@ class TaskSpec:
     """One task.
 
     Attributes:
-        kind: "classification", "regression", "tokens" or "embedding" of texts; "images" (their classes) or
-            "image-embedding".
+        kind: "classification", "regression", "tokens" or "embedding" of texts; "images" (their classes),
+            "image-zero-shot" or "image-embedding".
         text, text_pair, label: column names.
         metrics: keys of `optin.tasks.metrics.METRICS`, the main one first.
         splits: (calibration, evaluation) parts of the data.
@@ -82,6 +82,7 @@ TASKS: Mapping[str, TaskSpec] = {
     "cifar100": _images(("uoft-cs/cifar100", "cifar100")),
     "mnist": _images(("ylecun/mnist", "mnist")),
     "fashion-mnist": _images(("zalando-datasets/fashion_mnist", "fashion_mnist")),
+    "zero-shot-image-classification": TaskSpec("image-zero-shot", metrics=("accuracy", "top5")),
     "image-embedding": TaskSpec("image-embedding", metrics=("cosine", "overlap@10"), splits=("train", "validation")),
     "sentence-embedding": TaskSpec("embedding", metrics=("cosine", "overlap@10")),
 }

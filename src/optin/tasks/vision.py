@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..arch.inputs import image_input
 from ..batches import Batch, to_device
@@ -41,6 +43,49 @@ def encode(processor: Any, images: Images, indices: Sequence[int], name: str) ->
     except (ValueError, TypeError, OSError) as error:
         raise InputError(f"the image processor refuses the images: {error}") from None
     return {name: values}, found
+
+
+PROMPT = "a photo of a {}."
+
+
+@dataclass(frozen=True)
+class Both:
+    """The image processor and the tokenizer of a network with two towers, used and saved together."""
+
+    images: Any
+    tokenizer: Any
+
+    def __call__(self, **inputs: Any) -> Any:
+        """Prepare images."""
+        return self.images(**inputs)
+
+    def prompts(self, classes: Sequence[str]) -> Batch:
+        """One text for each class, tokenised."""
+        texts = [PROMPT.format(name.replace("_", " ")) for name in classes]
+        # SigLIP was trained with texts padded to full length.
+        padding = "max_length" if "siglip" in type(self.images).__name__.lower() else True
+        return dict(self.tokenizer(texts, padding=padding, truncation=True, return_tensors="pt"))
+
+    def save_pretrained(self, folder: Any) -> None:
+        """Write both."""
+        self.images.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+class ZeroShot(nn.Module):
+    """A classifier of images made of a network with two towers and the embeddings of its classes' names."""
+
+    def __init__(self, model: Any, prompts: Batch) -> None:
+        super().__init__()
+        self.model = model
+        with inference_mode_of(model), torch.inference_mode():
+            self.classes = F.normalize(model.get_text_features(**to_device(prompts, device_of(model))).pooler_output)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Logits: scaled cosines of the image with every class."""
+        images = F.normalize(self.model.get_image_features(pixel_values=pixel_values).pooler_output)
+        logits: Tensor = self.model.logit_scale.exp() * images @ self.classes.T
+        return logits + getattr(self.model, "logit_bias", 0)
 
 
 def calibration_batches(
@@ -77,6 +122,10 @@ def calibration_batches(
         if found:
             if labels is not None:
                 batch["labels"] = torch.tensor([labels[index] for index in found])
+            if isinstance(processor, Both):  # the text tower stays as it is; any text of the task will do
+                prompts = processor.prompts(_class_names(images))
+                rows = torch.arange(len(found)) % len(images.classes)
+                batch |= {name: value[rows] for name, value in prompts.items()}
             batches.append(batch)
             taken += len(found)
     return batches
@@ -104,11 +153,15 @@ def evaluate(
     if spec.kind == "image-embedding" and reference is None:
         raise InputError("image embeddings are compared with the dense network's: pass it as the reference.")
     labels = class_indices(model, spec, images)
+    name = _argument(model)
+    if isinstance(processor, Both):
+        prompts = processor.prompts(_class_names(images))
+        model, reference = ZeroShot(model, prompts), None if reference is None else ZeroShot(reference, prompts)
     outputs, expected, targets, skipped = [], [], [], 0
     starts = range(0, len(images), batch_size)
     for start in track(starts, "evaluate", len(starts)):
         indices = range(start, min(start + batch_size, len(images)))
-        batch, found = encode(processor, images, indices, _argument(model))
+        batch, found = encode(processor, images, indices, name)
         skipped += len(indices) - len(found)
         if found:
             outputs.append(_read(model, spec, batch, pooling))
@@ -135,6 +188,8 @@ def class_indices(model: nn.Module, spec: TaskSpec, images: Images) -> list[int]
         return []
     if images.labels is None:
         raise InputError("evaluation needs labels: put each class into a folder of its own.")
+    if spec.kind == "image-zero-shot":
+        return list(images.labels)
     config: Any = getattr(model, "config", None)
     known = {str(name).lower(): index for name, index in (getattr(config, "label2id", None) or {}).items()}
     translated = [known.get(name.lower()) for name in images.classes]
@@ -144,6 +199,12 @@ def class_indices(model: nn.Module, spec: TaskSpec, images: Images) -> list[int]
         most = max(len(images.classes), max(images.labels, default=0) + 1)
         raise InputError(f"the data has {most} classes and the model {classes}: they do not belong together.")
     return [int(table[label]) for label in images.labels]  # type: ignore[arg-type]
+
+
+def _class_names(images: Images) -> tuple[str, ...]:
+    if not images.classes:
+        raise InputError("zero-shot classification needs class names: put each class into a folder of its name.")
+    return images.classes
 
 
 def _argument(model: nn.Module) -> str:
