@@ -75,17 +75,19 @@ class Setting:
 
 def recipes() -> dict[str, tuple[Recipe, tuple[int, ...]]]:
     """Every row of the table by name, with its budgets."""
-    rows = {}
+    tau = optin.PRESETS["tau"]
+    alone = Recipe(criterion="random").override(tokens__merge="constant")
+    rows = {
+        BETA: (Recipe(), BUDGETS),
+        TAU: (tau, BUDGETS),
+        "constant merging alone": (alone.override(refit__enabled=False), ALONE),
+        "constant merging + compensation": (alone, ALONE),
+    }
     for criterion in CRITERIA:
         recipe = Recipe(criterion=criterion)
-        rows[f"beta: {criterion}, masks only"] = (recipe.override(refit__enabled=False), BUDGETS)
         rows[f"beta: {criterion} + compensation"] = (recipe, BUDGETS)
-    tau = optin.PRESETS["tau"]
+        rows[f"beta: {criterion}, masks only"] = (recipe.override(refit__enabled=False), BUDGETS)
     rows["tau: compensated, masks only"] = (tau.override(refit__enabled=False), BUDGETS)
-    rows[TAU] = (tau, BUDGETS)
-    alone = Recipe(criterion="random").override(tokens__merge="constant")
-    rows["constant merging alone"] = (alone.override(refit__enabled=False), ALONE)
-    rows["constant merging + compensation"] = (alone, ALONE)
     return rows
 
 
