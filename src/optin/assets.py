@@ -41,7 +41,10 @@ def package_folder(module: str) -> Path:
     """
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
-        raise DependencyError(f"the demo needs the package {module.replace('_', '-')!r}: pip install 'optin[demo]'")
+        name = module.replace("_", "-")
+        raise DependencyError(
+            f"the package {name!r} is needed: pip install {name} (the demo's are in 'optin[demo]')."
+        )
     return Path(spec.origin).parent
 
 
