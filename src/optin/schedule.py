@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from .batches import split
+from .batches import Batch, split
 from .budget import Budget
 from .cost import CostModel
 from .criteria.scoring import Scoring
@@ -29,10 +31,11 @@ from .errors import BudgetError, InputError
 from .merging import Merging, most
 from .modules import hidden_of, inference_mode_of
 from .probe import read_final
+from .recipe import Trajectory
 from .replay import recorded_blocks, resumed_at, standing_in
 from .scores import Curve
 from .search import Choices, cheapest, fill, limit_of
-from .trajectory import Positions, gram, manifold, manifold_loss, output_loss
+from .trajectory import Output, Positions, gram, manifold, manifold_loss, output_loss
 from .units import TokenSpace, UnitSpace
 
 MICRO = 8  # images that are compared at once
@@ -58,47 +61,67 @@ def token_costs(scoring: Scoring) -> Float[Tensor, "block tokens+1"]:
         )
     micro = [part for batch in scoring.batches for part in split(batch, MICRO)]
     micro = micro[: -(-scoring.recipe.tokens.examples // MICRO)]
-    places = range(1, len(tokens.blocks))
-    sums: dict[tuple[int, int], float] = {}
-    count = 0
+    grid: list[int] = []
+    sums: dict[tuple[int, int], float] = defaultdict(float)
     with inference_mode_of(model), torch.inference_mode():
         for index, batch in enumerate(scoring.track(micro, "token costs", len(micro))):
-            positions = Positions(batch, options.rows, torch.Generator().manual_seed(scoring.recipe.seed + index))
-            dense: list[Any] = []
-            with recorded_blocks(model, space.blocks, dense):
-                output = read_final(model, model(**batch), positions, options)
-            count = hidden_of(dense[0]).shape[1]
-            rows = positions.rows(hidden_of(dense[0]))
-            grams = [gram(manifold(hidden_of(block), rows)) for block in dense]
-            for place in places:
-                for r in _grid(most(count, tokens.protected)):
-                    merging = Merging(model, tokens, [r if other == place else 0 for other in range(len(dense))])
-                    after: list[Any] = []
-                    try:
-                        with contextlib.ExitStack() as stack:
-                            if place > 1:  # the block before has to run, for its keys
-                                before = standing_in(dense[: place - 1], hidden_of(dense[place - 2]))
-                                stack.enter_context(resumed_at(model, space.blocks, before))
-                            stack.enter_context(recorded_blocks(model, space.blocks, after))
-                            final = read_final(model, model(**batch), positions, options)
-                        states = [merging.spread(hidden_of(block)) for block in after[place:]]
-                    finally:
-                        merging.remove(model)
-                    middle = sum(
-                        float(manifold_loss(manifold(state, rows), phi))
-                        for state, phi in zip(states, grams[place:], strict=True)
-                    )
-                    last = float(output_loss(final, output, options.temperature))
-                    cost = scoring.scales["manifold"] * middle + scoring.scales["output"] * last
-                    sums[place, r] = sums.get((place, r), 0.0) + cost / len(micro)
-    costs = torch.zeros(len(tokens.blocks), count + 1, dtype=torch.float64)
-    for place in places:
-        costs[place] = _interpolated(
-            [0, *_grid(most(count, tokens.protected))],
-            [0.0, *(sums[place, r] for r in _grid(most(count, tokens.protected)))],
-            count,
-        )
+            reference = _Reference.of(model, space, batch, options, scoring.recipe.seed + index)
+            grid = _grid(most(reference.tokens, tokens.protected))
+            for place in range(1, len(tokens.blocks)):
+                for r in grid:
+                    sums[place, r] += reference.cost(place, r, scoring.scales) / len(micro)
+    costs = torch.zeros(len(tokens.blocks), reference.tokens + 1, dtype=torch.float64)
+    for place in range(1, len(tokens.blocks)):
+        costs[place] = _interpolated([0, *grid], [0.0, *(sums[place, r] for r in grid)], reference.tokens)
     return costs
+
+
+@dataclass
+class _Reference:
+    """The dense network on one micro-batch, which merges at single blocks are compared with."""
+
+    model: nn.Module
+    space: UnitSpace
+    batch: Batch
+    options: Trajectory
+    positions: Positions
+    blocks: list[Any]
+    output: Output
+
+    @classmethod
+    def of(cls, model: nn.Module, space: UnitSpace, batch: Batch, options: Trajectory, seed: int) -> _Reference:
+        positions = Positions(batch, options.rows, torch.Generator().manual_seed(seed))
+        blocks: list[Any] = []
+        with recorded_blocks(model, space.blocks, blocks):
+            output = read_final(model, model(**batch), positions, options)
+        return cls(model, space, batch, options, positions, blocks, output)
+
+    @property
+    def tokens(self) -> int:
+        return hidden_of(self.blocks[0]).shape[1]
+
+    def cost(self, place: int, r: int, scales: Mapping[str, float]) -> float:
+        """The balanced trajectory loss of merging `r` tokens before one block."""
+        after: list[Any] = []
+        schedule = [r if other == place else 0 for other in range(len(self.blocks))]
+        merging = Merging(self.model, token_space(self.space), schedule)
+        try:
+            # Everything before is skipped, but for the block whose keys are matched.
+            before = standing_in(self.blocks[: place - 1], hidden_of(self.blocks[place - 2]))
+            with (
+                resumed_at(self.model, self.space.blocks, before),
+                recorded_blocks(self.model, self.space.blocks, after),
+            ):
+                final = read_final(self.model, self.model(**self.batch), self.positions, self.options)
+            states = [merging.spread(hidden_of(block)) for block in after]
+        finally:
+            merging.remove(self.model)
+        middle = 0.0
+        for state, block in zip(states[place:], self.blocks[place:], strict=True):
+            rows = self.positions.rows(hidden_of(block))
+            middle += float(manifold_loss(manifold(state, rows), gram(manifold(hidden_of(block), rows))))
+        last = float(output_loss(final, self.output, self.options.temperature))
+        return scales["manifold"] * middle + scales["output"] * last
 
 
 def token_space(space: UnitSpace) -> TokenSpace:
