@@ -165,3 +165,17 @@ def test_schedules_that_do_not_fit_are_refused(bert, batches):
     with pytest.raises(InputError, match="budget of MACs"):
         scores = optin.score(build("vit"), [inputs(model)], recipe=RECIPE)
         optin.plan(build("vit"), scores, "50% params", recipe=RECIPE)
+
+
+@pytest.mark.parametrize("architecture", ["vit", "dinov2", "beit", "clip-vision"])
+def test_merging_can_be_exported_and_compiled(architecture):
+    """No shape depends on the data: a graph traced on some images is right for others."""
+    model = build(architecture, attention="sdpa").requires_grad_(False)
+    Merging(model, describe(model).tokens, (0, 3, 2))
+    traced, others = inputs(model, batch=2), inputs(model, batch=2, seed=5)
+    expected = answers(model(**others))
+    exported = torch.export.export(model, (), traced, strict=False).module()
+    torch.testing.assert_close(answers(exported(**others)), expected, atol=1e-5, rtol=1e-5)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager")
+    torch.testing.assert_close(answers(compiled(**others)), expected, atol=1e-5, rtol=1e-5)

@@ -73,7 +73,7 @@ class Merging:
         self.space, self.schedule, self.enabled = space, tuple(schedule), True
         self.sizes: Tensor | None = None
         self.places: Tensor | None = None
-        self._origins: Tensor | None = None
+        self._history: list[tuple[Tensor, int]] = []  # where tokens went, and how many were left, merge by merge
         self._keys: Tensor | None = None
         self._handles = [model.get_submodule(space.blocks[0]).register_forward_pre_hook(self._begin)]
         first = next((index for index, r in enumerate(schedule) if r), len(schedule))
@@ -130,19 +130,14 @@ class Merging:
             raise InputError("tokens are merged by the keys of the block before, which did not run.")
         places, left = match(keys, r, protected), tokens - r
         sizes = hidden.new_ones(*hidden.shape[:2], 1) if self.sizes is None else self.sizes
-        if self.space.biased:
-            start = torch.arange(tokens, device=hidden.device).repeat(len(hidden), 1)
-            origins = start if self._origins is None else self._origins
-            # A merged token takes the position of its partner in the second half.
-            second = slice(protected + 1, None, 2)
-            moved = origins.new_zeros(len(hidden), left).scatter(1, places, origins)
-            self._origins = moved.scatter(1, places[:, second], origins[:, second])
+        self._history.append((places, left))
         merged, self.sizes = merge(hidden * sizes, places, left), merge(sizes, places, left)
         self.places = places if self.places is None else places.gather(1, self.places)
         return merged / self.sizes
 
     def _begin(self, module: nn.Module, args: Any) -> None:
-        self.sizes = self.places = self._origins = self._keys = None
+        self.sizes = self.places = self._keys = None
+        self._history = []
 
     def _remember(self, module: nn.Module, args: Any, output: Tensor) -> None:
         self._keys = output
@@ -158,15 +153,26 @@ class Merging:
             mask = mask + self._reduced(given)
         return args[:1], {**kwargs, "attention_mask": mask}
 
-    def _reduced(self, bias: Float[Tensor, "one head original original"]) -> Float[Tensor, "batch head token token"]:
-        """Biases between positions, for the positions that are left."""
-        if self._origins is None:
-            return bias
-        batch, tokens = self._origins.shape
-        heads, original = bias.shape[1], bias.shape[-1]
-        rows = self._origins.view(batch, 1, tokens, 1).expand(-1, heads, -1, original)
-        columns = self._origins.view(batch, 1, 1, tokens).expand(-1, heads, tokens, -1)
-        return bias.expand(batch, -1, -1, -1).gather(2, rows).gather(3, columns)
+    def _reduced(self, mask: Float[Tensor, "one head original original"]) -> Float[Tensor, "batch head token token"]:
+        """Biases between positions, or a mask of them, for the positions that are left."""
+        if mask.dtype == torch.bool and self.sizes is not None:
+            mask = self.sizes.new_zeros(mask.shape).masked_fill(~mask, -torch.inf)
+        heads, original = mask.shape[1], mask.shape[-1]
+        origins = self._origins(original)
+        batch, tokens = origins.shape
+        rows = origins.view(batch, 1, tokens, 1).expand(-1, heads, -1, original)
+        columns = origins.view(batch, 1, 1, tokens).expand(-1, heads, tokens, -1)
+        return mask.expand(batch, -1, -1, -1).gather(2, rows).gather(3, columns)
+
+    def _origins(self, original: int) -> Int[Tensor, "batch token"]:
+        """The position of each token: a merged one takes that of its partner in the second half."""
+        first = self._history[0][0]
+        origins = torch.arange(original, device=first.device).repeat(len(first), 1)
+        second = slice(self.space.protected + 1, None, 2)
+        for places, left in self._history:
+            moved = origins.new_zeros(len(origins), left).scatter(1, places, origins)
+            origins = moved.scatter(1, places[:, second], origins[:, second])
+        return origins
 
     def _average(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Scale tokens so that their plain mean, which the head takes, is the size-weighted one."""

@@ -91,7 +91,7 @@ class TokenSpace:
     `keys` is the path, inside a block, of the map whose output are the attention keys; `attention` that of the
     module that takes an additive `attention_mask`. `heads` names the group of heads of each block. `protected`
     leading tokens (class, distillation, registers) never merge. `averaged` is the module whose output a head
-    averages over tokens, if one does. `biased` says that the attention logits carry biases between positions.
+    averages over tokens, if one does.
     """
 
     blocks: tuple[str, ...]
@@ -100,7 +100,6 @@ class TokenSpace:
     heads: tuple[str, ...]
     protected: int
     averaged: str | None = None
-    biased: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,5 @@ def describe(model: nn.Module) -> UnitSpace:
         layout = dataclasses.replace(layout, head_bias=("", "attention_mask", 1))
     blocks = [f"{prefix}layers.{index}" for index in range(config.num_hidden_layers)]
     space = transformer_space(model, blocks, layout)
-    biased = config.use_relative_position_bias or config.use_shared_relative_position_bias
     averaged = f"{prefix}layernorm" if config.use_mean_pooling else None
-    return with_tokens(space, layout, protected=1, averaged=averaged, biased=biased)
+    return with_tokens(space, layout, protected=1, averaged=averaged)
