@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .batches import to_device
 from .checkpoint import SECTION, save
 from .errors import DependencyError, InputError
 from .modules import device_of
 from .pipeline import Result, summary
 from .plans import Plan
 from .quiet import quiet
-from .tasks import Images
+from .tasks import Images, task_spec
 from .tasks.images import Unreadable
-from .tasks.metrics import measure
+from .tasks.vision import evaluate
 from .timm_models import is_timm
+from .trajectory import Output, output_loss
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,8 @@ def finetune(
     replace_head(model, classes, train.classes)
     if teacher is not None and getattr(teacher.config, "num_labels", None) != classes:
         raise InputError(f"the teacher must know the {classes} classes of the data: fine-tune it first.")
-    head: Any = getattr(model, "classifier")  # noqa: B009
-    for parameter in model.parameters():
-        parameter.requires_grad_(not options.head_only)
-    head.requires_grad_(True)
+    model.requires_grad_(not options.head_only)
+    model.get_submodule("classifier").requires_grad_(True)
 
     class Distilling(Trainer):
         """The loss of the labels, and half of it replaced by the teacher's where there is one."""
@@ -122,7 +120,8 @@ def finetune(
         )
         done = trainer.train()
     model.requires_grad_(True).eval()
-    accuracy = accuracy_of(model, Prepared(held_out, processor), options.batch_size)
+    spec = task_spec("image-classification")
+    accuracy = evaluate(model, processor, spec, held_out, batch_size=options.batch_size)["accuracy"]
     section = getattr(model.config, SECTION, None)
     figures = {
         "accuracy": accuracy,
@@ -163,8 +162,8 @@ def replace_head(model: nn.Module, classes: int, names: tuple[str, ...] = ()) ->
 
 def follow(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """tau^2 KL(teacher || student) of the softened outputs, averaged over images."""
-    aim, got = F.log_softmax(teacher / temperature, -1), F.log_softmax(student / temperature, -1)
-    return temperature**2 * F.kl_div(got, aim, log_target=True, reduction="batchmean")
+    got, aim = (Output("distribution", logits.float().unsqueeze(0)) for logits in (student, teacher))
+    return output_loss(got, aim, temperature).squeeze(0)
 
 
 class Prepared(torch.utils.data.Dataset[dict[str, Any]]):
@@ -195,15 +194,3 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         "pixel_values": torch.stack([row["pixel_values"] for row in rows]),
         "labels": torch.tensor([row["labels"] for row in rows]),
     }
-
-
-@torch.inference_mode()
-def accuracy_of(model: nn.Module, data: Prepared, batch_size: int) -> float:
-    """Share of images whose class is the largest output."""
-    logits, labels = [], []
-    for start in range(0, len(data), batch_size):
-        batch = collate([data[index] for index in range(start, min(start + batch_size, len(data)))])
-        labels.append(batch.pop("labels"))
-        logits.append(model(**to_device(batch, device_of(model))).logits.cpu())
-    values = torch.cat(logits)
-    return measure(("accuracy",), values, torch.cat(labels), values.shape[-1])["accuracy"]

@@ -111,6 +111,18 @@ class Calibration:
         if self.max_length is not None:
             _require("calibration.max_length", self.max_length, self.max_length >= 1, "at least 1")
 
+    def check(self, available: int) -> None:
+        """Refuse data with fewer examples than are asked for.
+
+        Raises:
+            InputError: says how many there are.
+        """
+        if available < self.examples:
+            raise InputError(
+                f"the data has {available} examples and calibration asks for {self.examples}. "
+                f"Ask for --examples {available}, or give more data."
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class Task:

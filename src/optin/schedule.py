@@ -86,6 +86,7 @@ class _Reference:
     options: Trajectory
     positions: Positions
     blocks: list[Any]
+    grams: list[Tensor]
     output: Output
 
     @classmethod
@@ -94,7 +95,8 @@ class _Reference:
         blocks: list[Any] = []
         with recorded_blocks(model, space.blocks, blocks):
             output = read_final(model, model(**batch), positions, options)
-        return cls(model, space, batch, options, positions, blocks, output)
+        grams = [gram(manifold(hidden, positions.rows(hidden))) for hidden in map(hidden_of, blocks)]
+        return cls(model, space, batch, options, positions, blocks, grams, output)
 
     @property
     def tokens(self) -> int:
@@ -116,10 +118,10 @@ class _Reference:
             states = [merging.spread(hidden_of(block)) for block in after]
         finally:
             merging.remove(self.model)
-        middle = 0.0
-        for state, block in zip(states[place:], self.blocks[place:], strict=True):
-            rows = self.positions.rows(hidden_of(block))
-            middle += float(manifold_loss(manifold(state, rows), gram(manifold(hidden_of(block), rows))))
+        middle = sum(
+            float(manifold_loss(manifold(state, self.positions.rows(state)), phi))
+            for state, phi in zip(states[place:], self.grams[place:], strict=True)
+        )
         last = float(output_loss(final, self.output, self.options.temperature))
         return scales["manifold"] * middle + scales["output"] * last
 
@@ -162,15 +164,16 @@ def find_jointly(
         )
     choices = {group.name: Choices.of(group, curves[group.name], round_to) for group in space}
     limit = limit_of(budget, cost, choices)
+    steps = steps_of(costs, tokens.protected)
     best: tuple[float, dict[str, int], tuple[int, ...]] | None = None
 
     def fits(mu: float) -> bool:
         """Whether what is best at this price fits; the best of all that fit is kept."""
         nonlocal best
-        kept, schedule = _in_turns(mu, choices, costs, cost, tokens)
+        kept, schedule = _in_turns(mu, choices, steps, cost, tokens)
         if cost.merged(schedule)(kept) > limit:
             return False
-        total = _unit_cost(kept, choices) + schedule_cost(schedule, costs, tokens.protected)
+        total = _unit_cost(kept, choices) + schedule_cost(schedule, steps)
         if best is None or total < best[0]:
             best = (total, kept, schedule)
         return True
@@ -186,23 +189,23 @@ def find_jointly(
     return fill(kept, choices, cost.merged(schedule), limit), schedule
 
 
-def schedule_cost(schedule: Sequence[int], costs: Float[Tensor, "block tokens+1"], protected: int) -> float:
-    """The trajectory cost of a schedule, merge by merge."""
+def schedule_cost(schedule: Sequence[int], steps: list[Tensor]) -> float:
+    """The trajectory cost of a schedule, merge by merge; `steps` are those of `steps_of`."""
     merged, total = 0, 0.0
-    for place, r in enumerate(schedule):
-        steps = _steps(costs[place], costs.shape[1] - 1 - protected)
-        total += float(steps[merged, merged + r])
+    for r, step in zip(schedule, steps, strict=True):
+        total += float(step[merged, merged + r])
         merged += r
     return total
 
 
-def _steps(cost: Float[Tensor, " tokens+1"], free: int) -> Float[Tensor, "before after"]:
-    """What it costs at one block to go from so many merged tokens to so many, `free` of which can merge in all."""
-    merged = torch.arange(len(cost), dtype=torch.float64)
+def steps_of(costs: Float[Tensor, "block tokens+1"], protected: int) -> list[Float[Tensor, "before after"]]:
+    """What it costs at each block to go from so many merged tokens to so many."""
+    merged = torch.arange(costs.shape[1], dtype=torch.float64)
+    free = costs.shape[1] - 1 - protected
     left = (free - merged).clamp_min(1)
-    share = ((merged - merged[:, None]) * free / left[:, None]).clamp(0, len(cost) - 1)
-    low = share.floor().long().clamp_max(len(cost) - 2)
-    return cost[low] + (cost[low + 1] - cost[low]) * (share - low)
+    share = ((merged - merged[:, None]) * free / left[:, None]).clamp(0, len(merged) - 1)
+    low = share.floor().long().clamp_max(len(merged) - 2)
+    return [cost[low] + (cost[low + 1] - cost[low]) * (share - low) for cost in costs]
 
 
 def constant(cost: CostModel, limit: int) -> tuple[int, ...]:
@@ -223,13 +226,13 @@ def constant(cost: CostModel, limit: int) -> tuple[int, ...]:
 
 
 def _in_turns(
-    mu: float, choices: Mapping[str, Choices], costs: Tensor, cost: CostModel, tokens: TokenSpace
+    mu: float, choices: Mapping[str, Choices], steps: list[Tensor], cost: CostModel, tokens: TokenSpace
 ) -> tuple[dict[str, int], tuple[int, ...]]:
     schedule: tuple[int, ...] = (0,) * len(tokens.blocks)
     kept: dict[str, int] = {}
     for _ in range(ROUNDS):
         kept = cheapest(choices, cost.merged(schedule).prices(cost.sizes), mu)
-        chosen = _schedule(mu, kept, costs, cost, tokens)
+        chosen = _schedule(mu, kept, steps, cost, tokens)
         if chosen == schedule:
             break
         schedule = chosen
@@ -237,7 +240,7 @@ def _in_turns(
 
 
 def _schedule(
-    mu: float, kept: Mapping[str, int], costs: Tensor, cost: CostModel, tokens: TokenSpace
+    mu: float, kept: Mapping[str, int], steps: list[Tensor], cost: CostModel, tokens: TokenSpace
 ) -> tuple[int, ...]:
     """The best schedule for these units at a price of MACs, over the number of tokens merged so far."""
     count = cost.tokens
@@ -251,8 +254,7 @@ def _schedule(
     choice = []
     for place, (per_token, per_pair) in enumerate(cost.by_block(kept)):
         if place:
-            steps = _steps(costs[place], count - tokens.protected)
-            options = torch.where(possible, value[:, None] + steps, torch.inf)
+            options = torch.where(possible, value[:, None] + steps[place], torch.inf)
             value, origin = options.min(0)
             choice.append(origin)
         value = value + mu * (per_token * left + per_pair * left**2)

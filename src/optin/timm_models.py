@@ -111,9 +111,14 @@ def load_timm(source: str) -> nn.Module:
     return model
 
 
-def processor_settings(model: Any) -> dict[str, Any]:
-    """How images are prepared for a timm model, as arguments of an image processor of transformers."""
-    settings = getattr(model, "pretrained_cfg", None) or {}
+def processor_settings(source: str) -> dict[str, Any]:
+    """How images are prepared for the timm model of a source, as arguments of an image processor of transformers."""
+    if source.startswith(PREFIX):
+        model: Any = create(source.removeprefix(PREFIX))
+        settings = model.pretrained_cfg
+    else:
+        model = create_from(Path(source))
+        settings = read_json(Path(source) / "config.json").get("pretrained_cfg") or {}
     side = int(model.patch_embed.img_size[0])
     resample = {"nearest": 0, "lanczos": 1, "bilinear": 2}.get(settings.get("interpolation", ""), 3)
     return {

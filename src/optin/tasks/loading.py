@@ -82,7 +82,7 @@ def load_processor(source: str) -> Any:
     import transformers
 
     if of_timm(source):
-        return transformers.BitImageProcessorPil(**processor_settings(load_model(source)))
+        return transformers.BitImageProcessorPil(**processor_settings(source))
     with clear_errors(source):
         return transformers.AutoImageProcessor.from_pretrained(source, trust_remote_code=False, backend="pil")
 

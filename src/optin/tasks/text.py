@@ -66,11 +66,7 @@ def calibration_batches(
     Raises:
         InputError: fewer examples than asked for.
     """
-    if len(examples) < options.examples:
-        raise InputError(
-            f"the data has {len(examples)} examples and calibration asks for {options.examples}. "
-            f"Ask for --examples {len(examples)}, or give more data."
-        )
+    options.check(len(examples))
     max_length = sequence_limit(model, tokenizer, options.max_length)
     chosen = random.Random(seed).sample(range(len(examples)), options.examples)
     batches = []

@@ -104,13 +104,11 @@ def calibration_batches(
     Raises:
         InputError: fewer images than asked for, or too few that can be read.
     """
-    if len(images) < options.examples:
-        raise InputError(
-            f"the data has {len(images)} images and calibration asks for {options.examples}. "
-            f"Ask for --examples {len(images)}, or give more data."
-        )
+    options.check(len(images))
     order = list(range(len(images)))
     random.Random(seed).shuffle(order)
+    # The text tower stays as it is, so any text of the task will do beside an image.
+    prompts = processor.prompts(_class_names(images)) if isinstance(processor, Both) else {}
     batches, taken, place = [], 0, 0
     while taken < options.examples:
         wanted = min(options.batch_size, options.examples - taken)
@@ -122,10 +120,7 @@ def calibration_batches(
         if found:
             if labels is not None:
                 batch["labels"] = torch.tensor([labels[index] for index in found])
-            if isinstance(processor, Both):  # the text tower stays as it is; any text of the task will do
-                prompts = processor.prompts(_class_names(images))
-                rows = torch.arange(len(found)) % len(images.classes)
-                batch |= {name: value[rows] for name, value in prompts.items()}
+            batch |= {name: value[torch.arange(len(found)) % len(value)] for name, value in prompts.items()}
             batches.append(batch)
             taken += len(found)
     return batches
