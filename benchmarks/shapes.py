@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import forward_seconds, peak
 from rich.console import Console
 from rich.progress import track as progress
 from text_tables import table
@@ -49,26 +49,18 @@ def job(shape: str, preset: str) -> None:
     model = cls(cls.config_class(num_labels=1000, **changes)).eval()
     batches = [{"pixel_values": torch.randn(16, 3, 224, 224)} for _ in range(EXAMPLES // 16)]
     recipe = optin.PRESETS[preset].override(trajectory__draws=EXAMPLES // 2, tokens__examples=16)
-    with torch.inference_mode():
-        model(**batches[0])
-        before, start = _peak(), time.perf_counter()
-        for batch in batches:
-            model(**batch)
-    forward, start = time.perf_counter() - start, time.perf_counter()
+    forward_seconds(model, batches[:1])
+    before, forward, start = peak(), forward_seconds(model, batches), time.perf_counter()
     scores = optin.score(model, batches, recipe=recipe)
     results = []
     for budget in BUDGETS:
         plan = optin.plan(model, scores, budget, recipe=recipe)
         result = optin.apply(model, plan, batches, recipe=recipe)
         if budget == BUDGETS[0]:
-            seconds, peak = time.perf_counter() - start, _peak() - before
+            seconds, highest = time.perf_counter() - start, peak() - before
         (speed,) = compare_speed(model, result.model, batch=8, rounds=5)
         results.append({"budget": budget, **result.report, "speed": speed.to_dict()})
-    print(json.dumps({"forward": forward, "job": seconds, "peak": peak / 2**20, "budgets": results}))
-
-
-def _peak() -> int:
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"forward": forward, "job": seconds, "peak": highest / 2**20, "budgets": results}))
 
 
 def render(found: dict[str, Any]) -> str:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from typing import Any
 
 import torch
 from finetune_text import finetune
+from measuring import forward_seconds, peak
 from rich.console import Console
 from rich.progress import track as progress
 from scipy.stats import spearmanr
@@ -215,22 +215,15 @@ def job(name: str, examples: int) -> None:
     batches = setting.calibration(recipe, labels=recipe.criterion == "fisher")
     others = setting.calibration(refit)
 
-    def forward() -> float:
-        start = time.perf_counter()
-        with torch.inference_mode():
-            for batch in others:
-                setting.model(**batch)
-        return time.perf_counter() - start
-
-    passes = [forward() for _ in range(3)]
-    before, start = _peak(), time.perf_counter()
+    passes = [forward_seconds(setting.model, others) for _ in range(3)]
+    before, start = peak(), time.perf_counter()
     scores = optin.score(setting.model, batches, recipe=recipe)
     scored = time.perf_counter()
     plan = optin.plan(setting.model, scores, "50%", recipe=recipe)
     searched = time.perf_counter()
     optin.apply(setting.model, plan, others, recipe=refit)
-    end, peak = time.perf_counter(), _peak()
-    dense = statistics.median(passes + [forward() for _ in range(3)])
+    end, highest = time.perf_counter(), peak()
+    dense = statistics.median(passes + [forward_seconds(setting.model, others) for _ in range(3)])
     figures = {
         "macs": plan.pruned.macs,
         "score_seconds": scored - start,
@@ -238,7 +231,7 @@ def job(name: str, examples: int) -> None:
         "apply_seconds": end - searched,
         "job_seconds": end - start,
         "job_in_forwards": (end - start) / dense,
-        "peak_megabytes_above_model": (peak - before) / 2**20,
+        "peak_megabytes_above_model": (highest - before) / 2**20,
         "speed": {},
     }
     for budget in BUDGETS:
@@ -246,11 +239,6 @@ def job(name: str, examples: int) -> None:
         (speed,) = compare_speed(setting.model, small, lengths=(32,))
         figures["speed"][budget] = speed.to_dict()
     print(json.dumps(figures))
-
-
-def _peak() -> int:
-    """Largest resident size so far, in bytes."""
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def speed(setting: Setting) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from dinov2 import DATA, SIDE, SPEC, classifier, held_out
+from measuring import forward_seconds
 from rich.console import Console
 from rich.progress import track as progress
 from text_tables import table
@@ -137,14 +138,7 @@ def jobs(setting: Setting, found: dict[str, Any], seeds: list[int], store: Any) 
         recipe = optin.PRESETS[preset]
         batches = setting.calibration(recipe)
 
-        def forward(batches: Any = batches) -> float:
-            start = time.perf_counter()
-            with torch.inference_mode():
-                for batch in batches:
-                    setting.model(**batch)
-            return time.perf_counter() - start
-
-        passes = [forward() for _ in range(3)]
+        passes = [forward_seconds(setting.model, batches) for _ in range(3)]
         start = time.perf_counter()
         scores = optin.score(setting.model, batches, recipe=recipe)
         scored = time.perf_counter()
@@ -152,7 +146,7 @@ def jobs(setting: Setting, found: dict[str, Any], seeds: list[int], store: Any) 
         searched = time.perf_counter()
         optin.apply(setting.model, plan, batches, recipe=recipe)
         end = time.perf_counter()
-        dense = statistics.median(passes + [forward() for _ in range(2)])
+        dense = statistics.median(passes + [forward_seconds(setting.model, batches) for _ in range(2)])
         row: dict[str, Any] = {
             "forward_seconds": dense,
             "score_in_forwards": (scored - start) / dense,
@@ -181,11 +175,7 @@ def exact(setting: Setting, found: dict[str, Any], seeds: list[int], store: Any)
     start = time.perf_counter()
     exact_parts(Scoring(setting.model, space, Batches.of(batches, torch.device("cpu")), recipe), chosen)
     seconds = time.perf_counter() - start
-    start = time.perf_counter()
-    with torch.inference_mode():
-        for batch in batches:
-            setting.model(**batch)
-    full = time.perf_counter() - start
+    full = forward_seconds(setting.model, batches)
     return {"units": len(drawn), "seconds": seconds, "factor": full * len(drawn) / seconds}
 
 
