@@ -21,12 +21,12 @@ from torch import Tensor, nn
 
 from .batches import Batch, Batches, position_mask, split, trimmed
 from .errors import ArchitectureError
-from .merging import merging_of
+from .merging import State, merging_of
 from .modules import hidden_of, inference_mode_of, with_hidden
 from .probe import differentiate, token_weights, trajectory_objective
 from .progress import Track, silent
 from .recipe import Recipe
-from .replay import Recorder, recorded_blocks, run_block, run_until, standing_in
+from .replay import Recorder, recorded_blocks, run_block, standing_in
 from .statistics import Moments, ridged
 from .store import Store
 from .units import Gate, Tap, UnitGroup, UnitSpace
@@ -109,8 +109,8 @@ class _Walk:
     ) -> None:
         self.models = {"dense": dense, "pruned": pruned}
         self.space, self.batches, self.ridge, self.store = space, batches, ridge, store
-        # Merged tokens are compared with the mean of the dense network's, so its schedule has to run throughout.
-        self.merging = merging_of(pruned)
+        self.merging = merging_of(pruned)  # its tokens are compared with the mean of the dense network's
+        self.merged: tuple[str, ...] = ()  # the parts of its state that there are so far
         self.templates: list[Any] = []  # what the blocks passed so far return beside the hidden state
 
     def block(self, groups: Sequence[UnitGroup], weights: Weights) -> None:
@@ -136,9 +136,13 @@ class _Walk:
                 lack = total - reads.calls[_total(gate)][0]
                 self._add(moments, gate, batch, reads.calls[_read(gate)][0], lack, weight)
             self._update(gate, moments)
-        if self.merging is None:
-            for index, batch in enumerate(self.batches):
-                self.store["pruned", index] = hidden_of(self._run("pruned", index, batch))
+        state: State = {}
+        for index, batch in enumerate(self.batches):
+            self.store["pruned", index] = hidden_of(self._run("pruned", index, batch))
+            state = {} if self.merging is None else self.merging.state
+            for name, value in state.items():
+                self.store["merged", name, index] = value
+        self.merged = tuple(state)
         self.templates.append(with_hidden(output, hidden_of(output).new_empty(0)))
 
     def shared(self, groups: Sequence[UnitGroup], weights: Weights) -> None:
@@ -163,10 +167,11 @@ class _Walk:
 
     def _run(self, which: str, index: int, batch: Batch, until: Tap | None = None) -> Any:
         model, blocks = self.models[which], self.space.blocks
-        if which == "pruned" and self.merging is not None:
-            return run_until(model, batch, until)
         before = standing_in(self.templates, self.store[which, index]) if self.templates else []
-        return run_block(model, blocks, batch, before, until)
+        if which == "dense" or self.merging is None:
+            return run_block(model, blocks, batch, before, until)
+        with self.merging.resumed_at(len(before), {name: self.store["merged", name, index] for name in self.merged}):
+            return run_block(model, blocks, batch, before, until)
 
     def _moments(self, gate: Gate) -> Moments:
         consumer: Any = self.models["pruned"].get_submodule(gate.module)

@@ -56,6 +56,9 @@ def most(tokens: int, protected: int) -> int:
     return -(-free // 2) if free > 1 else 0
 
 
+State = dict[str, Tensor]  # what a forward has merged so far, see `Merging.state`
+
+
 class Merging:
     """A schedule at work in a network, with the state of its latest forward.
 
@@ -66,6 +69,7 @@ class Merging:
     Attributes:
         sizes: shape (batch, token, 1): how many of the original tokens each one stands for.
         places: shape (batch, original token): the token that stands for each original one.
+        origins: shape (batch, token): the position of each token; a merged one has that of its partner.
         enabled: set to False, the network computes with all tokens.
     """
 
@@ -73,8 +77,9 @@ class Merging:
         self.space, self.schedule, self.enabled = space, tuple(schedule), True
         self.sizes: Tensor | None = None
         self.places: Tensor | None = None
-        self._history: list[tuple[Tensor, int]] = []  # where tokens went, and how many were left, merge by merge
+        self.origins: Tensor | None = None
         self._keys: Tensor | None = None
+        self._start: tuple[int, State] = (0, {})  # the first block that merges, and what was merged before it
         self._handles = [model.get_submodule(space.blocks[0]).register_forward_pre_hook(self._begin)]
         first = next((index for index, r in enumerate(schedule) if r), len(schedule))
         for index in range(first, len(space.blocks)):
@@ -82,7 +87,7 @@ class Merging:
             if schedule[index]:
                 keys = model.get_submodule(f"{space.blocks[index - 1]}.{space.keys}")
                 self._handles.append(keys.register_forward_hook(self._remember))
-                step = _Step(self, schedule[index])
+                step = _Step(self, index, schedule[index])
                 self._handles.append(model.get_submodule(block).register_forward_pre_hook(step))
             attention = model.get_submodule(f"{block}.{space.attention}")
             self._handles.append(attention.register_forward_pre_hook(self._weigh, with_kwargs=True))
@@ -129,50 +134,53 @@ class Merging:
         if keys is None:
             raise InputError("tokens are merged by the keys of the block before, which did not run.")
         places, left = match(keys, r, protected), tokens - r
-        sizes = hidden.new_ones(*hidden.shape[:2], 1) if self.sizes is None else self.sizes
-        self._history.append((places, left))
-        merged, self.sizes = merge(hidden * sizes, places, left), merge(sizes, places, left)
-        self.places = places if self.places is None else places.gather(1, self.places)
+        if self.sizes is None or self.places is None or self.origins is None:
+            self.sizes = hidden.new_ones(*hidden.shape[:2], 1)
+            self.places = self.origins = torch.arange(tokens, device=hidden.device).repeat(len(hidden), 1)
+        merged, self.sizes = merge(hidden * self.sizes, places, left), merge(self.sizes, places, left)
+        self.places = places.gather(1, self.places)
+        second = slice(protected + 1, None, 2)
+        moved = self.origins.new_zeros(len(hidden), left).scatter(1, places, self.origins)
+        self.origins = moved.scatter(1, places[:, second], self.origins[:, second])
         return merged / self.sizes
 
+    @property
+    def state(self) -> State:
+        """What the latest forward has merged when it ended: enough to go on from there."""
+        parts = {"sizes": self.sizes, "places": self.places, "origins": self.origins, "keys": self._keys}
+        return {name: value for name, value in parts.items() if value is not None}
+
+    @contextmanager
+    def resumed_at(self, place: int, state: State) -> Iterator[None]:
+        """Have forwards, whose blocks before `place` are skipped, go on from a state."""
+        self._start = (place, state)
+        try:
+            yield
+        finally:
+            self._start = (0, {})
+
+    def merges_before(self, place: int) -> bool:
+        """Whether this forward merges before this block."""
+        return self.enabled and place >= self._start[0]
+
     def _begin(self, module: nn.Module, args: Any) -> None:
-        self.sizes = self.places = self._keys = None
-        self._history = []
+        _, state = self._start
+        self.sizes, self.places, self.origins = state.get("sizes"), state.get("places"), state.get("origins")
+        self._keys = state.get("keys")
 
     def _remember(self, module: nn.Module, args: Any, output: Tensor) -> None:
         self._keys = output
 
     def _weigh(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Add the logarithm of the sizes to the attention logits, as an additive mask."""
-        if self.sizes is None:
+        if self.sizes is None or self.origins is None:
             return args, kwargs
         given = kwargs.get("attention_mask") if len(args) < 2 else args[1]
         mask = self.sizes.log().transpose(1, 2).unsqueeze(1)  # (batch, 1, 1, token)
         mask = mask.expand(-1, -1, mask.shape[-1], -1)
         if given is not None:
-            mask = mask + self._reduced(given)
+            mask = mask + _reduced(given, self.origins)
         return args[:1], {**kwargs, "attention_mask": mask}
-
-    def _reduced(self, mask: Float[Tensor, "one head original original"]) -> Float[Tensor, "batch head token token"]:
-        """Biases between positions, or a mask of them, for the positions that are left."""
-        if mask.dtype == torch.bool and self.sizes is not None:
-            mask = self.sizes.new_zeros(mask.shape).masked_fill(~mask, -torch.inf)
-        heads, original = mask.shape[1], mask.shape[-1]
-        origins = self._origins(original)
-        batch, tokens = origins.shape
-        rows = origins.view(batch, 1, tokens, 1).expand(-1, heads, -1, original)
-        columns = origins.view(batch, 1, 1, tokens).expand(-1, heads, tokens, -1)
-        return mask.expand(batch, -1, -1, -1).gather(2, rows).gather(3, columns)
-
-    def _origins(self, original: int) -> Int[Tensor, "batch token"]:
-        """The position of each token: a merged one takes that of its partner in the second half."""
-        first = self._history[0][0]
-        origins = torch.arange(original, device=first.device).repeat(len(first), 1)
-        second = slice(self.space.protected + 1, None, 2)
-        for places, left in self._history:
-            moved = origins.new_zeros(len(origins), left).scatter(1, places, origins)
-            origins = moved.scatter(1, places[:, second], origins[:, second])
-        return origins
 
     def _average(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Scale tokens so that their plain mean, which the head takes, is the size-weighted one."""
@@ -189,13 +197,27 @@ class Merging:
 
 
 class _Step:
-    """Forward pre-hook of a block: merge, unless the merging rests."""
+    """Forward pre-hook of a block: merge, unless the merging rests or the block is skipped."""
 
-    def __init__(self, merging: Merging, r: int) -> None:
-        self.merging, self.r = merging, r
+    def __init__(self, merging: Merging, place: int, r: int) -> None:
+        self.merging, self.place, self.r = merging, place, r
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (self.merging.step(args[0], self.r), *args[1:]) if self.merging.enabled else args
+        merges = self.merging.merges_before(self.place)
+        return (self.merging.step(args[0], self.r), *args[1:]) if merges else args
+
+
+def _reduced(
+    mask: Float[Tensor, "one head original original"], origins: Int[Tensor, "batch token"]
+) -> Float[Tensor, "batch head token token"]:
+    """Biases between positions, or a mask of them, for the positions that are left."""
+    if mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.inf)
+    heads, original = mask.shape[1], mask.shape[-1]
+    batch, tokens = origins.shape
+    rows = origins.view(batch, 1, tokens, 1).expand(-1, heads, -1, original)
+    columns = origins.view(batch, 1, 1, tokens).expand(-1, heads, tokens, -1)
+    return mask.expand(batch, -1, -1, -1).gather(2, rows).gather(3, columns)
 
 
 def merging_of(model: nn.Module) -> Merging | None:
