@@ -2,16 +2,14 @@ from __future__ import annotations
 
 import copy
 
-import pytest
 import torch
 
 import optin
 from optin.arch import describe
 from optin.batches import Batches
-from optin.compensation import compensate, refit
+from optin.compensation import compensate
 from optin.gating import gated, masks
 from optin.recipe import Recipe
-from optin.statistics import Moments, ridged
 from optin.surgery import shrink
 from optin.trajectory import answers
 from tests.contract.test_architectures import random_plan
@@ -19,35 +17,6 @@ from tests.networks import EAGER_ONLY, build, inputs, tokens
 
 CPU = torch.device("cpu")
 RECIPE = Recipe().override(trajectory__draws=8)
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_the_refit_solves_its_normal_equations(bias):
-    x, e, w = torch.randn(300, 7), torch.randn(300, 4), torch.rand(300)
-    moments = Moments(7, 4, CPU)
-    moments.add(x, e, w)
-    weight, shift = refit(moments, 0.05, bias=bias)
-    penalty = (ridged(moments.second, 0.05) - moments.second)[:7, :7]
-    residual = x.double() @ weight.mT + shift - e.double()
-    gradient = (w[:, None] * residual).mT @ x.double() / w.sum() + weight @ penalty
-    assert float(gradient.abs().max()) < 1e-6
-    if bias:
-        assert float((w[:, None] * residual).sum(0).abs().max() / w.sum()) < 1e-6
-    else:
-        assert float(shift.abs().max()) == 0
-
-
-def test_an_exact_linear_relation_is_recovered():
-    """Where kept features determine the lost ones, nothing is lost."""
-    x = torch.randn(400, 6)
-    x[:, 5] = 2 * x[:, 0] - x[:, 3] + 0.5
-    weight = torch.randn(3, 6)
-    moments = Moments(5, 3, CPU)
-    moments.add(x[:, :5], x[:, 5:] @ weight[:, 5:].mT)
-    change, shift = refit(moments, 1e-9, bias=True)
-    torch.testing.assert_close(
-        x[:, :5] @ (weight[:, :5] + change.float()).mT + shift.float(), x @ weight.mT, atol=1e-3, rtol=1e-3
-    )
 
 
 def test_compensation_brings_the_pruned_network_closer(architecture):

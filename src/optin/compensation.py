@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from .batches import Batch, Batches, position_mask, split, trimmed
@@ -25,9 +24,10 @@ from .merging import State, merging_of
 from .modules import hidden_of, inference_mode_of, with_hidden
 from .probe import differentiate, token_weights, trajectory_objective
 from .progress import Track, silent
-from .recipe import Recipe
+from .recipe import Recipe, Refit
+from .regression import refit, refit_validated
 from .replay import Recorder, recorded_blocks, run_block, standing_in
-from .statistics import Moments, ridged
+from .statistics import Moments
 from .store import Store
 from .units import Gate, Tap, UnitGroup, UnitSpace
 
@@ -41,36 +41,24 @@ def compensate(
     batches: Batches,
     recipe: Recipe,
     track: Track = silent,
+    weights: Weights | None = None,
 ) -> None:
     """Refit the consumers of `pruned` in place, so that it follows `dense` on the calibration set.
 
     Args:
         dense: the network before pruning, with the same module names.
         space: the description of either: only module names are read.
+        weights: the `sensitivities` of `dense`, if several networks are made from it.
     """
     with Store() as store:
-        weights = _token_weights(dense, space, batches, recipe, store, track)
-        walk = _Walk(dense, pruned, space, batches, recipe.refit.ridge, store)
+        if weights is None:
+            weights = sensitivities(dense, space, batches, recipe, store, track)
+        walk = _Walk(dense, pruned, space, batches, recipe.refit, store)
         stages = _stages(space)
         tied = any(group.shared for group in space)
         with inference_mode_of(dense), inference_mode_of(pruned), torch.no_grad():
             for groups in track(stages, "compensation", len(stages)):
                 (walk.shared if tied else walk.block)(groups, weights)
-
-
-def refit(moments: Moments, ridge: float, *, bias: bool) -> tuple[Float[Tensor, "targets features"], Tensor]:
-    """Solve the weighted ridge regression of e on x by its normal equations, in float64.
-
-    Returns:
-        dW of shape (targets, features) and db of shape (targets,), zero without a bias.
-    """
-    second, cross = ridged(moments.second, ridge), moments.cross
-    if not bias:
-        second, cross = second[:-1, :-1], cross[:-1]
-    solution = torch.cholesky_solve(cross, torch.linalg.cholesky(second)).mT
-    if not bias:
-        return solution, solution.new_zeros(len(solution))
-    return solution[:, :-1], solution[:, -1]
 
 
 def _stages(space: UnitSpace) -> list[list[UnitGroup]]:
@@ -81,10 +69,15 @@ def _stages(space: UnitSpace) -> list[list[UnitGroup]]:
     return list(stages.values())
 
 
-def _token_weights(
-    dense: nn.Module, space: UnitSpace, batches: Batches, recipe: Recipe, store: Store, track: Track
+def sensitivities(
+    dense: nn.Module, space: UnitSpace, batches: Batches, recipe: Recipe, store: Store, track: Track = silent
 ) -> Weights:
-    """The sensitivity of every token at every consumer, from one draw per micro-batch."""
+    """The weight of every token at every consumer, from one draw per micro-batch.
+
+    Returns:
+        A function of the number of a batch and a consumer, which reads from `store`: for every call of the consumer
+        shape (batch, token).
+    """
     options = recipe.trajectory
     objective = trajectory_objective(dense, space, options, torch.Generator().manual_seed(recipe.seed))
     size = batches.micro_size(options.draws)
@@ -105,10 +98,10 @@ class _Walk:
     """The refit on its way through the network, with the hidden states that both networks have reached."""
 
     def __init__(
-        self, dense: nn.Module, pruned: nn.Module, space: UnitSpace, batches: Batches, ridge: float, store: Store
+        self, dense: nn.Module, pruned: nn.Module, space: UnitSpace, batches: Batches, options: Refit, store: Store
     ) -> None:
         self.models = {"dense": dense, "pruned": pruned}
-        self.space, self.batches, self.ridge, self.store = space, batches, ridge, store
+        self.space, self.batches, self.options, self.store = space, batches, options, store
         self.merging = merging_of(pruned)  # its tokens are compared with the mean of the dense network's
         self.merged: tuple[str, ...] = ()  # the parts of its state that there are so far
         self.templates: list[Any] = []  # what the blocks passed so far return beside the hidden state
@@ -125,7 +118,7 @@ class _Walk:
                 self.store["total", index, place] = totals.calls[_total(gate)][0]
             self.store["dense", index] = hidden_of(output)
         for place, gate in enumerate(gates):
-            moments = self._moments(gate)
+            folds = self._moments(gate)
             for index, batch in enumerate(self.batches):
                 reads = Recorder([_total(gate), _read(gate)])
                 with reads.recording(self.models["pruned"]):
@@ -134,8 +127,8 @@ class _Walk:
                 if self.merging is not None:
                     total, weight = self.merging.mean(total), self.merging.total(weight)
                 lack = total - reads.calls[_total(gate)][0]
-                self._add(moments, gate, batch, reads.calls[_read(gate)][0], lack, weight)
-            self._update(gate, moments)
+                self._add(folds, gate, batch, reads.calls[_read(gate)][0], lack, weight)
+            self._update(gate, folds)
         state: State = {}
         for index, batch in enumerate(self.batches):
             self.store["pruned", index] = hidden_of(self._run("pruned", index, batch))
@@ -150,7 +143,7 @@ class _Walk:
         name, blocks = self.space.blocks[groups[0].layer], self.space.blocks
         positions = [position for position, block in enumerate(blocks) if block == name]
         for gate in (gate for group in groups for gate in group.gates):
-            moments = self._moments(gate)
+            folds = self._moments(gate)
             for index, batch in enumerate(self.batches):
                 outputs: list[Any] = []
                 totals = Recorder([_total(gate)])
@@ -162,8 +155,8 @@ class _Walk:
                         run_block(self.models["pruned"], blocks, batch, outputs[:position], _total(gate))
                     lack = totals.calls[_total(gate)][call] - reads.calls[_total(gate)][-1]
                     read = reads.calls[_read(gate)][-1]
-                    self._add(moments, gate, batch, read, lack, weights(index, gate.module)[call])
-            self._update(gate, moments)
+                    self._add(folds, gate, batch, read, lack, weights(index, gate.module)[call])
+            self._update(gate, folds)
 
     def _run(self, which: str, index: int, batch: Batch, until: Tap | None = None) -> Any:
         model, blocks = self.models[which], self.space.blocks
@@ -173,22 +166,31 @@ class _Walk:
         with self.merging.resumed_at(len(before), {name: self.store["merged", name, index] for name in self.merged}):
             return run_block(model, blocks, batch, before, until)
 
-    def _moments(self, gate: Gate) -> Moments:
+    def _moments(self, gate: Gate) -> list[Moments]:
         consumer: Any = self.models["pruned"].get_submodule(gate.module)
-        return Moments(consumer.weight.shape[1], consumer.weight.shape[0], consumer.weight.device)
+        (targets, features), device = consumer.weight.shape, consumer.weight.device
+        return [Moments(features, targets, device) for _ in range(self.options.folds)]
 
-    def _add(self, moments: Moments, gate: Gate, batch: Batch, read: Tensor, lack: Tensor, weights: Tensor) -> None:
+    def _add(
+        self, folds: Sequence[Moments], gate: Gate, batch: Batch, read: Tensor, lack: Tensor, weights: Tensor
+    ) -> None:
         """Add the positions of one batch; a LayerScale between consumer and sum is divided out."""
         if gate.scale is not None:
             scale = self.models["pruned"].get_parameter(gate.scale)
             lack = torch.where(scale == 0, 0, lack / scale)
         mask = position_mask(batch, read)
         lack = lack.reshape(*read.shape[:-1], lack.shape[-1])  # a map of positions may be read as a list
-        moments.add(read[mask], lack[mask], weights[mask])
+        for fold, moments in enumerate(folds):  # examples by turns
+            part = slice(fold, None, len(folds))
+            moments.add(read[part][mask[part]], lack[part][mask[part]], weights[part][mask[part]])
 
-    def _update(self, gate: Gate, moments: Moments) -> None:
+    def _update(self, gate: Gate, folds: Sequence[Moments]) -> None:
         consumer: Any = self.models["pruned"].get_submodule(gate.module)
-        weight, bias = refit(moments, self.ridge, bias=consumer.bias is not None)
+        has_bias, ridge = consumer.bias is not None, self.options.ridge
+        if len(folds) == 1:
+            weight, bias = refit(folds[0], ridge, bias=has_bias)
+        else:
+            weight, bias = refit_validated(folds, ridge, bias=has_bias)
         consumer.weight += weight.to(consumer.weight.dtype)
         if consumer.bias is not None:
             consumer.bias += bias.to(consumer.bias.dtype)

@@ -63,15 +63,19 @@ class Refit:
         enabled: refit at all.
         ridge: ridge relative to the mean diagonal of the second moment.
         floor: added to the sensitivity weight of every token, whose mean is 1.
+        folds: 2 or more choose the ridge of every consumer by cross-validation over so many parts of the calibration
+            set, starting from `ridge`; a consumer that no refit helps stays as it is. 1 takes `ridge` everywhere.
     """
 
     enabled: bool = True
     ridge: float = 3e-2
     floor: float = 0.1
+    folds: int = 1
 
     def __post_init__(self) -> None:
         _require("refit.ridge", self.ridge, self.ridge > 0, "above 0")
         _require("refit.floor", self.floor, self.floor >= 0, "0 or more")
+        _require("refit.folds", self.folds, self.folds >= 1, "at least 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,12 +240,13 @@ class Recipe:
         return cls.from_dict(_merge(start.to_dict(), data))
 
 
+BETA = Recipe(trajectory=Trajectory(balance=0.3), refit=Refit(folds=2))
 PRESETS: Mapping[str, Recipe] = types.MappingProxyType(
     {
         "default": Recipe(),
         # Vision transformers: heads and neurons alone, or tokens too.
-        "beta": Recipe(),
-        "tau": Recipe(tokens=Tokens(merge="search")),
+        "beta": BETA,
+        "tau": dataclasses.replace(BETA, tokens=Tokens(merge="search")),
         # The paper's recipe: one masked forward per unit on one batch of 32, global ranking, masks only.
         "paper": Recipe(
             criterion="exact",

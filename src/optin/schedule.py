@@ -148,7 +148,7 @@ def find_jointly(
     """Units to keep per group and tokens to merge per block, at the least total cost under one budget of MACs.
 
     For a price of MACs, units and schedule are chosen in turns, each for the other; the price follows by
-    bisection. What is left of the budget buys units.
+    bisection. What is left of the budget buys tokens back, then units.
 
     Raises:
         BudgetError: the budget cannot be reached.
@@ -186,6 +186,7 @@ def find_jointly(
         low, high = (low, middle) if fits(middle) else (middle, high)
     assert best is not None  # the loop above ended with one
     _, kept, schedule = best
+    schedule = _fill(schedule, kept, steps, cost, limit)
     return fill(kept, choices, cost.merged(schedule), limit), schedule
 
 
@@ -263,6 +264,24 @@ def _schedule(
         path.append(place - int(origin[place]))
         place = int(origin[place])
     return (0, *reversed(path))
+
+
+def _fill(
+    schedule: tuple[int, ...], kept: Mapping[str, int], steps: list[Tensor], cost: CostModel, limit: int
+) -> tuple[int, ...]:
+    """Merge less where it fits: again and again the one token that saves the most cost per price."""
+    while True:
+        best, gain, spent = None, 0.0, cost.merged(schedule)(kept)
+        for place, r in enumerate(schedule):
+            if r:
+                less = (*schedule[:place], r - 1, *schedule[place + 1 :])
+                macs = cost.merged(less)(kept)
+                saved = (schedule_cost(schedule, steps) - schedule_cost(less, steps)) / max(macs - spent, 1)
+                if macs <= limit and saved > gain:
+                    best, gain = less, saved
+        if best is None:
+            return schedule
+        schedule = best
 
 
 def _unit_cost(kept: Mapping[str, int], choices: Mapping[str, Choices]) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -40,6 +42,16 @@ class Moments:
         self._rows += len(x)
         if self._rows > max(self.features, 1024):
             self._flush()
+
+    @classmethod
+    def sum(cls, parts: Sequence[Moments]) -> Moments:
+        """The moments of all rows together."""
+        total = cls(parts[0].features, parts[0].targets, parts[0]._sums.device)
+        for part in parts:
+            part._flush()
+            total._sums += part._sums
+            total.weight += part.weight
+        return total
 
     @property
     def second(self) -> Float[Tensor, "features+1 features+1"]:

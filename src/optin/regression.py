@@ -1,0 +1,75 @@
+"""Ridge regression from streamed moments, and the choice of its ridge by cross-validation.
+
+The refit of a consumer must not be worse than none: where its inputs lack little, what is left to explain is noise,
+and the ridge that suits a consumer with half of its features gone would fit that noise.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .statistics import Moments, ridged
+
+STEP = 10**0.5  # between two ridges that are tried
+LOWEST, HIGHEST = 1e-6, 100.0
+
+
+def refit(moments: Moments, ridge: float, *, bias: bool) -> tuple[Float[Tensor, "targets features"], Tensor]:
+    """Solve the weighted ridge regression of e on x by its normal equations, in float64.
+
+    Returns:
+        dW of shape (targets, features) and db of shape (targets,), zero without a bias.
+    """
+    second, cross = ridged(moments.second, ridge), moments.cross
+    if not bias:
+        second, cross = second[:-1, :-1], cross[:-1]
+    solution = torch.cholesky_solve(cross, torch.linalg.cholesky(second)).mT
+    if not bias:
+        return solution, solution.new_zeros(len(solution))
+    return solution[:, :-1], solution[:, -1]
+
+
+def refit_validated(
+    folds: Sequence[Moments], ridge: float, *, bias: bool
+) -> tuple[Float[Tensor, "targets features"], Tensor]:
+    """The refit on all folds, with the ridge that explains most where it was not fitted.
+
+    Starts at `ridge` and goes up or down in steps of the square root of ten while that helps. Zero, if no ridge
+    explains anything.
+    """
+    total, gains = Moments.sum(folds), dict[int, float]()
+    splits = [(Moments.sum([*folds[:place], *folds[place + 1 :]]), fold) for place, fold in enumerate(folds)]
+
+    def gain(power: int) -> float:
+        if power not in gains:
+            gains[power] = _held_out(splits, ridge * STEP**power, bias)
+        return gains[power]
+
+    best = 0
+    for step in (1, -1):
+        for power in itertools.count(best + step, step):
+            # The less is explained, the more a larger ridge helps: below zero it may go on without a gain yet.
+            if not LOWEST <= ridge * STEP**power <= HIGHEST or gain(power) <= gain(best):
+                break
+            best = power
+    weight, shift = refit(total, ridge * STEP**best, bias=bias)
+    return (weight, shift) if gain(best) > 0 else (torch.zeros_like(weight), torch.zeros_like(shift))
+
+
+def _held_out(splits: Sequence[tuple[Moments, Moments]], ridge: float, bias: bool) -> float:
+    """How much of the weighted squares of e is explained in the second half of each split, by a refit on the first.
+
+    A ridge is relative to the mean over rows, and less of it is needed the more rows there are.
+    """
+    explained = 0.0
+    for others, fold in splits:
+        weight, shift = refit(others, ridge * (others.weight + fold.weight) / max(others.weight, 1e-300), bias=bias)
+        solution = torch.cat([weight, shift[:, None]], 1)
+        squares = 2 * (solution.mT * fold.cross).sum() - ((solution @ fold.second) * solution).sum()
+        explained += fold.weight * float(squares)
+    return explained
