@@ -7,10 +7,10 @@ from PIL import Image
 
 import optin
 from optin.errors import InputError
-from optin.finetune import Training, finetune, follow
+from optin.finetune import finetune, follow
 from optin.merging import merging_of
 from optin.plans import Plan
-from optin.recipe import Recipe
+from optin.recipe import Recipe, Training
 from optin.tasks import Images, load_model
 from tests.networks import build, inputs
 from tests.test_images import processor

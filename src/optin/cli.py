@@ -228,14 +228,15 @@ def bench(
 def finetune(
     model: Model,
     out: Annotated[Path, typer.Option(help="Folder for the trained network.")],
-    task: Annotated[str, typer.Option(help="Task of the images, for example cifar10.")] = "image-classification",
+    recipe: RecipeFile = None,
+    task: Task = None,
     data: Data = None,
-    epochs: Annotated[float, typer.Option(min=0.0, help="Passes over the data.")] = 3.0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 32,
-    learning_rate: Annotated[float, typer.Option(help="Of AdamW.")] = 1e-4,
-    head_only: Annotated[bool, typer.Option("--head-only", help="Train the new classifier alone.")] = False,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the data.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of AdamW.")] = None,
+    head_only: Annotated[bool | None, typer.Option("--head-only", help="Train the new classifier alone.")] = None,
     teacher: Annotated[str | None, typer.Option(help="Network of the same classes to follow.")] = None,
-    seed: Annotated[int, typer.Option(help="Of every random draw.")] = 0,
+    seed: Seed = None,
     device: Device = None,
     dtype: Dtype = None,
     as_json: Json = False,
@@ -243,11 +244,17 @@ def finetune(
 ) -> None:
     """Take a pruned (or dense) classifier of images to another data set (needs optin[finetune])."""
     from . import runs, tables
-    from .finetune import Training
 
-    recipe = Recipe().override(task__name=task, task__data=data)
-    training = Training(epochs, batch_size, learning_rate, head_only, seed=seed)
-    result = runs.run_finetune(model, recipe, out, training, runs.Placement(device, dtype), teacher)
+    options = _recipe(recipe, None).override(
+        seed=seed,
+        task__name=task if task or recipe else "image-classification",
+        task__data=data,
+        training__epochs=epochs,
+        training__batch_size=batch_size,
+        training__learning_rate=learning_rate,
+        training__head_only=head_only,
+    )
+    result = runs.run_finetune(model, options, out, runs.Placement(device, dtype), teacher)
     _print(result, tables.entries, as_json, quiet)
 
 

@@ -5,7 +5,6 @@ Of the paper's uses: prune on one data set, then start from the small network on
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +18,12 @@ from .modules import device_of
 from .pipeline import Result, summary
 from .plans import Plan
 from .quiet import quiet
+from .recipe import Training
 from .tasks import Images, task_spec
 from .tasks.images import Unreadable
 from .tasks.vision import evaluate
 from .timm_models import is_timm
 from .trajectory import Output, output_loss
-
-
-@dataclass(frozen=True)
-class Training:
-    """How a network is trained.
-
-    Attributes:
-        epochs, batch_size: passes over the data, images per step.
-        learning_rate: of AdamW, with linear decay after a tenth of the steps.
-        head_only: leave everything but the classifier as it is.
-        temperature: of the teacher's and the student's outputs, if there is a teacher.
-        seed: of the order of the images and of the new head.
-    """
-
-    epochs: float = 3.0
-    batch_size: int = 32
-    learning_rate: float = 1e-4
-    head_only: bool = False
-    temperature: float = 4.0
-    seed: int = 0
 
 
 def finetune(
@@ -54,11 +34,13 @@ def finetune(
     out: Path,
     training: Training | None = None,
     *,
+    seed: int = 0,
     teacher: nn.Module | None = None,
 ) -> dict[str, Any]:
     """Train a classifier with a new head and save it, pruned as it was; returns its figures.
 
     Args:
+        seed: of the order of the images and of the new head.
         teacher: a network of the same classes whose outputs are followed beside the labels.
 
     Raises:
@@ -71,7 +53,7 @@ def finetune(
     if train.labels is None or held_out.labels is None:
         raise InputError("fine-tuning needs labels: put each class into a folder of its own.")
     classes = max(max(train.labels), max(held_out.labels)) + 1
-    torch.manual_seed(options.seed)
+    torch.manual_seed(seed)
     replace_head(model, classes, train.classes)
     if teacher is not None and getattr(teacher.config, "num_labels", None) != classes:
         raise InputError(f"the teacher must know the {classes} classes of the data: fine-tune it first.")
@@ -101,7 +83,7 @@ def finetune(
             learning_rate=options.learning_rate,
             warmup_steps=0.1,
             weight_decay=0.01,
-            seed=options.seed,
+            seed=seed,
             report_to=[],
             save_strategy="no",
             disable_tqdm=True,

@@ -129,6 +129,30 @@ class Calibration:
 
 
 @dataclass(frozen=True, slots=True)
+class Training:
+    """How `optin finetune` takes a network to another data set.
+
+    Attributes:
+        epochs, batch_size: passes over the data, images per step.
+        learning_rate: of AdamW, with linear decay after a tenth of the steps.
+        head_only: leave everything but the classifier as it is.
+        temperature: of the teacher's and the student's outputs, if there is a teacher.
+    """
+
+    epochs: float = 3.0
+    batch_size: int = 32
+    learning_rate: float = 1e-4
+    head_only: bool = False
+    temperature: float = 4.0
+
+    def __post_init__(self) -> None:
+        _require("training.epochs", self.epochs, self.epochs > 0, "above 0")
+        _require("training.batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
+        _require("training.learning_rate", self.learning_rate, self.learning_rate > 0, "above 0")
+        _require("training.temperature", self.temperature, self.temperature > 0, "above 0")
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """Data in, metric out. `name` is a key of `optin.tasks.TASKS`; columns default to the task's own.
 
@@ -174,6 +198,7 @@ class Recipe:
     tokens: Tokens = field(default_factory=Tokens)
     calibration: Calibration = field(default_factory=Calibration)
     task: Task = field(default_factory=Task)
+    training: Training = field(default_factory=Training)
 
     def __post_init__(self) -> None:
         _require("round_to", self.round_to, self.round_to >= 1, "at least 1")

@@ -14,7 +14,7 @@ from .batches import Batch
 from .benchmark import compare_speed
 from .checkpoint import load_scores, save_scores
 from .errors import InputError, first_line
-from .finetune import Training, finetune
+from .finetune import finetune
 from .pictures import draw
 from .pipeline import Result, apply, inspect, plan, prune, score
 from .plans import Plan
@@ -162,7 +162,7 @@ def run_bench(
 
 
 def run_finetune(
-    source: str, recipe: Recipe, out: Path, training: Training, placement: Placement, teacher: str | None = None
+    source: str, recipe: Recipe, out: Path, placement: Placement, teacher: str | None = None
 ) -> dict[str, Any]:
     """`optin finetune`: a pruned or dense classifier of images, taken to another data set."""
     spec = task_spec(recipe.task.name)
@@ -171,7 +171,8 @@ def run_finetune(
     parts = [load_images(spec, recipe.task, part, labelled=True) for part in ("calibration", "evaluation")]
     model = placement.load(source, spec.kind)
     followed = None if teacher is None else placement.load(teacher, spec.kind)
-    return finetune(model, load_processor(source), parts[0], parts[1], out, training, teacher=followed)
+    processor, training = load_processor(source), recipe.training
+    return finetune(model, processor, parts[0], parts[1], out, training, seed=recipe.seed, teacher=followed)
 
 
 def run_draw(folder: Path, recipe: Recipe, out: Path, count: int) -> dict[str, Any]:
