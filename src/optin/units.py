@@ -39,7 +39,8 @@ class Gate:
 
     The consumer is the linear map that reads the units: `block` consecutive features belong to each unit.
     `total` is where its output can be read with the residual stream added, before any normalisation.
-    `scale` names a parameter that multiplies its output before that sum (LayerScale).
+    `scale` names what multiplies its output before that sum: a parameter (LayerScale) or a batch norm. `shift`
+    names a buffer that is subtracted from its output, where a consumer without a bias can hold one.
     """
 
     module: str
@@ -47,6 +48,7 @@ class Gate:
     block: int = 1
     total: Tap | None = None
     scale: str | None = None
+    shift: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,7 @@ class UnitSpace:
     """Everything that can be removed from one network.
 
     `blocks` are module names in order of execution; a block that runs several times is named as often.
+    `channels_first` says that maps have their features along dim 1, as convolutions do.
     """
 
     architecture: str
@@ -134,6 +137,7 @@ class UnitSpace:
     blocks: tuple[str, ...]
     attention: tuple[Attention, ...] = ()
     tokens: TokenSpace | None = None
+    channels_first: bool = False
 
     def __getitem__(self, name: str) -> UnitGroup:
         return self.by_name[name]
