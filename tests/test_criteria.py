@@ -7,7 +7,7 @@ from scipy.stats import spearmanr
 import optin
 from optin.arch import describe
 from optin.batches import Batches, split
-from optin.criteria.compensated import eliminate
+from optin.criteria.compensated import Reader, eliminate
 from optin.criteria.exact import Reference, exact_parts
 from optin.criteria.scoring import Scoring
 from optin.criteria.sketch import UnitTotals, balanced, part_scales
@@ -18,7 +18,7 @@ from optin.probe import differentiate, draw_probes, token_weights, trajectory_ob
 from optin.progress import silent
 from optin.recipe import Recipe, Trajectory
 from optin.replay import recorded_blocks
-from optin.trajectory import Positions, draw_rows, gram, manifold, manifold_loss, output_loss, read_output
+from optin.trajectory import Positions, draw_rows, gram, manifold_loss, output_loss, read_output, unit_rows
 from optin.units import Tap
 from tests.networks import EAGER_ONLY, HEADS, HEADS_OF, build, inputs, tokens
 
@@ -39,7 +39,7 @@ def naive(model, space, batch, group, unit, options, seed):
     middle = 0.0
     for a, b in zip(map(hidden_of, dense), map(hidden_of, masked), strict=True):
         rows = positions.rows(a)
-        middle += manifold_loss(manifold(b, rows), gram(manifold(a, rows)))
+        middle += manifold_loss(gram(unit_rows(b, rows)), gram(unit_rows(a, rows)))
     read = [read_output(value, positions) for value in (output, reference)]
     return float(middle), float(output_loss(*read, options.temperature))
 
@@ -129,7 +129,7 @@ def test_the_sketch_converges_to_the_squared_jacobian(bert, batches):
         blocks = []
         with gated(bert, space, {group.name: multiplier}), recorded_blocks(bert, space.blocks, blocks):
             bert(**batch)
-        return torch.cat([gram(manifold(hidden_of(block), rows)).flatten() for block in blocks])
+        return torch.cat([gram(unit_rows(hidden_of(block), rows)).flatten() for block in blocks])
 
     with inference_mode_of(bert):
         jacobian = torch.autograd.functional.jacobian(phi, torch.ones(group.size))
@@ -202,7 +202,7 @@ def test_elimination_costs_what_the_best_refit_leaves(block):
     root = torch.randn(5, 5, dtype=torch.float64, generator=generator)
     ones = torch.cat([x, torch.ones(200, 1, dtype=torch.float64)], 1)
     second = ones.mT @ ones / 200
-    order, steps = eliminate(weight, second, root.mT @ root, block)
+    order, steps = eliminate([Reader.of(weight, second, root.mT @ root, block)])
     assert sorted(order.tolist()) == list(range(12 // block))
     for removed in range(1, 12 // block):
         gone = [unit * block + i for unit in order[:removed].tolist() for i in range(block)]
@@ -221,7 +221,7 @@ def test_heads_leave_in_greedy_order():
     ones = torch.cat([x, torch.ones(300, 1, dtype=torch.float64)], 1)
     weight = torch.randn(3, 8, dtype=torch.float64, generator=generator)
     second = ones.mT @ ones / 300
-    order, steps = eliminate(weight, second, torch.eye(3, dtype=torch.float64), 2)
+    order, steps = eliminate([Reader.of(weight, second, torch.eye(3, dtype=torch.float64), 2)])
     alone = []
     for unit in range(4):
         stay = [i for i in range(9) if i // 2 != unit or i == 8]

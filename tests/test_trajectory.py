@@ -14,7 +14,6 @@ from optin.trajectory import (
     answers,
     draw_rows,
     gram,
-    manifold,
     manifold_loss,
     manifold_probe,
     multinomial_factor,
@@ -22,6 +21,7 @@ from optin.trajectory import (
     output_probe,
     pool,
     read_output,
+    unit_rows,
 )
 
 MASK = torch.tensor([[1, 1, 1], [1, 0, 0]]).bool()
@@ -44,24 +44,24 @@ def test_rows_are_never_padding():
 def test_manifold_loss_by_hand():
     """Two tokens at right angles against two parallel ones: cosines 0 and 1, two entries of four differ by 1/2."""
     rows = torch.tensor([0, 1])
-    reference = gram(manifold(torch.tensor([[[3.0, 0.0], [0.0, 5.0]]]), rows))
-    parallel = manifold(torch.tensor([[[1.0, 1.0], [2.0, 2.0]]]), rows)
-    assert manifold_loss(parallel, reference).tolist() == pytest.approx([2 * 0.25])
+    reference = gram(unit_rows(torch.tensor([[[3.0, 0.0], [0.0, 5.0]]]), rows))
+    parallel = unit_rows(torch.tensor([[[1.0, 1.0], [2.0, 2.0]]]), rows)
+    assert manifold_loss(gram(parallel), reference).tolist() == pytest.approx([2 * 0.25])
 
 
 def test_manifold_loss_sees_relations_not_coordinates():
     hidden = torch.randn(2, 3, 5, generator=generator())
     rotation = torch.linalg.qr(torch.randn(5, 5, generator=generator(1))).Q
     rows = torch.tensor([0, 1, 2, 3])
-    loss = manifold_loss(manifold(7 * hidden @ rotation, rows), gram(manifold(hidden, rows)))
+    loss = manifold_loss(gram(unit_rows(7 * hidden @ rotation, rows)), gram(unit_rows(hidden, rows)))
     assert float(loss) < 1e-10
 
 
 def test_stacked_networks_are_read_one_by_one():
     one, two = torch.randn(2, 2, 3, 5, generator=generator())
     rows = torch.tensor([0, 2, 3])
-    both = manifold(torch.cat([one, two]), rows, stack=2)
-    assert torch.equal(both, torch.cat([manifold(one, rows), manifold(two, rows)]))
+    both = unit_rows(torch.cat([one, two]), rows, stack=2)
+    assert torch.equal(both, torch.cat([unit_rows(one, rows), unit_rows(two, rows)]))
 
 
 def test_output_loss_by_hand():
@@ -104,11 +104,11 @@ def test_output_probe_has_the_second_moment_of_the_loss(kind):
 def test_manifold_probe_has_the_second_moment_of_the_loss():
     reference = torch.randn(1, 4, 3, dtype=torch.float64, generator=generator())
     step = 1e-3 * torch.randn(1, 4, 3, dtype=torch.float64, generator=generator(1))
-    exact = float(manifold_loss(reference + step, gram(reference)))
+    exact = float(manifold_loss(gram(reference + step), gram(reference)))
     source, squares = generator(2), []
     for _ in range(4000):
         rows = reference.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(manifold_probe(rows, source), rows)
+        (gradient,) = torch.autograd.grad(manifold_probe(gram(rows), source), rows)
         squares.append(float((gradient * step).sum()) ** 2)
     assert sum(squares) / len(squares) == pytest.approx(exact, rel=0.1)
 

@@ -12,13 +12,14 @@ before it left wrong. The network is walked once, block by block.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .batches import Batch, Batches, position_mask, split, trimmed
+from .consumers import add, can_shift, matrix, rows_made, rows_read, scale_of
 from .errors import ArchitectureError
 from .merging import State, merging_of
 from .modules import hidden_of, inference_mode_of, with_hidden
@@ -29,7 +30,7 @@ from .regression import refit, refit_validated
 from .replay import Recorder, recorded_blocks, run_block, standing_in
 from .statistics import Moments
 from .store import Store
-from .units import Gate, Tap, UnitGroup, UnitSpace
+from .units import Gate, Tap, UnitSpace
 
 Weights = Callable[[int, str], list[Tensor]]
 
@@ -42,6 +43,7 @@ def compensate(
     recipe: Recipe,
     track: Track = silent,
     weights: Weights | None = None,
+    keep: Mapping[str, Sequence[int]] | None = None,
 ) -> None:
     """Refit the consumers of `pruned` in place, so that it follows `dense` on the calibration set.
 
@@ -49,23 +51,37 @@ def compensate(
         dense: the network before pruning, with the same module names.
         space: the description of either: only module names are read.
         weights: the `sensitivities` of `dense`, if several networks are made from it.
+        keep: the units that each group keeps; needed where what consumers make are units too, as in convolutions.
     """
     with Store() as store:
         if weights is None:
             weights = sensitivities(dense, space, batches, recipe, store, track)
         walk = _Walk(dense, pruned, space, batches, recipe.refit, store)
+        walk.outputs = outputs_kept(space, keep or {})
         stages = _stages(space)
         tied = any(group.shared for group in space)
         with inference_mode_of(dense), inference_mode_of(pruned), torch.no_grad():
-            for groups in track(stages, "compensation", len(stages)):
-                (walk.shared if tied else walk.block)(groups, weights)
+            for gates in track(stages, "compensation", len(stages)):
+                (walk.shared if tied else walk.block)(gates, weights)
 
 
-def _stages(space: UnitSpace) -> list[list[UnitGroup]]:
-    """The groups of every distinct block, in network order; none where a block holds no units."""
-    stages: dict[str, list[UnitGroup]] = {block: [] for block in space.blocks}
+def outputs_kept(space: UnitSpace, keep: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
+    """Per consumer whose own outputs are units of another group, those that stay."""
+    consumers = {gate.module for group in space for gate in group.gates}
+    return {
+        module: keep[group.name]
+        for group in space
+        for cut in group.cuts
+        if cut.dim == 0 and (module := cut.parameter.removesuffix(".weight")) in consumers and group.name in keep
+    }
+
+
+def _stages(space: UnitSpace) -> list[list[Gate]]:
+    """The gates in every distinct block, in network order; none where a block holds no consumers."""
+    stages: dict[str, list[Gate]] = {block: [] for block in space.blocks}
     for group in space:
-        stages[space.blocks[group.layer]].append(group)
+        for gate in group.gates:
+            stages[space.block_of(gate.module)].append(gate)
     return list(stages.values())
 
 
@@ -104,18 +120,21 @@ class _Walk:
         self.space, self.batches, self.options, self.store = space, batches, options, store
         self.merging = merging_of(pruned)  # its tokens are compared with the mean of the dense network's
         self.merged: tuple[str, ...] = ()  # the parts of its state that there are so far
+        self.outputs: Mapping[str, Sequence[int]] = {}
         self.templates: list[Any] = []  # what the blocks passed so far return beside the hidden state
 
-    def block(self, groups: Sequence[UnitGroup], weights: Weights) -> None:
+    def block(self, gates: Sequence[Gate], weights: Weights) -> None:
         """Refit the consumers of a block that runs once, then move both networks behind it."""
-        gates = [gate for group in groups for gate in group.gates]
         output: Any = None
         for index, batch in enumerate(self.batches):
             totals = Recorder([_total(gate) for gate in gates])
             with totals.recording(self.models["dense"]):
                 output = self._run("dense", index, batch)
             for place, gate in enumerate(gates):
-                self.store["total", index, place] = totals.calls[_total(gate)][0]
+                total = rows_made(self.models["dense"].get_submodule(gate.module), totals.calls[_total(gate)][0])
+                if gate.module in self.outputs:
+                    total = total[..., list(self.outputs[gate.module])]
+                self.store["total", index, place] = total
             self.store["dense", index] = hidden_of(output)
         for place, gate in enumerate(gates):
             folds = self._moments(gate)
@@ -126,8 +145,9 @@ class _Walk:
                 total, weight = self.store["total", index, place], weights(index, gate.module)[0]
                 if self.merging is not None:
                     total, weight = self.merging.mean(total), self.merging.total(weight)
-                lack = total - reads.calls[_total(gate)][0]
-                self._add(folds, gate, batch, reads.calls[_read(gate)][0], lack, weight)
+                consumer = self.models["pruned"].get_submodule(gate.module)
+                lack = total - rows_made(consumer, reads.calls[_total(gate)][0])
+                self._add(folds, gate, batch, rows_read(consumer, reads.calls[_read(gate)][0]), lack, weight)
             self._update(gate, folds)
         state: State = {}
         for index, batch in enumerate(self.batches):
@@ -138,11 +158,11 @@ class _Walk:
         self.merged = tuple(state)
         self.templates.append(with_hidden(output, hidden_of(output).new_empty(0)))
 
-    def shared(self, groups: Sequence[UnitGroup], weights: Weights) -> None:
+    def shared(self, gates: Sequence[Gate], weights: Weights) -> None:
         """Refit the consumers of a block that runs many times: every run is given the dense network's state."""
-        name, blocks = self.space.blocks[groups[0].layer], self.space.blocks
-        positions = [position for position, block in enumerate(blocks) if block == name]
-        for gate in (gate for group in groups for gate in group.gates):
+        blocks = self.space.blocks
+        for gate in gates:
+            positions = [place for place, block in enumerate(blocks) if block == self.space.block_of(gate.module)]
             folds = self._moments(gate)
             for index, batch in enumerate(self.batches):
                 outputs: list[Any] = []
@@ -167,16 +187,16 @@ class _Walk:
             return run_block(model, blocks, batch, before, until)
 
     def _moments(self, gate: Gate) -> list[Moments]:
-        consumer: Any = self.models["pruned"].get_submodule(gate.module)
-        (targets, features), device = consumer.weight.shape, consumer.weight.device
+        weight = matrix(self.models["pruned"].get_submodule(gate.module))
+        (targets, features), device = weight.shape, weight.device
         return [Moments(features, targets, device) for _ in range(self.options.folds)]
 
     def _add(
         self, folds: Sequence[Moments], gate: Gate, batch: Batch, read: Tensor, lack: Tensor, weights: Tensor
     ) -> None:
-        """Add the positions of one batch; a LayerScale between consumer and sum is divided out."""
-        if gate.scale is not None:
-            scale = self.models["pruned"].get_parameter(gate.scale)
+        """Add the positions of one batch; what multiplies the output before the sum is divided out."""
+        scale = scale_of(self.models["pruned"], gate)
+        if scale is not None:
             lack = torch.where(scale == 0, 0, lack / scale)
         mask = position_mask(batch, read)
         lack = lack.reshape(*read.shape[:-1], lack.shape[-1])  # a map of positions may be read as a list
@@ -185,15 +205,13 @@ class _Walk:
             moments.add(read[part][mask[part]], lack[part][mask[part]], weights[part][mask[part]])
 
     def _update(self, gate: Gate, folds: Sequence[Moments]) -> None:
-        consumer: Any = self.models["pruned"].get_submodule(gate.module)
-        has_bias, ridge = consumer.bias is not None, self.options.ridge
+        model, ridge = self.models["pruned"], self.options.ridge
+        shifts = can_shift(model.get_submodule(gate.module), gate)
         if len(folds) == 1:
-            weight, bias = refit(folds[0], ridge, bias=has_bias)
+            weight, shift = refit(folds[0], ridge, bias=shifts)
         else:
-            weight, bias = refit_validated(folds, ridge, bias=has_bias)
-        consumer.weight += weight.to(consumer.weight.dtype)
-        if consumer.bias is not None:
-            consumer.bias += bias.to(consumer.bias.dtype)
+            weight, shift = refit_validated(folds, ridge, bias=shifts)
+        add(model, gate, weight, shift)
 
 
 def _read(gate: Gate) -> Tap:

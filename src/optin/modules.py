@@ -56,6 +56,13 @@ def patched_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[
             module.forward = own
 
 
+def tensor_of(model: nn.Module, name: str) -> Tensor:
+    """A parameter or a buffer by its name."""
+    path, _, leaf = name.rpartition(".")
+    value: Tensor = getattr(model.get_submodule(path), leaf)
+    return value
+
+
 def hidden_of(output: Any) -> Tensor:
     """The hidden state in what a block returns: the tensor itself or the first of a tuple."""
     hidden: Tensor = output if isinstance(output, Tensor) else output[0]

@@ -174,8 +174,7 @@ def _choose(
     if recipe.tokens.merge == "search":
         if scores.tokens is None:
             raise InputError("the scores say nothing about tokens. Score again with tokens.merge 'search'.")
-        tokens = recipe.tokens.weight * scores.tokens
-        return find_jointly(space, scores.curves, tokens, cost, budget, recipe.round_to)
+        return find_jointly(space, scores.curves, scores.tokens, cost, budget, recipe.round_to)
     if recipe.tokens.merge == "constant":
         token_space(space)
         return dict(space.sizes), constant(cost, budget.limit(cost.dense))
@@ -215,7 +214,7 @@ def apply(
         self_check(dense, pruned, space, plan, next(iter(calibration)))
         clock.lap("shrink")
         if recipe.refit.enabled:
-            compensate(dense, pruned, space, calibration, recipe, track)
+            compensate(dense, pruned, space, calibration, recipe, track, keep=plan.keep)
             clock.lap("compensate")
     attach(pruned, plan)
     return Result(pruned, plan, {**summary(plan), "seconds": clock.laps}, recipe)

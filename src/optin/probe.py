@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from .batches import Batch, Batches, position_mask, split
+from .consumers import rows_made, rows_read
 from .errors import NumericalError
 from .gating import gated
 from .modules import hidden_of, inference_mode_of
 from .progress import Track, silent
 from .recipe import Trajectory
 from .replay import Recorder, recorded_blocks
-from .trajectory import Output, Positions, manifold, manifold_probe, output_probe, read_output
+from .trajectory import Output, Positions, manifold_probe, output_probe, read_output
 from .units import Tap, UnitSpace
 
 PARTS = ("manifold", "output")
@@ -33,7 +34,7 @@ class Probe:
 
     Attributes:
         masks: per consumer, shape (batch, token), bool: positions that are not padding.
-        inputs: per consumer and call, what it read: shape (batch, token, features).
+        inputs: per consumer and call, the rows that it read: shape (batch, token, features).
         units: per part and group, d<v, phi> / dm: shape (size,).
         outputs: per part and consumer, for each call d<v, phi> / dy: shape (batch, token, dim).
     """
@@ -58,12 +59,12 @@ def trajectory_objective(
     """
 
     def objective(batch: Batch, output: Any, hidden: list[Tensor]) -> dict[str, Tensor]:
-        positions = Positions(batch, options.rows, generator)
+        positions = Positions(batch, options.rows, generator, space.channels_first)
         for name, state in zip(space.blocks, hidden, strict=True):
             check_activations(name, state, positions.mask(state))
-        rows = [positions.rows(state) for state in hidden]
+        maps = [positions.manifold(state) for state in hidden]
         final = read_final(model, output, positions, options)
-        probes = [manifold_probe(manifold(*pair), generator) for pair in zip(hidden, rows, strict=True)]
+        probes = [manifold_probe(phi, generator) for phi in maps]
         return {
             "manifold": torch.stack(probes).sum(),
             "output": output_probe(final, options.temperature, generator),
@@ -125,8 +126,8 @@ def differentiate(model: nn.Module, space: UnitSpace, batch: Batch, objective: O
     multipliers = {
         group.name: torch.ones(group.size, dtype=dtype, device=device, requires_grad=True) for group in space
     }
-    consumers = [gate.module for group in space for gate in group.gates]
-    recorder = Recorder([Tap(name, side) for name in consumers for side in ("input", "output")])
+    modules = {gate.module: model.get_submodule(gate.module) for group in space for gate in group.gates}
+    recorder = Recorder([Tap(name, side) for name in modules for side in ("input", "output")])
     blocks: list[Any] = []
     with inference_mode_of(model), torch.enable_grad():
         with (
@@ -136,7 +137,7 @@ def differentiate(model: nn.Module, space: UnitSpace, batch: Batch, objective: O
         ):
             output = model(**batch)
         objectives = objective(batch, output, [hidden_of(block) for block in blocks])
-        calls = {name: recorder.calls[Tap(name, "output")] for name in consumers}
+        calls = {name: recorder.calls[Tap(name, "output")] for name in modules}
         flat = [value for values in calls.values() for value in values]
         units, outputs = {}, {}
         for index, (part, scalar) in enumerate(objectives.items()):
@@ -148,8 +149,13 @@ def differentiate(model: nn.Module, space: UnitSpace, batch: Batch, objective: O
             )
             units[part] = dict(zip(multipliers, gradients, strict=False))
             rest = iter(gradients[len(multipliers) :])
-            outputs[part] = {name: [next(rest) for _ in values] for name, values in calls.items()}
-    inputs = {name: [value.detach() for value in recorder.calls[Tap(name, "input")]] for name in consumers}
+            outputs[part] = {
+                name: [rows_made(modules[name], next(rest)) for _ in values] for name, values in calls.items()
+            }
+    inputs = {
+        name: [rows_read(module, value.detach()) for value in recorder.calls[Tap(name, "input")]]
+        for name, module in modules.items()
+    }
     masks = {name: position_mask(batch, values[0]) for name, values in inputs.items()}
     return Probe(masks, inputs, units, outputs)
 

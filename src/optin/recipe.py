@@ -86,19 +86,15 @@ class Tokens:
         merge: "none"; "search", jointly with heads and neurons; "constant", as many before every block, with
             all units kept.
         examples: calibration images that schedules are evaluated on.
-        weight: what the cost of tokens, which is evaluated, counts against that of units, which is estimated
-            and takes the best of every refit for granted.
     """
 
     merge: str = "none"
     examples: int = 64
-    weight: float = 0.3
 
     def __post_init__(self) -> None:
         kinds = ("none", "search", "constant")
         _require("tokens.merge", self.merge, self.merge in kinds, "'none', 'search' or 'constant'")
         _require("tokens.examples", self.examples, self.examples >= 1, "at least 1")
-        _require("tokens.weight", self.weight, self.weight > 0, "above 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +261,7 @@ class Recipe:
         return cls.from_dict(_merge(start.to_dict(), data))
 
 
-BETA = Recipe(trajectory=Trajectory(balance=0.3), refit=Refit(folds=2))
+BETA = Recipe(trajectory=Trajectory(balance=0.1), refit=Refit(floor=1.0, folds=2))
 PRESETS: Mapping[str, Recipe] = types.MappingProxyType(
     {
         "default": Recipe(),

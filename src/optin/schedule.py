@@ -34,8 +34,8 @@ from .probe import read_final
 from .recipe import Trajectory
 from .replay import recorded_blocks, resumed_at, standing_in
 from .scores import Curve
-from .search import Choices, cheapest, fill, limit_of
-from .trajectory import Output, Positions, gram, manifold, manifold_loss, output_loss
+from .search import Choices, cheapest, fill, limit_of, total_cost
+from .trajectory import Output, Positions, manifold_loss, output_loss
 from .units import TokenSpace, UnitSpace
 
 MICRO = 8  # images that are compared at once
@@ -86,7 +86,7 @@ class _Reference:
     options: Trajectory
     positions: Positions
     blocks: list[Any]
-    grams: list[Tensor]
+    maps: list[Tensor]
     output: Output
 
     @classmethod
@@ -95,8 +95,8 @@ class _Reference:
         blocks: list[Any] = []
         with recorded_blocks(model, space.blocks, blocks):
             output = read_final(model, model(**batch), positions, options)
-        grams = [gram(manifold(hidden, positions.rows(hidden))) for hidden in map(hidden_of, blocks)]
-        return cls(model, space, batch, options, positions, blocks, grams, output)
+        maps = [positions.manifold(hidden) for hidden in map(hidden_of, blocks)]
+        return cls(model, space, batch, options, positions, blocks, maps, output)
 
     @property
     def tokens(self) -> int:
@@ -119,8 +119,8 @@ class _Reference:
         finally:
             merging.remove(self.model)
         middle = sum(
-            float(manifold_loss(manifold(state, self.positions.rows(state)), phi))
-            for state, phi in zip(states[place:], self.grams[place:], strict=True)
+            float(manifold_loss(self.positions.manifold(state), phi))
+            for state, phi in zip(states[place:], self.maps[place:], strict=True)
         )
         last = float(output_loss(final, self.output, self.options.temperature))
         return scales["manifold"] * middle + scales["output"] * last
@@ -173,7 +173,7 @@ def find_jointly(
         kept, schedule = _in_turns(mu, choices, steps, cost, tokens)
         if cost.merged(schedule)(kept) > limit:
             return False
-        total = _unit_cost(kept, choices) + schedule_cost(schedule, steps)
+        total = total_cost(kept, choices) + schedule_cost(schedule, steps)
         if best is None or total < best[0]:
             best = (total, kept, schedule)
         return True
@@ -282,10 +282,6 @@ def _fill(
         if best is None:
             return schedule
         schedule = best
-
-
-def _unit_cost(kept: Mapping[str, int], choices: Mapping[str, Choices]) -> float:
-    return sum(float(choice.cost[int((choice.counts == kept[name]).nonzero())]) for name, choice in choices.items())
 
 
 def _grid(full: int) -> list[int]:

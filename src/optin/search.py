@@ -19,6 +19,8 @@ from .errors import BudgetError, InputError, unknown
 from .scores import Curve
 from .units import UnitGroup, UnitSpace
 
+ROUNDS = 8  # turns of choosing counts at given prices and prices at given counts
+
 
 @dataclass(frozen=True)
 class Choices:
@@ -34,8 +36,8 @@ class Choices:
 
     @classmethod
     def of(cls, group: UnitGroup, curve: Curve, round_to: int) -> Choices:
-        """Counts from `min_keep` up; those of neurons are multiples of `round_to`, or everything."""
-        step = round_to if group.kind == "neuron" else 1
+        """Counts from `min_keep` up; those of neurons and channels are multiples of `round_to`, or everything."""
+        step = 1 if group.kind == "head" else round_to
         first = -(-group.min_keep // step) * step
         counts = sorted({*range(first, group.size + 1, step), group.size})
         kept = torch.tensor(counts)
@@ -91,22 +93,37 @@ def limit_of(budget: Budget, cost: CostModel, choices: Mapping[str, Choices]) ->
 def lagrange(
     curves: Mapping[str, Curve], choices: Mapping[str, Choices], space: UnitSpace, cost: CostModel, limit: int
 ) -> dict[str, int]:
-    """Least total cost: every group minimises cost + mu * price, mu by bisection; then the slack is filled."""
-    prices = cost.prices(cost.sizes)
+    """Least total cost: every group minimises cost + mu * price, mu by bisection; then the slack is filled.
 
-    def counts(mu: float) -> dict[str, int]:
-        return cheapest(choices, prices, mu)
+    Prices are those of the dense network at first, then of the counts found, as long as that helps.
+    """
+    prices, best = cost.prices(cost.sizes), dict[str, int]()
+    for _ in range(ROUNDS):
+        kept = fill(_within(limit, choices, prices, cost), choices, cost, limit)
+        if best and total_cost(kept, choices) >= total_cost(best, choices):
+            break
+        # Where groups share a cost, as channels in and out of a convolution do, prices fall with what others keep.
+        best, prices = kept, cost.prices(kept)
+    return best
 
+
+def _within(limit: int, choices: Mapping[str, Choices], prices: Mapping[str, int], cost: CostModel) -> dict[str, int]:
+    """What is cheapest at the least multiplier that keeps to the limit, by bisection."""
     low, high = 0.0, 1e-12
-    while cost(counts(high)) > limit:
+    while cost(cheapest(choices, prices, high)) > limit:
         low, high = high, high * 8
     for _ in range(100):
         middle = (low + high) / 2
-        if cost(counts(middle)) > limit:
+        if cost(cheapest(choices, prices, middle)) > limit:
             low = middle
         else:
             high = middle
-    return fill(counts(high), choices, cost, limit)
+    return cheapest(choices, prices, high)
+
+
+def total_cost(kept: Mapping[str, int], choices: Mapping[str, Choices]) -> float:
+    """The trajectory cost of keeping so many units of each group."""
+    return sum(float(choice.cost[int((choice.counts == kept[name]).nonzero())]) for name, choice in choices.items())
 
 
 def cheapest(choices: Mapping[str, Choices], prices: Mapping[str, int], mu: float) -> dict[str, int]:

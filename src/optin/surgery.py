@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import CheckpointError
+from .modules import tensor_of
 from .plans import Plan
 from .units import Argument, UnitGroup, UnitSpace
 
@@ -16,6 +17,7 @@ from .units import Argument, UnitGroup, UnitSpace
 _REMEMBERED: dict[type[nn.Module], dict[str, int]] = {
     nn.Linear: {"out_features": 0, "in_features": 1},
     nn.Embedding: {"num_embeddings": 0, "embedding_dim": 1},
+    nn.Conv2d: {"out_channels": 0, "in_channels": 1},
 }
 
 
@@ -34,7 +36,7 @@ def shrink(model: nn.Module, space: UnitSpace, plan: Plan) -> None:
     for group in changed:
         removed = _removed(group, plan)
         for cut in group.cuts:
-            parameter = model.get_parameter(cut.parameter)
+            parameter = tensor_of(model, cut.parameter)
             key = (cut.parameter, cut.dim)
             # Indices live on the CPU even when the network is built on the meta device.
             mask = kept.setdefault(key, torch.ones(parameter.shape[cut.dim], dtype=torch.bool, device="cpu"))
@@ -57,15 +59,17 @@ def _removed(group: UnitGroup, plan: Plan) -> Tensor:
 def _cut(model: nn.Module, name: str, dim: int, mask: Tensor) -> None:
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
-    old = model.get_parameter(name)
+    old = tensor_of(model, name)
     index = mask.nonzero().squeeze(1).to(old.device)
     with torch.no_grad():
         new = old.index_select(dim, index).contiguous()
-    setattr(module, leaf, nn.Parameter(new, requires_grad=old.requires_grad))
+    parameter = isinstance(old, nn.Parameter)
+    setattr(module, leaf, nn.Parameter(new, requires_grad=old.requires_grad) if parameter else new)
     for kind, attributes in _REMEMBERED.items():
         if isinstance(module, kind) and leaf == "weight":
             for attribute, axis in attributes.items():
-                setattr(module, attribute, new.shape[axis])
+                if axis == dim:
+                    setattr(module, attribute, new.shape[axis])
 
 
 def _adjust(model: nn.Module, group: UnitGroup, units: tuple[int, ...]) -> None:

@@ -7,6 +7,7 @@ pair: its loss, which `exact` evaluates, and its probe <v, phi> with random v, w
 | map | phi | loss |
 |---|---|---|
 | manifold | A A^T / K, rows of A are K tokens of unit length | mean squared difference of their cosines |
+| the same of a CNN | mean channels over positions and examples, at unit length | squared distance of the means |
 | distribution | softened logits in the Fisher metric | tau^2 KL(p_ref(tau) || p(tau)), averaged over rows |
 | point | the output itself (normalised where it is an embedding) | squared error, averaged over rows |
 """
@@ -32,9 +33,17 @@ class Positions:
     All states of one shape share one draw: the blocks of a network, and the networks that are compared.
     """
 
-    def __init__(self, batch: Batch, count: int, generator: torch.Generator) -> None:
-        self.batch, self.count, self.generator = batch, count, generator
+    def __init__(self, batch: Batch, count: int, generator: torch.Generator, channels_first: bool = False) -> None:
+        self.batch, self.count, self.generator, self.channels_first = batch, count, generator, channels_first
         self._drawn: dict[torch.Size, Tensor] = {}
+
+    def manifold(
+        self, hidden: Float[Tensor, "stacked_batch ..."], stack: int = 1
+    ) -> Float[Tensor, "stack rows features"]:
+        """phi of the manifold map, of each of `stack` networks evaluated on one batch axis."""
+        if self.channels_first:
+            return channel_means(hidden.movedim(1, -1), stack)
+        return gram(unit_rows(hidden, self.rows(hidden[: len(hidden) // stack]), stack))
 
     def mask(self, hidden: Float[Tensor, "*position dim"]) -> Bool[Tensor, "*position"]:
         """Positions that are not padding."""
@@ -55,7 +64,7 @@ def draw_rows(mask: Bool[Tensor, "*position"], count: int, generator: torch.Gene
     return real[chosen].sort().values.to(mask.device)
 
 
-def manifold(
+def unit_rows(
     hidden: Float[Tensor, "stacked_batch *position dim"], rows: Int[Tensor, " rows"], stack: int = 1
 ) -> Float[Tensor, "stack rows dim"]:
     """The chosen tokens of each of `stack` networks evaluated on one batch axis, at unit length."""
@@ -63,20 +72,27 @@ def manifold(
 
 
 def gram(rows: Float[Tensor, "stack rows dim"]) -> Float[Tensor, "stack rows rows"]:
-    """phi of the manifold map: cosines between all pairs of tokens, over K."""
+    """Cosines between all pairs of tokens, over K."""
     return rows @ rows.mT / rows.shape[-2]
 
 
+def channel_means(
+    maps: Float[Tensor, "stacked_batch *position channel"], stack: int = 1
+) -> Float[Tensor, "stack 1 channel"]:
+    """The mean over positions and examples of the channels, each position at unit length."""
+    rows = F.normalize(maps.reshape(stack, -1, maps.shape[-1]).float(), dim=-1)
+    return rows.mean(-2, keepdim=True)
+
+
 def manifold_loss(
-    rows: Float[Tensor, "stack rows dim"], reference: Float[Tensor, "1 rows rows"]
+    phi: Float[Tensor, "stack rows features"], reference: Float[Tensor, "1 rows features"]
 ) -> Float[Tensor, " stack"]:
     """L_mid of one block: || phi - phi_ref ||^2."""
-    return (gram(rows) - reference).square().sum((-2, -1))
+    return (phi - reference).square().sum((-2, -1))
 
 
-def manifold_probe(rows: Float[Tensor, "stack rows dim"], generator: torch.Generator) -> Tensor:
+def manifold_probe(phi: Float[Tensor, "stack rows features"], generator: torch.Generator) -> Tensor:
     """<v, phi> with independent signs v; scalar."""
-    phi = gram(rows)
     return (_signs(phi, generator) * phi).sum()
 
 

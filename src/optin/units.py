@@ -148,6 +148,10 @@ class UnitSpace:
     def __len__(self) -> int:
         return len(self.groups)
 
+    def block_of(self, module: str) -> str:
+        """The block that a module lies in."""
+        return next(block for block in self.blocks if f"{module}.".startswith(f"{block}."))
+
     @property
     def by_name(self) -> Mapping[str, UnitGroup]:
         """The groups by name, in order of execution."""

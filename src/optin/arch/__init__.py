@@ -13,7 +13,7 @@ from torch import nn
 
 from ..errors import ArchitectureError, unknown
 from ..units import UnitSpace
-from . import albert, beit, bert, clip, deberta_v2, dinov2, distilbert, mpnet, swin, timm, vit
+from . import albert, beit, bert, clip, cnn, deberta_v2, dinov2, distilbert, mpnet, swin, timm, vit
 from .layers import architecture_of
 
 Describe = Callable[[nn.Module], UnitSpace]
@@ -21,7 +21,7 @@ Describe = Callable[[nn.Module], UnitSpace]
 
 def architectures() -> Mapping[str, Describe]:
     """Every known `config.model_type` and the function that describes it."""
-    modules = [albert, beit, bert, clip, deberta_v2, dinov2, distilbert, mpnet, swin, timm, vit]
+    modules = [albert, beit, bert, clip, cnn, deberta_v2, dinov2, distilbert, mpnet, swin, timm, vit]
     modules += [entry.load() for entry in entry_points(group="optin.architectures")]
     return {kind: module.describe for module in modules for kind in module.MODEL_TYPES}
 
@@ -30,18 +30,16 @@ def describe(model: nn.Module) -> UnitSpace:
     """What can be removed from a network.
 
     Args:
-        model: a transformers encoder of text or images, bare or with a head, or a timm model.
+        model: a transformers encoder of text or images, bare or with a head, or a convolutional network of any make.
 
     Raises:
-        ArchitectureError: the network is of no known architecture; the message lists those known.
+        ArchitectureError: a network of transformers of no known architecture (the message lists those known), or one
+            of another make that cannot be traced (the message names what stops it).
     """
     known = architectures()
     kind = architecture_of(model)
-    if kind is None:
-        raise ArchitectureError(
-            f"{type(model).__name__} is neither a transformers model (it has no config.model_type) nor timm's. "
-            f"Known: {', '.join(sorted(known))}."
-        )
+    if kind is None or (kind not in known and kind.startswith("timm.")):
+        return cnn.describe(model)
     if kind not in known:
         raise ArchitectureError(unknown("architecture", kind, known))
     return known[kind](model)

@@ -3,7 +3,7 @@
 Every convolution and linear map begins a family of channels. Activations, pooling, batch normalisation and
 depth-wise convolutions pass it on, sums and products unite two families, and the next convolution or linear map
 reads it. A family whose every operation is understood is a group of units: its producers and whatever passes it on
-are cut along their outputs, its readers along their inputs. Where channels meet anything else, the family stays whole.
+are cut along their outputs, its readers along their inputs. Where channels meet anything else, they all stay.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def channel_space(model: nn.Module, inputs: dict[str, Tensor], architecture: str
         obstacle = family.obstacle or (None if all(layer is not None for layer in layers) else "a value on the side")
         if obstacle is not None:
             obstacles.append(obstacle)
-        elif family.producers and family.readers and family.size > 1:
+        elif family.producers and family.readers:
             groups.append(_group(model, graph, family, min(layer for layer in layers if layer is not None)))
     if not groups:
         reason = f": {obstacles[0]}" if obstacles else ""
@@ -213,12 +213,14 @@ class Channels:
         """A convolution or a linear map: reads one family and begins another."""
         value, weight = node.args[0], self.graph.tensors.get(node.args[1])
         groups = node.args[6] if len(node.args) > 6 else 1
-        size, place = _shape(node)[1 if operation == "conv2d" else -1], 1 if operation == "conv2d" else _rank(node) - 1
-        path = self.graph.path(node)
-        axis = self.axes.get(value)
-        if weight != f"{path}.weight" or self.graph.calls[path] != 1:
-            self._obstruct([value], f"{path!r} computes or shares its weights")
-            self.axes[node] = self._begin(size, place, None, f"{path!r} computes or shares its weights")
+        place = 1 if operation == "conv2d" else _rank(node) - 1
+        size, path, axis = _shape(node)[place], self.graph.path(node), self.axes.get(value)
+        start, stop = self.graph.spans[path]
+        padding = getattr(self.model.get_submodule(path), "padding", 0)
+        if weight != f"{path}.weight" or self.graph.calls[path] != 1 or start != stop or isinstance(padding, str):
+            reason = f"{path!r} computes or shares its weights, or pads by itself"
+            self._obstruct([value], reason)
+            self.axes[node] = self._begin(size, place, None, reason)
             return
         if operation == "conv2d" and groups > 1:
             self._grouped(node, axis, groups, size, path)
@@ -239,7 +241,7 @@ class Channels:
             return
         family = self._family(axis)
         family.cuts += _output_cuts(self.model, path)
-        family.attributes.append(Attribute(path, "groups"))
+        family.attributes += [Attribute(path, "groups"), Attribute(path, "in_channels")]
         self.axes[node] = axis
 
     def _begin(self, size: int, place: int, path: str | None, obstacle: str | None = None) -> Axis:
@@ -340,13 +342,13 @@ class Channels:
         return axis if len(node.args[1]) // 2 < _rank(node) - axis.place else None
 
 
+_ENTRYWISE = (
+    *("relu", "gelu", "silu", "hardtanh", "hardswish", "hardsigmoid", "sigmoid", "tanh", "leaky_relu", "elu", "mish"),
+    *("softplus", "relu6", "clamp", "dropout", "clone", "contiguous", "to", "max_pool2d", "avg_pool2d"),
+    *("adaptive_avg_pool2d", "adaptive_max_pool2d", "upsample_bilinear2d", "upsample_nearest2d"),
+)
 _RULES: dict[str, Callable[[Channels, Any], Axis | None]] = {
-    **dict.fromkeys(
-        "relu gelu silu hardtanh hardswish hardsigmoid sigmoid tanh leaky_relu elu mish softplus relu6 prelu clamp "
-        "dropout clone contiguous to max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d "
-        "upsample_bilinear2d upsample_nearest2d".split(),
-        Channels._same,
-    ),
+    **dict.fromkeys(_ENTRYWISE, Channels._same),
     "batch_norm": Channels._normalise,
     **dict.fromkeys(("add", "sub", "mul", "div"), Channels._combine),
     **dict.fromkeys(("mean", "sum"), Channels._reduce),
@@ -366,6 +368,8 @@ def _group(model: nn.Module, graph: Graph, family: Family, layer: int) -> UnitGr
         cuts=tuple(family.cuts),
         gates=tuple(_gate(model, graph, name, block) for name, block in family.readers),
         attributes=tuple(family.attributes),
+        # A depth-wise convolution of one channel would be taken for an ordinary one.
+        min_keep=1 + any(attribute.name == "groups" for attribute in family.attributes),
     )
 
 

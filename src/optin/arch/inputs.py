@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
-from ..modules import device_of
+from ..errors import ArchitectureError, InputError, first_line
+from ..modules import device_of, inference_mode_of
+
+SIDES = (32, 64, 28, 96, 128, 160, 192, 224, 256, 299, 384)  # of images, tried where a network does not say
 
 
 def takes(model: nn.Module, name: str) -> bool:
@@ -19,12 +21,12 @@ def takes(model: nn.Module, name: str) -> bool:
 
 def default_length(model: nn.Module) -> int:
     """Length at which MACs are counted if nothing else is known: 128 tokens, or the image side in pixels."""
-    return _image_side(model) if image_input(model) else 128
+    return image_side(model) if image_input(model) else 128
 
 
 def image_input(model: nn.Module) -> str | None:
     """The name of the argument that takes images; None if there is none."""
-    return next((name for name in ("pixel_values", "x") if takes(model, name)), None)
+    return next((name for name in ("pixel_values", "x", "input") if takes(model, name)), None)
 
 
 def example_inputs(model: nn.Module, length: int, batch: int = 1) -> dict[str, Tensor]:
@@ -63,17 +65,38 @@ def max_positions(model: nn.Module) -> int | None:
     return limit - offset
 
 
-def _image_side(model: nn.Module) -> int:
+def image_side(model: nn.Module) -> int:
+    """The image side that a network says it takes, else the first of the usual ones that it does take.
+
+    Raises:
+        ArchitectureError: none of them.
+    """
     network: Any = model
-    if not hasattr(model, "config"):
-        side = network.patch_embed.img_size
-    else:
-        side = getattr(network.config, "vision_config", network.config).image_size
-    return int(side if isinstance(side, int) else side[0])
+    config = getattr(network, "config", None)
+    settings = getattr(network, "pretrained_cfg", None) or {}
+    places = (
+        getattr(getattr(network, "patch_embed", None), "img_size", None),
+        getattr(getattr(config, "vision_config", config), "image_size", None),
+        settings.get("input_size", (None,))[-1],
+        224 if type(model).__module__.startswith("torchvision.") else None,
+    )
+    said = next((side for side in places if side is not None), None)
+    if said is not None:
+        return int(said if isinstance(said, int) else said[0])
+    problem = ""
+    for side in SIDES:
+        try:
+            with inference_mode_of(model), torch.no_grad():
+                model(**example_inputs(model, side))
+        except (RuntimeError, ValueError, TypeError) as error:
+            problem = problem or first_line(error)
+        else:
+            return side
+    raise ArchitectureError(f"{type(model).__name__} takes images of none of the sides {SIDES}: {problem}.")
 
 
 def _channels(model: nn.Module) -> int:
     network: Any = model
-    if not hasattr(model, "config"):
-        return int(network.patch_embed.proj.in_channels)
-    return int(getattr(getattr(network.config, "vision_config", network.config), "num_channels", 3))
+    if hasattr(network, "config"):
+        return int(getattr(getattr(network.config, "vision_config", network.config), "num_channels", 3))
+    return next((module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), 3)

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..batches import Batch, split
 from ..errors import InputError
+from ..modules import tensor_of
 from ..probe import differentiate
 from ..scores import Curve
 from .scoring import Scoring
@@ -27,7 +28,10 @@ def magnitude(scoring: Scoring) -> Mapping[str, Curve]:
     for group in scoring.track(scoring.space, "magnitude", len(scoring.space)):
         total = torch.zeros(group.size, dtype=torch.float64)
         for cut in group.cuts:
-            parameter = scoring.model.get_parameter(cut.parameter).detach().double().movedim(cut.dim, 0)
+            weight = tensor_of(scoring.model, cut.parameter)
+            if not isinstance(weight, nn.Parameter):
+                continue  # the statistics of a batch norm
+            parameter = weight.detach().double().movedim(cut.dim, 0)
             owned = parameter[cut.offset : cut.offset + group.size * cut.block]
             total += owned.reshape(group.size, -1).square().sum(1).cpu()
         curves[group.name] = Curve.from_importance(total)

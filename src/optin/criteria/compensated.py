@@ -11,12 +11,14 @@ refitted without the units gone before.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..consumers import features_per_unit, matrix
 from ..probe import PARTS, Probe, draw_probes, token_weights
 from ..recipe import Recipe
 from ..scores import Curve
@@ -25,7 +27,7 @@ from ..units import Gate, UnitGroup, UnitSpace
 from .scoring import Scoring
 from .sketch import UnitTotals, part_scales
 
-CHUNK = 16  # units that leave between two updates of C^-1, for groups with many small units
+CHUNK = 16  # neurons that leave between two updates of C^-1; of channels this part of those left
 
 
 def compensated(scoring: Scoring) -> Mapping[str, Curve]:
@@ -49,7 +51,7 @@ class Sensitivities:
         self.gradients: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
         for group in space:
             for gate in group.gates:
-                weight = consumer_weight(model, gate)
+                weight = matrix(model.get_submodule(gate.module))
                 self.moments[gate.module] = Moments(weight.shape[1], 0, weight.device)
                 for part in PARTS:
                     self.gradients[part][gate.module] = weight.new_zeros(
@@ -78,54 +80,78 @@ class Sensitivities:
 
     def curve(self, model: nn.Module, group: UnitGroup) -> Curve:
         """The removal curve of one group, in the currency of the balanced trajectory."""
-        (gate,) = group.gates
-        sensitivity = sum(self.scales[part] * self.gradients[part][gate.module] for part in PARTS) / self.units.draws
-        second = ridged(self.moments[gate.module].second, self.recipe.refit.ridge)
-        order, steps = eliminate(
-            consumer_weight(model, gate).double(), second, torch.as_tensor(sensitivity), gate.block
-        )
+        order, steps = eliminate([self._reader(model, gate) for gate in group.gates], group.kind == "channel")
         return Curve(order.cpu(), torch.cat([steps.new_zeros(1), steps.cumsum(0)]).cpu())
 
+    def _reader(self, model: nn.Module, gate: Gate) -> Reader:
+        module, name = model.get_submodule(gate.module), gate.module
+        sensitivity = sum(self.scales[part] * self.gradients[part][name] for part in PARTS) / self.units.draws
+        second = ridged(self.moments[name].second, self.recipe.refit.ridge)
+        block = features_per_unit(module, gate)
+        return Reader.of(matrix(module).double(), second, torch.as_tensor(sensitivity), block)
 
-def consumer_weight(model: nn.Module, gate: Gate) -> Float[Tensor, "out features"]:
-    """The matrix of the linear map behind a gate."""
-    return model.get_parameter(f"{gate.module}.weight").detach()
 
+@dataclass
+class Reader:
+    """One consumer on its way through the elimination.
 
-def eliminate(
-    weight: Float[Tensor, "out features"],
-    second: Float[Tensor, "features+1 features+1"],
-    sensitivity: Float[Tensor, "out out"],
-    block: int,
-) -> tuple[Tensor, Tensor]:
-    """Greedy order of removal of blocks of features, and the cost of each step; float64.
-
-    Args:
-        second: C, ridge included, the constant last (it never leaves).
-        sensitivity: G.
+    Attributes:
+        root: shape (out, features + 1): G^(1/2) W, zero for the constant.
+        inverse: C^-1, ridge included, the constant last (it never leaves).
         block: features per unit.
     """
-    size = weight.shape[1] // block
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(second))
-    root = _square_root(sensitivity) @ weight
-    root = torch.cat([root, root.new_zeros(len(root), 1)], 1)
-    units = torch.arange(size, device=weight.device)
-    chunk = CHUNK if block == 1 else 1
-    order, steps = [], []
-    while len(units):
-        cost = _unit_costs(root, inverse, block)
-        chosen = torch.argsort(cost, stable=True)[: min(chunk, len(units))]
+
+    root: Float[Tensor, "out features+1"]
+    inverse: Float[Tensor, "features+1 features+1"]
+    block: int
+
+    @classmethod
+    def of(
+        cls,
+        weight: Float[Tensor, "out features"],
+        second: Float[Tensor, "features+1 features+1"],
+        sensitivity: Float[Tensor, "out out"],
+        block: int,
+    ) -> Reader:
+        """From W, C and G; float64."""
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(second))
+        root = _square_root(sensitivity) @ weight
+        return cls(torch.cat([root, root.new_zeros(len(root), 1)], 1), inverse, block)
+
+    def costs(self) -> Float[Tensor, " unit"]:
+        """cost({u}) of every unit still there."""
+        return _unit_costs(self.root, self.inverse, self.block)
+
+    def remove(self, chosen: Tensor) -> Float[Tensor, " chosen"]:
+        """Take units out; returns what each costs after those before it."""
+        block = self.block
         gone = (chosen[:, None] * block + torch.arange(block, device=chosen.device)).flatten()
         # Cholesky of (C^-1)_SS: column j of R_S L^-T is what feature j adds after those before it.
-        factor = torch.linalg.cholesky(inverse[gone][:, gone])
-        solved = torch.linalg.solve_triangular(factor, inverse[gone], upper=False)
-        whitened = torch.linalg.solve_triangular(factor, root[:, gone].mT, upper=False)
-        order.append(units[chosen])
-        steps.append(whitened.square().sum(1).view(-1, block).sum(1))
-        stay = torch.ones(inverse.shape[0], dtype=torch.bool, device=inverse.device)
+        factor = torch.linalg.cholesky(self.inverse[gone][:, gone])
+        solved = torch.linalg.solve_triangular(factor, self.inverse[gone], upper=False)
+        whitened = torch.linalg.solve_triangular(factor, self.root[:, gone].mT, upper=False)
+        stay = torch.ones(self.inverse.shape[0], dtype=torch.bool, device=gone.device)
         stay[gone] = False
-        inverse = (inverse - solved.mT @ solved)[stay][:, stay]
-        root = (root - whitened.mT @ solved)[:, stay]
+        self.inverse = (self.inverse - solved.mT @ solved)[stay][:, stay]
+        self.root = (self.root - whitened.mT @ solved)[:, stay]
+        cost: Tensor = whitened.square().sum(1).view(-1, block).sum(1)
+        return cost
+
+
+def eliminate(readers: Sequence[Reader], channels: bool = False) -> tuple[Tensor, Tensor]:
+    """Greedy order of removal of units, and the cost of each step, summed over all that read them.
+
+    Heads go one by one, neurons in chunks, `channels` (which are many and read in patches) by a share of the rest.
+    """
+    block = max(reader.block for reader in readers)
+    units = torch.arange((readers[0].inverse.shape[0] - 1) // readers[0].block, device=readers[0].root.device)
+    order, steps = [], []
+    while len(units):
+        cost = torch.stack([reader.costs() for reader in readers]).sum(0)
+        chunk = CHUNK if block == 1 else max(1, len(units) // CHUNK) if channels else 1
+        chosen = torch.argsort(cost, stable=True)[: min(chunk, len(units))]
+        order.append(units[chosen])
+        steps.append(torch.stack([reader.remove(chosen) for reader in readers]).sum(0))
         remain = torch.ones(len(units), dtype=torch.bool, device=units.device)
         remain[chosen] = False
         units = units[remain]
@@ -133,7 +159,6 @@ def eliminate(
 
 
 def _unit_costs(root: Tensor, inverse: Tensor, block: int) -> Tensor:
-    """cost({u}) of every unit still there."""
     features = inverse.shape[0] - 1
     if block == 1:
         return root[:, :features].square().sum(0) / inverse.diagonal()[:features]

@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ..batches import Batch, Batches, size_of, split, tile
+from ..consumers import without_units
 from ..gating import gated
 from ..modules import hidden_of, inference_mode_of, patched_forward
 from ..probe import PARTS, check_activations, read_final
 from ..recipe import Trajectory
 from ..replay import Recorder, Replaced, Trail, recorded_blocks, resumed_at, standing_in
 from ..scores import Curve
-from ..trajectory import Output, Positions, gram, manifold, manifold_loss, output_loss
-from ..units import Gate, Tap, UnitGroup, UnitSpace
+from ..trajectory import Output, Positions, manifold_loss, output_loss
+from ..units import Tap, UnitGroup, UnitSpace
 from .partial import Partial
 from .scoring import Scoring
 from .sketch import balanced, part_scales
@@ -76,9 +77,8 @@ class Reference:
 
     Attributes:
         positions: those that count.
-        rows: per block, the ones that are compared.
         blocks: what each block returned.
-        grams: phi of each block's hidden state.
+        maps: phi of each block's hidden state.
         output: the final output.
         consumers: per consumer that runs once, what it read and returned.
         trails: per block with such consumers, what its parts returned.
@@ -89,9 +89,8 @@ class Reference:
     batch: Batch
     options: Trajectory
     positions: Positions
-    rows: list[Tensor]
     blocks: list[Any]
-    grams: list[Tensor]
+    maps: list[Tensor]
     output: Output
     consumers: dict[str, tuple[Tensor, Tensor]]
     trails: dict[int, Trail]
@@ -99,7 +98,8 @@ class Reference:
     @classmethod
     def of(cls, model: nn.Module, space: UnitSpace, batch: Batch, options: Trajectory, seed: int) -> Reference:
         """Run the dense network once and record it."""
-        positions = Positions(batch, options.rows, torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        positions = Positions(batch, options.rows, generator, space.channels_first)
         gates: dict[int, list[str]] = {group.layer: [] for group in space if not group.shared}
         for group in space:
             if not group.shared:
@@ -120,21 +120,20 @@ class Reference:
             read, returned = (recorder.calls[Tap(name, side)] for side in SIDES)
             if len(read) == 1:
                 consumers[name] = (read[0], returned[0])
-        rows = [positions.rows(hidden_of(block)) for block in blocks]
-        grams = [gram(manifold(hidden_of(block), chosen)) for block, chosen in zip(blocks, rows, strict=True)]
+        maps = [positions.manifold(hidden_of(block)) for block in blocks]
         output = read_final(model, result, positions, options)
-        return cls(model, space, batch, options, positions, rows, blocks, grams, output, consumers, trails)
+        return cls(model, space, batch, options, positions, blocks, maps, output, consumers, trails)
 
     def losses(self, group: UnitGroup, units: list[int]) -> tuple[Tensor, Tensor]:
         """(sum of L_mid over the blocks from the unit's on, L_out) of removing each unit alone; shape (units,)."""
         stack = len(units)
         blocks: list[Any] = []
-        resumable = all(gate.module in self.consumers for gate in group.gates)
+        resumable = len(group.gates) == 1 and group.gates[0].module in self.consumers
         removal = self._resumed(group, units) if resumable else self._gated(group, units)
         with removal, recorded_blocks(self.model, self.space.blocks, blocks):
             result = self.model(**tile(self.batch, stack))
         manifolds = [
-            manifold_loss(manifold(hidden_of(blocks[place]), self.rows[place], stack), self.grams[place])
+            manifold_loss(self.positions.manifold(hidden_of(blocks[place]), stack), self.maps[place])
             for place in range(group.layer, len(blocks))
         ]
         output = read_final(self.model, result, self.positions, self.options, stack)
@@ -152,6 +151,8 @@ class Reference:
     def _resumed(self, group: UnitGroup, units: list[int]) -> Iterator[None]:
         """Skip everything before the consumer, and the consumer itself."""
         (gate,) = group.gates
+        module, (x, y) = self.model.get_submodule(gate.module), self.consumers[gate.module]
+        without = without_units(module, gate, x, y, units)
         with contextlib.ExitStack() as patches:
             if group.layer:
                 last = self._tiled(hidden_of(self.blocks[group.layer - 1]), len(units))
@@ -161,20 +162,10 @@ class Reference:
                 name: [self._tiled(output, len(units)) for output in outputs]
                 for name, outputs in self.trails[group.layer].finished[gate.module].items()
             }
-            for name, outputs in {**skipped, gate.module: [self._without(gate, units)]}.items():
-                module = self.model.get_submodule(name)
-                patches.enter_context(patched_forward(module, Replaced(module.forward, outputs)))
+            for name, outputs in {**skipped, gate.module: [without]}.items():
+                part = self.model.get_submodule(name)
+                patches.enter_context(patched_forward(part, Replaced(part.forward, outputs)))
             yield
-
-    def _without(self, gate: Gate, units: list[int]) -> Tensor:
-        """The consumer's output without each unit, y - W_u x_u: shape (units * batch, token, dim)."""
-        x, y = self.consumers[gate.module]
-        weight = self.model.get_parameter(f"{gate.module}.weight")
-        index = torch.tensor(units, device=x.device)[:, None] * gate.block
-        index = index + torch.arange(gate.block, device=x.device)
-        read = x[..., index].movedim(-2, 0).flatten(1, -2)  # (units, batch * token, block)
-        lost = read @ weight[:, index].permute(1, 2, 0)  # (units, batch * token, dim)
-        return (y.flatten(0, -2) - lost).reshape(-1, *y.shape[1:])
 
     def _tiled(self, output: Any, times: int) -> Any:
         size = size_of(self.batch)

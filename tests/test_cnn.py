@@ -1,0 +1,294 @@
+"""Convolutional networks: the properties of the contract suite, on networks of every kind of connection."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import optin
+from optin.arch import describe
+from optin.arch.inputs import example_inputs, image_input
+from optin.batches import Batches
+from optin.compensation import compensate
+from optin.criteria.exact import exact_parts
+from optin.criteria.scoring import Scoring
+from optin.errors import ArchitectureError
+from optin.gating import gated, masks
+from optin.pipeline import costs
+from optin.plans import Cost, Plan
+from optin.recipe import Recipe
+from optin.surgery import shrink
+from optin.trajectory import answers
+
+CPU = torch.device("cpu")
+RECIPE = Recipe().override(trajectory__draws=8, refit__folds=2)
+SIDE = 28
+
+
+class Residual(nn.Module):
+    """conv, norm, activation, conv, norm, sum, activation; a projection where the shape changes."""
+
+    def __init__(self, inner: int, outer: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(inner, outer, 3, stride, 1, bias=False), nn.BatchNorm2d(outer)
+        self.conv2, self.norm2 = nn.Conv2d(outer, outer, 3, 1, 1, bias=False), nn.BatchNorm2d(outer)
+        self.middle, self.last = nn.ReLU(), nn.ReLU()
+        self.shortcut = nn.Identity()
+        if stride > 1:
+            self.shortcut = nn.Sequential(nn.Conv2d(inner, outer, 1, stride, bias=False), nn.BatchNorm2d(outer))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.middle(self.norm1(self.conv1(x)))
+        return self.last(self.norm2(self.conv2(y)) + self.shortcut(x))
+
+
+class Squeezed(nn.Module):
+    """A depth-wise convolution and squeeze-and-excitation between two point-wise ones, as in EfficientNet."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.expand, self.norm1 = nn.Conv2d(width, 3 * width, 1), nn.BatchNorm2d(3 * width)
+        self.depthwise, self.norm2 = (
+            nn.Conv2d(3 * width, 3 * width, 3, 1, 1, groups=3 * width),
+            nn.BatchNorm2d(3 * width),
+        )
+        self.squeeze, self.excite = nn.Conv2d(3 * width, width, 1), nn.Conv2d(width, 3 * width, 1)
+        self.project = nn.Conv2d(3 * width, width, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = nn.functional.silu(self.norm1(self.expand(x)))
+        y = nn.functional.silu(self.norm2(self.depthwise(y)))
+        y = y * self.excite(nn.functional.silu(self.squeeze(y.mean((2, 3), keepdim=True)))).sigmoid()
+        return x + self.project(y)
+
+
+class Dense(nn.Module):
+    """Channels that are concatenated cannot go; those inside can."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Conv2d(width, 8, 1), nn.Conv2d(8, 4, 3, 1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x, self.outer(self.inner(x).relu())], 1)
+
+
+def plain() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(8, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 10, 3), nn.BatchNorm2d(10), nn.ReLU(),
+        nn.Flatten(), nn.Linear(10 * 12 * 12, 14), nn.ReLU(), nn.Dropout(0.5), nn.Linear(14, 5),
+    )  # fmt: skip
+
+
+def residual() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        Residual(8, 8), Residual(8, 8), Residual(8, 12, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5),
+    )  # fmt: skip
+
+
+def squeezed() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, 2), nn.BatchNorm2d(6), Squeezed(6), Squeezed(6), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(6, 5),
+    )  # fmt: skip
+
+
+def dense() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3), Dense(6), Dense(10), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(14, 5)
+    )
+
+
+NETWORKS = {"plain": plain, "residual": residual, "squeezed": squeezed, "dense": dense}
+
+
+@pytest.fixture(params=NETWORKS)
+def network(request) -> nn.Module:
+    torch.manual_seed(0)
+    model = NETWORKS[request.param]()
+    generator = torch.Generator().manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean = 0.3 * torch.randn(module.num_features, generator=generator)
+            module.running_var = 0.5 + torch.rand(module.num_features, generator=generator)
+            nn.init.normal_(module.bias, std=0.3, generator=generator)
+    return model.eval()
+
+
+def images(model: nn.Module, batch: int = 4, seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {image_input(model): torch.randn(batch, 3, SIDE, SIDE, generator=generator)}
+
+
+def some(model: nn.Module, seed: int = 0) -> Plan:
+    space, generator = describe(model), torch.Generator().manual_seed(seed)
+    keep = {}
+    for group in space:
+        count = int(torch.randint(group.min_keep, group.size, (1,), generator=generator))
+        keep[group.name] = tuple(sorted(torch.randperm(group.size, generator=generator)[:count].tolist()))
+    kept = {name: len(units) for name, units in keep.items()}
+    macs, parameters = costs(model, space, SIDE)
+    return Plan(
+        space.architecture,
+        space.sizes,
+        keep,
+        Cost(macs.dense, parameters.dense),
+        Cost(macs(kept), parameters(kept)),
+        SIDE,
+    )
+
+
+def counted(model: nn.Module) -> int:
+    with FlopCounterMode(display=False) as counter:
+        model.requires_grad_(False)(**example_inputs(model, SIDE))
+    return counter.get_total_flops() // 2
+
+
+@torch.inference_mode()
+def test_shrunk_equals_gated_and_macs_equal_an_independent_counter(network):
+    batch, plan, space = images(network), some(network), describe(network)
+    assert plan.dense.macs == counted(network)
+    with gated(network, space, masks(network, plan)):
+        expected = network(**batch)
+    assert not torch.allclose(expected, network(**batch), atol=1e-3)
+    shrink(network, space, plan)
+    torch.testing.assert_close(network(**batch), expected, atol=1e-5, rtol=1e-5)
+    assert plan.pruned.macs == counted(network)
+    assert plan.pruned.parameters == sum(parameter.numel() for parameter in network.parameters())
+    assert describe(network).sizes == plan.kept
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            assert module.weight.shape[:2] == (module.out_channels, module.in_channels // module.groups)
+
+
+def test_exact_scores_equal_removals(network):
+    batch, space = images(network), describe(network)
+    group = space.groups[0]
+    recipe = RECIPE.override(trajectory__draws=1)
+    parts = exact_parts(
+        Scoring(network, space, Batches.of([batch], CPU), recipe),
+        {group.name: [0, 2]} | {other.name: [] for other in space.groups[1:]},
+    )
+    for place, unit in enumerate((0, 2)):
+        mask = torch.ones(group.size)
+        mask[unit] = 0
+        with torch.inference_mode():
+            reference = network(**batch)
+            with gated(network, space, {group.name: mask}):
+                removed = network(**batch)
+        log_p, log_q = (reference / 4).log_softmax(-1), (removed / 4).log_softmax(-1)
+        expected = 16 * (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+        assert float(parts["output"][group.name][place]) == pytest.approx(float(expected), rel=1e-3, abs=1e-7)
+
+
+def test_compensation_brings_the_pruned_network_closer(network):
+    calibration = [images(network, 16, seed) for seed in range(4)]
+    pruned, space, plan = copy.deepcopy(network), describe(network), some(network)
+    shrink(pruned, space, plan)
+
+    @torch.inference_mode()
+    def distance() -> float:
+        return sum(float((network(**x) - pruned(**x)).square().mean()) for x in calibration)
+
+    before = distance()
+    compensate(network, pruned, space, Batches.of(calibration, CPU), RECIPE, keep=plan.keep)
+    assert distance() < 0.7 * before
+
+
+def test_the_whole_job_stays_within_every_budget(network):
+    calibration = [images(network, 8, seed) for seed in range(3)]
+    scores = optin.score(network, calibration, recipe=RECIPE)
+    for budget in ("90%", "70%", "50%"):
+        result = optin.apply(network, optin.plan(network, scores, budget, recipe=RECIPE), calibration)
+        assert result.plan.pruned.macs <= float(budget[:-1]) / 100 * result.plan.dense.macs
+        assert counted(result.model) == result.plan.pruned.macs
+
+
+def test_residual_channels_are_one_group():
+    space = describe(residual().eval())
+    stream = space["0"]
+    assert {gate.module for gate in stream.gates} == {"3.conv1", "4.conv1", "5.conv1", "5.shortcut.0"}
+    assert {cut.parameter for cut in stream.cuts if cut.dim == 0 and cut.parameter.endswith("conv2.weight")} == {
+        "3.conv2.weight",
+        "4.conv2.weight",
+    }
+    repaired = space["5.conv1"].gates[0]
+    assert repaired.total.module == "5.last" and repaired.scale == "5.norm2"
+
+
+def test_flattened_features_go_with_their_channel():
+    gate = describe(plain().eval())["6"].gates[0]
+    assert (gate.module, gate.block) == ("10", 144)
+
+
+def test_concatenated_channels_stay():
+    assert list(describe(dense().eval()).sizes) == ["1.inner", "2.inner"]
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x) if x.sum() > 0 else x
+
+
+def test_what_cannot_be_understood_is_refused_by_name():
+    shared = nn.Conv2d(3, 3, 3, padding=1)
+    cases = [
+        (nn.Sequential(shared, nn.ReLU(), shared, nn.Flatten(), nn.Linear(3 * 32 * 32, 3)), "'0' computes or shares"),
+        (nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=2), nn.Flatten(), nn.Linear(7200, 3)), "'1'"),
+        (nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8), nn.Conv2d(8, 4, 1)), "'1' does 'group_norm'"),
+        (Branching(), "cannot be traced"),
+        (nn.Linear(3, 4), "no network of images"),
+    ]
+    for model, message in cases:
+        with pytest.raises(ArchitectureError, match=message):
+            describe(model.eval())
+
+
+@pytest.mark.parametrize("family", ["resnet", "convnext"])
+@torch.inference_mode()
+def test_networks_of_transformers(family):
+    import transformers
+
+    sizes = {"hidden_sizes": [8, 12, 16, 20], "depths": [1, 2, 1, 1], "num_labels": 5}
+    if family == "resnet":
+        config = transformers.ResNetConfig(embedding_size=8, layer_type="basic", **sizes)
+        model = transformers.ResNetForImageClassification(config).eval()
+    else:
+        model = transformers.ConvNextForImageClassification(transformers.ConvNextConfig(**sizes)).eval()
+    batch = {"pixel_values": torch.randn(2, 3, 64, 64)}
+    space, plan = describe(model), some_of(model)
+    with gated(model, space, masks(model, plan)):
+        expected = answers(model(**batch))
+    shrink(model, space, plan)
+    torch.testing.assert_close(answers(model(**batch)), expected, atol=1e-5, rtol=1e-5)
+
+
+def some_of(model: nn.Module) -> Plan:
+    """Half of every group, costs left out."""
+    space = describe(model)
+    keep = {group.name: tuple(range(0, group.size, 2)) for group in space}
+    return Plan(space.architecture, space.sizes, keep, Cost(0, 0), Cost(0, 0), 64)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv2_035", "efficientnet_lite0", "vgg11_bn", "convnext_atto"])
+@torch.inference_mode()
+def test_networks_of_timm(name):
+    from optin.timm_models import create
+
+    model = create(name, num_classes=5)
+    batch = {"x": torch.randn(2, 3, 64, 64)}
+    space, plan = describe(model), some_of(model)
+    with gated(model, space, masks(model, plan)):
+        expected = model(**batch)
+    shrink(model, space, plan)
+    torch.testing.assert_close(model(**batch), expected, atol=1e-4, rtol=1e-4)
