@@ -16,12 +16,14 @@ from optin.batches import Batches
 from optin.compensation import compensate
 from optin.criteria.exact import exact_parts
 from optin.criteria.scoring import Scoring
-from optin.errors import ArchitectureError
+from optin.errors import ArchitectureError, CheckpointError, InputError
 from optin.gating import gated, masks
+from optin.other_models import create
 from optin.pipeline import costs
 from optin.plans import Cost, Plan
 from optin.recipe import Recipe
 from optin.surgery import shrink
+from optin.tasks import load_model
 from optin.trajectory import answers
 
 CPU = torch.device("cpu")
@@ -277,18 +279,53 @@ def some_of(model: nn.Module) -> Plan:
     """Half of every group, costs left out."""
     space = describe(model)
     keep = {group.name: tuple(range(0, group.size, 2)) for group in space}
-    return Plan(space.architecture, space.sizes, keep, Cost(0, 0), Cost(0, 0), 64)
+    return Plan(space.architecture, space.sizes, keep, Cost(2, 2), Cost(1, 1), 64)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv2_035", "efficientnet_lite0", "vgg11_bn", "convnext_atto"])
 @torch.inference_mode()
 def test_networks_of_timm(name):
-    from optin.timm_models import create
-
-    model = create(name, num_classes=5)
+    model = create(f"timm:{name}", num_classes=5)
     batch = {"x": torch.randn(2, 3, 64, 64)}
     space, plan = describe(model), some_of(model)
     with gated(model, space, masks(model, plan)):
         expected = model(**batch)
     shrink(model, space, plan)
     torch.testing.assert_close(model(**batch), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["vgg11_bn", "resnet20"])
+def test_networks_of_our_own_are_saved_and_loaded(name, tmp_path):
+    model = create(f"optin:{name}", classes=5)
+    small = optin.apply(model, some_of(model))
+    small.save(tmp_path / "small")
+    loaded = optin.load(tmp_path / "small")
+    batch = images(model)
+    with torch.inference_mode():
+        assert torch.equal(loaded(**batch), small.model(**batch))
+
+
+def test_a_network_of_torchvision_is_saved_and_loaded(tmp_path):
+    model = create("torchvision:resnet18", num_classes=5)
+    small = optin.apply(model, some_of(model))
+    small.save(tmp_path / "small")
+    loaded = load_model(str(tmp_path / "small"))
+    batch = {"x": torch.randn(2, 3, 64, 64)}
+    with torch.inference_mode():
+        assert torch.equal(loaded(**batch), small.model(**batch))
+
+
+def test_a_module_of_ones_own_is_loaded_into_the_dense_one(network, tmp_path):
+    small = optin.apply(network, some(network))
+    small.save(tmp_path / "small")
+    with pytest.raises(CheckpointError, match="into=network"):
+        optin.load(tmp_path / "small")
+    loaded = optin.load(tmp_path / "small", into=copy.deepcopy(network))
+    with torch.inference_mode():
+        assert torch.equal(loaded(**images(network)), small.model(**images(network)))
+
+
+@pytest.mark.parametrize("source", ["torchvision:resnet17", "optin:resnet57", "optin:resnet56"])
+def test_sources_that_do_not_exist_are_refused(source):
+    with pytest.raises(InputError, match="resnet"):
+        load_model(source)

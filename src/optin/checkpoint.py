@@ -24,11 +24,11 @@ from .card import model_card
 from .errors import ArchitectureError, CheckpointError, InputError, OptinError, first_line
 from .files import new_folder, read_json, write_text
 from .merging import Merging
+from .other_models import create_from, fill, is_other, save_other
 from .plans import Cost, Plan
 from .quiet import quiet
 from .scores import Curve, Scores
 from .surgery import shrink
-from .timm_models import create_from, fill, is_timm, save_timm
 
 if TYPE_CHECKING:
     from .pipeline import Result
@@ -64,7 +64,7 @@ def establish(model: nn.Module, plan: Plan) -> None:
 def attach(model: nn.Module, plan: Plan) -> None:
     """Write the plan into the model's configuration, so that the model can be saved by any means.
 
-    A timm model, which has none, gets it as an attribute.
+    A network that has none gets it as an attribute.
 
     A network pruned before gets the composition of both plans: its dense sizes stay those of the first.
     """
@@ -89,7 +89,7 @@ def compose(first: Plan, second: Plan) -> Plan:
 
 
 def save(result: Result, folder: str | Path, tokenizer: Any = None) -> Path:
-    """Write a pruned transformers or timm model.
+    """Write a pruned network.
 
     The folder holds config.json, safetensors weights, the tokenizer if given, plan.json, recipe.yaml,
     report.json, a model card and a stub for `trust_remote_code`. It appears whole or not at all.
@@ -104,10 +104,10 @@ def save(result: Result, folder: str | Path, tokenizer: Any = None) -> Path:
     model: Any = result.model
     target = Path(folder)
     name = type(model).__name__
-    auto = None if is_timm(model) else _auto_class(model)
+    auto = None if is_other(model) else _auto_class(model)
     with new_folder(target) as work:
-        if is_timm(model):
-            save_timm(model, work, getattr(model, SECTION))
+        if is_other(model):
+            save_other(model, work, getattr(model, SECTION))
         else:
             with _auto_map(model, auto), quiet():
                 model.save_pretrained(work)
@@ -117,15 +117,17 @@ def save(result: Result, folder: str | Path, tokenizer: Any = None) -> Path:
         result.recipe.save(work / "recipe.yaml")
         write_text(work / "report.json", json.dumps(result.report, indent=2) + "\n")
         write_text(work / "README.md", model_card(result, name, auto))
-        if not is_timm(model):
+        if not is_other(model):
             write_text(work / f"{STUB}.py", _STUB_SOURCE.format(name=name))
     return target
 
 
-def load(folder: str | Path, **options: Any) -> nn.Module:
+def load(folder: str | Path, *, into: nn.Module | None = None, **options: Any) -> nn.Module:
     """Load what `save` wrote: a `torch.nn.Module` of the original class, in evaluation mode.
 
     Args:
+        into: the dense network, where it is neither of transformers, timm or torchvision nor one of optin's own; it
+            is cut and filled.
         options: passed to `from_pretrained` (`dtype`, `device_map`, `attn_implementation`, ...).
 
     Raises:
@@ -137,7 +139,7 @@ def load(folder: str | Path, **options: Any) -> nn.Module:
     plan = Plan.from_dict(section)
     _check_weights_file(path)
     if "architecture" in read_json(path / "config.json"):
-        network = create_from(path)
+        network = create_from(path, into)
         establish(network, plan)
         fill(network, path)
         attach(network, plan)

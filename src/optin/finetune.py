@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from .checkpoint import SECTION, save
 from .errors import DependencyError, InputError
 from .modules import device_of
+from .other_models import is_other
 from .pipeline import Result, summary
 from .plans import Plan
 from .quiet import quiet
@@ -22,7 +23,6 @@ from .recipe import Training
 from .tasks import Images, task_spec
 from .tasks.images import Unreadable
 from .tasks.vision import evaluate
-from .timm_models import is_timm
 from .trajectory import Output, output_loss
 
 
@@ -128,7 +128,7 @@ def replace_head(model: nn.Module, classes: int, names: tuple[str, ...] = ()) ->
         InputError: it has none that is known.
     """
     network: Any = model
-    if is_timm(model) or not isinstance(getattr(model, "classifier", None), nn.Linear):
+    if is_other(model) or not isinstance(getattr(model, "classifier", None), nn.Linear):
         raise InputError(f"{type(model).__name__} has no linear 'classifier' to replace: fine-tune a classifier.")
     old = network.classifier
     new = nn.Linear(old.in_features, classes).to(old.weight.device, old.weight.dtype)

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .errors import CheckpointError, DependencyError, InputError, first_line, unknown
-from .files import read_json, write_text
 
-PREFIX = "timm:"
 ARGUMENTS = "optin_arguments"  # where a model remembers what it was created with
 
 
@@ -65,61 +59,10 @@ def describe_creation(model: Any) -> dict[str, Any]:
     }
 
 
-def save_timm(model: nn.Module, folder: Path, section: Mapping[str, Any]) -> None:
-    """Write config.json, with the plan as its section "optin", and the weights."""
-    write_text(folder / "config.json", json.dumps({**describe_creation(model), "optin": section}, indent=2) + "\n")
-    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-
-
-def create_from(folder: Path) -> nn.Module:
-    """The dense network of a folder, without its weights.
-
-    Raises:
-        CheckpointError: a configuration that names no timm model.
-    """
-    config = read_json(folder / "config.json")
-    name, arguments = config.get("architecture"), config.get("model_args", {})
-    if not isinstance(name, str) or not isinstance(arguments, dict):
-        raise CheckpointError(f"{folder / 'config.json'} does not name a timm model.")
-    keywords = {key: config[key] for key in ("num_classes", "global_pool") if key in config}
-    return create(name, **{**keywords, **arguments})
-
-
-def fill(model: nn.Module, folder: Path) -> None:
-    """Read the weights of a folder into a network of the same shapes.
-
-    Raises:
-        CheckpointError: weights are missing or of other shapes.
-    """
-    try:
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-    except (RuntimeError, OSError) as error:
-        raise CheckpointError(f"{folder} cannot be loaded: {first_line(error)}") from None
-
-
-def load_timm(source: str) -> nn.Module:
-    """A dense timm model: "timm:NAME" with its published weights, or a local folder.
-
-    Raises:
-        InputError, CheckpointError, DependencyError: as `create` and `fill`.
-    """
-    if source.startswith(PREFIX):
-        return create(source.removeprefix(PREFIX), pretrained=True)
-    model = create_from(Path(source))
-    fill(model, Path(source))
-    return model
-
-
-def processor_settings(source: str) -> dict[str, Any]:
-    """How images are prepared for the timm model of a source, as arguments of an image processor of transformers."""
-    if source.startswith(PREFIX):
-        model: Any = create(source.removeprefix(PREFIX))
-        settings = model.pretrained_cfg
-    else:
-        model = create_from(Path(source))
-        settings = read_json(Path(source) / "config.json").get("pretrained_cfg") or {}
-    side = int(model.patch_embed.img_size[0])
+def processor_settings(model: Any) -> dict[str, Any]:
+    """How images are prepared for a timm model, as arguments of an image processor of transformers."""
+    settings = model.pretrained_cfg
+    side = int(model.patch_embed.img_size[0]) if hasattr(model, "patch_embed") else int(settings["input_size"][-1])
     resample = {"nearest": 0, "lanczos": 1, "bilinear": 2}.get(settings.get("interpolation", ""), 3)
     return {
         "size": {"shortest_edge": round(side / (settings.get("crop_pct") or 1.0))},

@@ -12,8 +12,8 @@ from torch import nn
 from ..checkpoint import SECTION, load
 from ..errors import InputError
 from ..files import read_json
+from ..other_models import load_dense, of_other, processor_settings
 from ..quiet import quiet
-from ..timm_models import PREFIX, load_timm, processor_settings
 
 _AUTO = {
     "classification": "AutoModelForSequenceClassification",
@@ -42,8 +42,8 @@ def load_model(source: str, kind: str | None = None, **options: Any) -> nn.Modul
     config = read_json(folder / "config.json") if folder.is_dir() else None
     if isinstance(config, dict) and SECTION in config:
         return load(folder, **options)
-    if of_timm(source):
-        return load_timm(source)
+    if of_other(source):
+        return load_dense(source)
     if folder.exists() and config is None:
         raise InputError(f"{source} is a file: pass the folder that holds config.json.")
     with clear_errors(source):
@@ -53,12 +53,6 @@ def load_model(source: str, kind: str | None = None, **options: Any) -> nn.Modul
             source, use_safetensors=True, trust_remote_code=False, **({"dtype": "auto"} | options)
         )
     return model.eval()
-
-
-def of_timm(source: str) -> bool:
-    """Whether a source is "timm:NAME" or a folder of timm's."""
-    file = Path(source) / "config.json"
-    return source.startswith(PREFIX) or (file.is_file() and "architecture" in read_json(file))
 
 
 def load_tokenizer(source: str) -> Any:
@@ -81,7 +75,7 @@ def load_processor(source: str) -> Any:
     """
     import transformers
 
-    if of_timm(source):
+    if of_other(source) and not (Path(source) / "preprocessor_config.json").is_file():
         return transformers.BitImageProcessorPil(**processor_settings(source))
     with clear_errors(source):
         return transformers.AutoImageProcessor.from_pretrained(source, trust_remote_code=False, backend="pil")
