@@ -18,26 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dinov2 import DATA, SIDE, SPEC, classifier, held_out
+from dinov2 import DATA, SIDE, classifier
+from image_tables import Rows, Setting, measure_rows, quality_table
 from measuring import forward_seconds
-from rich.console import Console
-from rich.progress import track as progress
 from text_tables import table
 
 import optin
 from optin.arch import describe
 from optin.batches import Batches
 from optin.benchmark import compare_speed
-from optin.compensation import compensate, sensitivities
 from optin.criteria import Scoring
 from optin.criteria.exact import exact_parts
 from optin.gating import gated, masks
 from optin.merging import all_tokens
-from optin.recipe import Recipe, Task
-from optin.store import Store
-from optin.tasks import load_images, load_model, load_processor
-from optin.tasks.metrics import divergence, measure
-from optin.tasks.vision import calibration_batches, encode
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 BUDGETS = (85, 75, 65, 50)
@@ -45,6 +38,7 @@ ALONE = (85, 75, 65)  # budgets that merging alone is measured at
 CRITERIA = ("compensated", "sketch", "magnitude", "random")
 BETA, TAU = "beta: compensated + compensation", "tau: compensated + compensation"
 CONSTANT = "constant merging alone"
+FIXED = {"beta: magnitude, masks only", CONSTANT}  # do not depend on the seed
 BASELINES = tuple(f"beta: {criterion} + compensation" for criterion in CRITERIA[1:])
 BELOW = ((BETA, BASELINES), (TAU, (BETA, CONSTANT, "constant merging + compensation")))
 KL_BARS = {BETA: {75: 0.03, 65: 0.05, 50: 0.09}, TAU: {75: 0.013, 65: 0.03, 50: 0.06}}
@@ -53,37 +47,7 @@ SHARES = {BETA: 0.9, TAU: 0.8}
 PASSES, EQUAL = 60, 1e-5
 
 
-class Setting:
-    """The dense network, its data, and its answers to the test images."""
-
-    def __init__(self, data: str) -> None:
-        folder = str(classifier(data))
-        self.model, self.processor = load_model(folder), load_processor(folder)
-        self.train = load_images(SPEC, Task("fashion-mnist", data), "calibration", labelled=True)
-        images = held_out(data)
-        self.labels = torch.tensor(images.labels)
-        starts = range(0, len(images), 64)
-        self.tests = [
-            encode(self.processor, images, range(s, min(s + 64, len(images))), "pixel_values")[0] for s in starts
-        ]
-        self.dense = self.answers(self.model)
-
-    def calibration(self, recipe: Recipe) -> list[dict[str, torch.Tensor]]:
-        """The draw of one seed, from the training images."""
-        return calibration_batches(self.model, self.train, self.processor, recipe.calibration, recipe.seed)
-
-    @torch.inference_mode()
-    def answers(self, model: Any) -> torch.Tensor:
-        """Logits for all test images."""
-        return torch.cat([model(**batch).logits for batch in self.tests])
-
-    def measure(self, model: Any) -> dict[str, float]:
-        """Accuracy and KL to the dense outputs."""
-        logits = self.answers(model)
-        return measure(("accuracy",), logits, self.labels, 10) | {"kl": float(divergence(self.dense, logits))}
-
-
-def recipes() -> dict[str, tuple[Recipe, tuple[int, ...]]]:
+def recipes() -> Rows:
     """Every row of the table by name, with its budgets."""
     beta, tau = optin.PRESETS["beta"], optin.PRESETS["tau"]
     constant = beta.override(criterion="random", tokens__merge="constant")
@@ -101,69 +65,8 @@ def recipes() -> dict[str, tuple[Recipe, tuple[int, ...]]]:
 
 
 def quality(setting: Setting, found: dict[str, Any], seeds: list[int], store: Any) -> dict[str, Any]:
-    """Every row at every budget; what is in `found` already is not measured again."""
-    figures: list[dict[str, Any]] = found.get("figures", [])
-    # Weights have no seed; neither has a constant schedule.
-    fixed = {"beta: magnitude, masks only", CONSTANT}
-    jobs = [
-        (name, recipe, budgets, seed)
-        for name, (recipe, budgets) in recipes().items()
-        for seed in (seeds[:1] if name in fixed else seeds)
-    ]
-    scores: dict[tuple[str, str, int], optin.Scores] = {}
-    weights = Weights(setting)
-    for name, recipe, budgets, seed in progress(jobs, description="quality", console=Console(stderr=True)):
-        recipe = recipe.override(seed=seed)
-        missing = [
-            b for b in budgets if not any((f["row"], f["seed"], f["budget"]) == (name, seed, b) for f in figures)
-        ]
-        if not missing:
-            continue
-        batches = setting.calibration(recipe)
-        key = (recipe.criterion, recipe.tokens.merge, seed)
-        if key not in scores:
-            scores[key] = optin.score(setting.model, batches, recipe=recipe)
-        for budget in missing:
-            plan = optin.plan(setting.model, scores[key], f"{budget}%", recipe=recipe)
-            small = optin.apply(setting.model, plan).model
-            start = time.perf_counter()
-            if recipe.refit.enabled:
-                weights.compensate(small, batches, recipe)
-            seconds = time.perf_counter() - start
-            figures.append(
-                {
-                    "row": name,
-                    "seed": seed,
-                    "budget": budget,
-                    "macs": plan.pruned.macs,
-                    "dense_macs": plan.dense.macs,
-                    "tokens": list(plan.tokens),
-                    "compensate_seconds": seconds,
-                    **setting.measure(small),
-                }
-            )
-            store({"dense_accuracy": dense_accuracy(setting), "figures": figures})
-    return {"dense_accuracy": dense_accuracy(setting), "figures": figures}
-
-
-class Weights:
-    """The refit of many networks made from one: token sensitivities are drawn once a seed."""
-
-    def __init__(self, setting: Setting) -> None:
-        self.model, self.space = setting.model, describe(setting.model)
-        self.stores: dict[int, tuple[Store, Any]] = {}
-
-    def compensate(self, small: Any, batches: list[dict[str, torch.Tensor]], recipe: Recipe) -> None:
-        """What `optin.apply` does after shrinking; the same in every digit."""
-        read = Batches.of(batches, torch.device("cpu"))
-        if recipe.seed not in self.stores:
-            store = Store()
-            self.stores[recipe.seed] = (store, sensitivities(self.model, self.space, read, recipe, store))
-        compensate(self.model, small, self.space, read, recipe, weights=self.stores[recipe.seed][1])
-
-
-def dense_accuracy(setting: Setting) -> float:
-    return float((setting.dense.argmax(-1) == setting.labels).float().mean())
+    """Every row at every budget."""
+    return measure_rows(setting, recipes(), FIXED, found, seeds, store)
 
 
 def jobs(setting: Setting, found: dict[str, Any], seeds: list[int], store: Any) -> dict[str, Any]:
@@ -236,25 +139,7 @@ def render(results: dict[str, Any]) -> str:
     """The tables in Markdown."""
     lines: list[str] = []
     if found := results.get("quality"):
-        figures = found["figures"]
-        rows = []
-        for name in dict.fromkeys(figure["row"] for figure in figures):
-            cells = [name]
-            for budget in BUDGETS:
-                here = [f for f in figures if (f["row"], f["budget"]) == (name, budget)]
-                cells.append(
-                    f"{100 * statistics.mean(f['accuracy'] for f in here):.1f}, "
-                    f"{statistics.mean(f['kl'] for f in here):.4f}"
-                    if here
-                    else ""
-                )
-            rows.append([*cells, str(len({f["seed"] for f in figures if f["row"] == name}))])
-        lines += [
-            f"Dense accuracy {100 * found['dense_accuracy']:.1f} % on 2,000 test images. Accuracy in %, then KL of "
-            "the outputs to the dense ones; means over the seeds.",
-            "",
-            *table(["", *(f"{budget} % MACs" for budget in BUDGETS), "seeds"], rows),
-        ]
+        lines += quality_table(found, BUDGETS)
     if found := results.get("jobs"):
         rows = [
             [
@@ -352,7 +237,7 @@ def main() -> None:
         parser.error(f"unknown part {sorted(unknown)[0]!r}")
     stored = RESULTS / "vision.json"
     results = json.loads(stored.read_text()) if stored.exists() else {}
-    setting = Setting(arguments.data)
+    setting = Setting(classifier(arguments.data), arguments.data)
 
     def store(name: str, value: dict[str, Any]) -> None:
         results[name] = value

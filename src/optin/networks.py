@@ -10,7 +10,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 # Widths of the convolutions; "M" halves the map.
@@ -81,19 +80,3 @@ NETWORKS: Mapping[str, Callable[..., nn.Module]] = {
     "resnet56": partial(resnet, 56),
     "resnet110": partial(resnet, 110),
 }
-
-
-@torch.no_grad()
-def reestimate(model: nn.Module, batches: list[Tensor]) -> None:
-    """Take the statistics of all batch norms anew from some inputs, in place."""
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    momentum = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain mean over batches
-        norm.train()
-    for batch in batches:
-        model(batch)
-    for norm, old in zip(norms, momentum, strict=True):
-        norm.momentum = old
-        norm.eval()

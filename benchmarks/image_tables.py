@@ -1,0 +1,166 @@
+"""Rows of a table of image networks: every recipe, budget and seed, measured on the same test images."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from dinov2 import SPEC, held_out
+from rich.console import Console
+from rich.progress import track as progress
+from text_tables import table
+
+import optin
+from optin.arch import describe
+from optin.arch.inputs import image_input
+from optin.batches import Batches
+from optin.compensation import compensate, sensitivities
+from optin.recipe import Recipe, Task
+from optin.store import Store
+from optin.tasks import load_images, load_model, load_processor
+from optin.tasks.metrics import divergence, measure
+from optin.tasks.vision import calibration_batches, encode
+from optin.trajectory import answers
+
+Rows = dict[str, tuple[Recipe, tuple[int, ...]]]  # by name, with the budgets in percent
+REESTIMATED = "batch norm anew"  # ends the names of rows whose batch norms take their statistics again
+
+
+class Setting:
+    """The dense network, its data, and its answers to the test images."""
+
+    def __init__(self, folder: Path, data: str) -> None:
+        self.model, self.processor = load_model(str(folder)), load_processor(str(folder))
+        self.train = load_images(SPEC, Task("fashion-mnist", data), "calibration", labelled=True)
+        images, name = held_out(data), image_input(self.model) or ""
+        self.labels = torch.tensor(images.labels)
+        starts = range(0, len(images), 64)
+        self.tests = [encode(self.processor, images, range(s, min(s + 64, len(images))), name)[0] for s in starts]
+        self.dense = self.answers(self.model)
+
+    def calibration(self, recipe: Recipe) -> list[dict[str, torch.Tensor]]:
+        """The draw of one seed, from the training images."""
+        return calibration_batches(self.model, self.train, self.processor, recipe.calibration, recipe.seed)
+
+    @torch.inference_mode()
+    def answers(self, model: Any) -> torch.Tensor:
+        """Logits for all test images."""
+        return torch.cat([answers(model(**batch)) for batch in self.tests])
+
+    def measure(self, model: Any) -> dict[str, float]:
+        """Accuracy and KL to the dense outputs."""
+        logits = self.answers(model)
+        return measure(("accuracy",), logits, self.labels, 10) | {"kl": float(divergence(self.dense, logits))}
+
+    @property
+    def accuracy(self) -> float:
+        """Of the dense network."""
+        return float((self.dense.argmax(-1) == self.labels).float().mean())
+
+
+def measure_rows(
+    setting: Setting, rows: Rows, fixed: set[str], found: dict[str, Any], seeds: list[int], store: Any
+) -> dict[str, Any]:
+    """Every row at every budget; what is in `found` already is not measured again.
+
+    Args:
+        fixed: rows that do not depend on the seed.
+        store: is given the figures after each of them.
+    """
+    figures: list[dict[str, Any]] = found.get("figures", [])
+    jobs = [
+        (name, recipe, budgets, seed)
+        for name, (recipe, budgets) in rows.items()
+        for seed in (seeds[:1] if name in fixed else seeds)
+    ]
+    scores: dict[tuple[str, str, int], optin.Scores] = {}
+    weights = Weights(setting)
+    for name, recipe, budgets, seed in progress(jobs, description="quality", console=Console(stderr=True)):
+        recipe = recipe.override(seed=seed)
+        missing = [
+            b for b in budgets if not any((f["row"], f["seed"], f["budget"]) == (name, seed, b) for f in figures)
+        ]
+        if not missing:
+            continue
+        batches = setting.calibration(recipe)
+        key = (recipe.criterion, recipe.tokens.merge, seed)
+        if key not in scores:
+            scores[key] = optin.score(setting.model, batches, recipe=recipe)
+        for budget in missing:
+            plan = optin.plan(setting.model, scores[key], f"{budget}%", recipe=recipe)
+            small = optin.apply(setting.model, plan).model
+            start = time.perf_counter()
+            if recipe.refit.enabled:
+                weights.compensate(small, batches, recipe, plan)
+            seconds = time.perf_counter() - start
+            if name.endswith(REESTIMATED):
+                reestimate(small, [next(iter(batch.values())) for batch in batches])
+            figures.append(
+                {
+                    "row": name,
+                    "seed": seed,
+                    "budget": budget,
+                    "macs": plan.pruned.macs,
+                    "dense_macs": plan.dense.macs,
+                    "tokens": list(plan.tokens),
+                    "compensate_seconds": seconds,
+                    **setting.measure(small),
+                }
+            )
+            store({"dense_accuracy": setting.accuracy, "figures": figures})
+    return {"dense_accuracy": setting.accuracy, "figures": figures}
+
+
+class Weights:
+    """The refit of many networks made from one: token sensitivities are drawn once a seed."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.model, self.space = setting.model, describe(setting.model)
+        self.stores: dict[int, tuple[Store, Any]] = {}
+
+    def compensate(
+        self, small: Any, batches: list[dict[str, torch.Tensor]], recipe: Recipe, plan: optin.Plan
+    ) -> None:
+        """What `optin.apply` does after shrinking; the same in every digit."""
+        read = Batches.of(batches, torch.device("cpu"))
+        if recipe.seed not in self.stores:
+            store = Store()
+            self.stores[recipe.seed] = (store, sensitivities(self.model, self.space, read, recipe, store))
+        compensate(self.model, small, self.space, read, recipe, weights=self.stores[recipe.seed][1], keep=plan.keep)
+
+
+@torch.no_grad()
+def reestimate(model: torch.nn.Module, batches: list[torch.Tensor]) -> None:
+    """Take the statistics of all batch norms anew from some inputs, in place."""
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    momentum = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over batches
+        norm.train()
+    for batch in batches:
+        model(batch)
+    for norm, old in zip(norms, momentum, strict=True):
+        norm.momentum = old
+        norm.eval()
+
+
+def quality_table(found: dict[str, Any], budgets: tuple[int, ...]) -> list[str]:
+    """Accuracy and KL of every row at every budget, in Markdown."""
+    figures, rows = found["figures"], []
+    for name in dict.fromkeys(figure["row"] for figure in figures):
+        cells = [name]
+        for budget in budgets:
+            here = [f for f in figures if (f["row"], f["budget"]) == (name, budget)]
+            accuracy, kl = ([f[key] for f in here] for key in ("accuracy", "kl"))
+            cells.append(f"{100 * statistics.mean(accuracy):.1f}, {statistics.mean(kl):.4f}" if here else "")
+        rows.append([*cells, str(len({f["seed"] for f in figures if f["row"] == name}))])
+    return [
+        f"Dense accuracy {100 * found['dense_accuracy']:.1f} % on 2,000 test images. Accuracy in %, then KL of "
+        "the outputs to the dense ones; means over the seeds.",
+        "",
+        *table(["", *(f"{budget} % MACs" for budget in budgets), "seeds"], rows),
+    ]
