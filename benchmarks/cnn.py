@@ -20,7 +20,7 @@ from image_tables import REESTIMATED, Rows, Setting, measure_rows, quality_table
 from text_tables import table
 from train_cnn import trained
 
-from optin.recipe import Recipe
+from optin.recipe import PRESETS
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 NETWORKS = {"vgg16_bn": 3, "resnet56": 4}  # with the epochs that they are trained for
@@ -34,7 +34,7 @@ def rows() -> Rows:
     """Every row of a table by name, with its budgets."""
     found: Rows = {}
     for criterion in CRITERIA:
-        recipe = Recipe(criterion=criterion).override(refit__folds=2)
+        recipe = PRESETS["beta"].override(criterion=criterion)
         masks = recipe.override(refit__enabled=False)
         found[f"{criterion} + compensation"] = (recipe, BUDGETS)
         found[f"{criterion} + compensation, {REESTIMATED}"] = (recipe, BUDGETS)

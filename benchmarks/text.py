@@ -43,7 +43,7 @@ from optin.recipe import Calibration, Recipe
 from optin.replay import recorded_blocks
 from optin.tasks import Examples, load_model, load_tokenizer, task_spec
 from optin.tasks.text import calibration_batches, evaluate
-from optin.trajectory import Positions, gram, manifold, manifold_loss, output_loss
+from optin.trajectory import Positions, manifold_loss, output_loss
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -176,16 +176,15 @@ def _one_forward_per_unit(model: Any, space: Any, batch: Any, units: Any, recipe
     with inference_mode_of(model):
         with recorded_blocks(model, space.blocks, dense):
             reference = read_final(model, model(**batch), positions, options)
-        rows = positions.rows(hidden_of(dense[0]))
-        grams = [gram(manifold(hidden_of(block), rows)) for block in dense]
+        maps = [positions.manifold(hidden_of(block)) for block in dense]
         for name, chosen in units.items():
             for unit in chosen:
                 multiplier, blocks = torch.ones(space[name].size), []
                 multiplier[unit] = 0
                 with gated(model, space, {name: multiplier}), recorded_blocks(model, space.blocks, blocks):
                     output = read_final(model, model(**batch), positions, options)
-                for block, phi in zip(blocks, grams, strict=True):
-                    manifold_loss(manifold(hidden_of(block), rows), phi)
+                for block, phi in zip(blocks, maps, strict=True):
+                    manifold_loss(positions.manifold(hidden_of(block)), phi)
                 output_loss(output, reference, options.temperature)
 
 

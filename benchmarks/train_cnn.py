@@ -30,6 +30,7 @@ from optin.tasks import Images, load_images, load_model, load_processor
 from optin.tasks.vision import evaluate
 
 MEAN, DEVIATION = 0.286, 0.353  # of the training images
+SIDE = 32
 BATCH, HIGHEST_RATE, DECAY = 128, 0.1, 5e-4
 
 
@@ -52,11 +53,15 @@ def trained(name: str, data: str = DATA, epochs: int = 3) -> Path:
 
 
 def processor() -> Any:
-    """Images as they are, at mean 0 and deviation 1."""
+    """Images with two black pixels around them, at mean 0 and deviation 1."""
     from transformers import BitImageProcessorPil
 
     return BitImageProcessorPil(
-        do_resize=False, do_center_crop=False, image_mean=[MEAN] * 3, image_std=[DEVIATION] * 3, do_convert_rgb=True
+        do_resize=False,
+        crop_size={"height": SIDE, "width": SIDE},
+        image_mean=[MEAN] * 3,
+        image_std=[DEVIATION] * 3,
+        do_convert_rgb=True,
     )
 
 
@@ -98,10 +103,10 @@ def train(model: nn.Module, inputs: Tensor, labels: Tensor, epochs: int, checkpo
 
 
 def moved(batch: Tensor, generator: torch.Generator) -> Tensor:
-    """Each batch shifted by up to two pixels and turned around half of the times; three equal channels."""
+    """Each batch in 32 pixels, shifted by up to two and turned around half of the times; three equal channels."""
     x, y, turned = (int(torch.randint(size, (), generator=generator)) for size in (5, 5, 2))
-    padded = nn.functional.pad(batch, (2, 2, 2, 2), value=-MEAN / DEVIATION)
-    shifted = padded[..., y : y + batch.shape[2], x : x + batch.shape[3]]
+    padded = nn.functional.pad(batch, (4, 4, 4, 4), value=-MEAN / DEVIATION)
+    shifted = padded[..., y : y + SIDE, x : x + SIDE]
     return (shifted.flip(-1) if turned else shifted).expand(-1, 3, -1, -1)
 
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import copy
+import json
+import sys
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import BitImageProcessorPil
 
 import optin
+from optin import cli
 from optin.arch import describe
 from optin.arch.inputs import example_inputs, image_input
 from optin.batches import Batches
@@ -18,12 +24,12 @@ from optin.criteria.exact import exact_parts
 from optin.criteria.scoring import Scoring
 from optin.errors import ArchitectureError, CheckpointError, InputError
 from optin.gating import gated, masks
-from optin.other_models import create
+from optin.other_models import create, save_other
 from optin.pipeline import costs
 from optin.plans import Cost, Plan
 from optin.recipe import Recipe
 from optin.surgery import shrink
-from optin.tasks import load_model
+from optin.tasks import load_model, load_processor
 from optin.trajectory import answers
 
 CPU = torch.device("cpu")
@@ -300,7 +306,7 @@ def test_networks_of_our_own_are_saved_and_loaded(name, tmp_path):
     small = optin.apply(model, some_of(model))
     small.save(tmp_path / "small")
     loaded = optin.load(tmp_path / "small")
-    batch = images(model)
+    batch = {"input": torch.randn(2, 3, 32, 32)}
     with torch.inference_mode():
         assert torch.equal(loaded(**batch), small.model(**batch))
 
@@ -329,3 +335,36 @@ def test_a_module_of_ones_own_is_loaded_into_the_dense_one(network, tmp_path):
 def test_sources_that_do_not_exist_are_refused(source):
     with pytest.raises(InputError, match="resnet"):
         load_model(source)
+
+
+def test_the_job_from_a_folder(tmp_path, monkeypatch, capsys):
+    """From a folder and a folder of images to a folder; then every command that looks at it."""
+    generator = np.random.default_rng(0)
+    for part in ("train", "val"):
+        for label, name in enumerate(("dark", "bright")):
+            (tmp_path / "data" / part / name).mkdir(parents=True)
+            for index in range(8):
+                pixels = generator.integers(0, 60, (SIDE, SIDE, 3)) + 190 * label
+                Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "data" / part / name / f"{index}.png")
+    dense, small = str(tmp_path / "dense"), str(tmp_path / "small")
+    (tmp_path / "dense").mkdir()
+    save_other(create("optin:resnet20", classes=2), tmp_path / "dense")
+    with pytest.raises(InputError, match=r"preprocessor_config\.json"):
+        load_processor(dense)
+    BitImageProcessorPil(do_resize=False, do_center_crop=False).save_pretrained(dense)
+    data = ["--task", "image-classification", "--data", str(tmp_path / "data")]
+    for command in (
+        ["inspect", dense],
+        ["prune", dense, "--budget", "60%", "--examples", "16", "--out", small, *data, "--preset", "beta"],
+        ["inspect", small],
+        ["evaluate", small, "--reference", dense, *data],
+        ["bench", dense, small, "--batch", "1"],
+        ["draw", small],
+    ):
+        monkeypatch.setattr(sys, "argv", ["optin", *command, "--json"])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert not end.value.code, capsys.readouterr().err
+    report = json.loads((tmp_path / "small" / "report.json").read_text())
+    assert report["macs"]["pruned"] <= 0.6 * report["macs"]["dense"]
+    assert "library_name: pytorch" in (tmp_path / "small" / "README.md").read_text()

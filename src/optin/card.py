@@ -18,10 +18,11 @@ def model_card(result: Result, name: str, auto: str | None) -> str:
         loader=PackageLoader("optin", ""), undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True
     )
     plan, report = result.plan, result.report
-    costs = [(f"MACs per example of {plan.length} tokens", plan.dense.macs, plan.pruned.macs)]
+    costs = [(f"MACs per example of length {plan.length}", plan.dense.macs, plan.pruned.macs)]
     costs.append(("parameters", plan.dense.parameters, plan.pruned.parameters))
+    metadata = {"library_name": _library(result.model), "tags": ["optin", "pruned"]}
     return environment.get_template("card.md.j2").render(
-        metadata=yaml.safe_dump({"library_name": "transformers", "tags": ["optin", "pruned"]}, sort_keys=False),
+        metadata=yaml.safe_dump(metadata, sort_keys=False),
         name=name,
         base=base,
         auto=auto,
@@ -30,6 +31,12 @@ def model_card(result: Result, name: str, auto: str | None) -> str:
         quality=_quality(report.get("quality", {})),
         groups=report["groups"],
     )
+
+
+def _library(model: Any) -> str:
+    if hasattr(model, "save_pretrained"):
+        return "transformers"
+    return "timm" if type(model).__module__.startswith("timm.") else "pytorch"
 
 
 def _quality(quality: dict[str, Any]) -> list[tuple[str, str, str, str]]:

@@ -47,13 +47,19 @@ def draw(folder: str | Path, out: str | Path, images: Any = None, count: int = 4
 
 
 def draw_units(plan: Plan, path: Path) -> Path:
-    """One row per layer: a square for each head, filled if it stayed, and its neurons as shares that stayed."""
+    """One row per layer: a square for each head, filled if it stayed; neurons and channels as shares that stayed."""
     pyplot = _pyplot()
-    kinds = {kind: [name for name in plan.keep if name.endswith(kind)] for kind in ("heads", "neurons")}
+    kinds: dict[str, list[str]] = {"heads": [], "neurons": [], "channels": []}
+    for name in plan.keep:
+        role = name.rpartition(".")[2]
+        kinds[role if role in kinds else "channels"].append(name)
+    kinds = {kind: names for kind, names in kinds.items() if names}
     rows = max(len(names) for names in kinds.values())
-    figure, axes = pyplot.subplots(
-        1, 2, figsize=(11, 1.2 + 0.28 * rows), gridspec_kw={"width_ratios": [1, 3]}, layout="constrained"
+    widths = {"width_ratios": [1 if kind == "heads" else 3 for kind in kinds]}
+    figure, row_of_axes = pyplot.subplots(
+        1, len(kinds), figsize=(11, 1.2 + 0.28 * rows), gridspec_kw=widths, layout="constrained", squeeze=False
     )
+    axes = row_of_axes[0]
     for axis, (kind, names) in zip(axes, kinds.items(), strict=True):
         columns = min(CELLS, max(plan.sizes[name] for name in names))
         picture = np.full((len(names), columns), np.nan)
@@ -63,7 +69,8 @@ def draw_units(plan: Plan, path: Path) -> Path:
             cells = np.array_split(stays, min(columns, len(stays)))
             picture[row, : len(cells)] = [cell.mean() for cell in cells]
         axis.imshow(picture, aspect="auto", cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-        axis.set_yticks(range(len(names)), [name.rpartition(".")[0].removeprefix("layers.") for name in names])
+        labels = names if kind == "channels" else [name.split(".")[-2] for name in names]
+        axis.set_yticks(range(len(names)), labels)
         axis.set_xticks([])
         kept, of = (sum(values[name] for name in names) for values in (plan.kept, plan.sizes))
         axis.set_title(f"{kind}: {kept:,} of {of:,} stayed", fontsize=10)

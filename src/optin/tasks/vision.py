@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -189,11 +190,17 @@ def class_indices(model: nn.Module, spec: TaskSpec, images: Images) -> list[int]
     known = {str(name).lower(): index for name, index in (getattr(config, "label2id", None) or {}).items()}
     translated = [known.get(name.lower()) for name in images.classes]
     table = translated if translated and None not in translated else range(max(images.labels, default=0) + 1)
-    classes = int(getattr(config, "num_labels", 0) or getattr(model, "num_classes", 0))
+    classes = int(getattr(config, "num_labels", 0) or getattr(model, "num_classes", 0) or _last_width(model))
     if max(images.labels, default=0) >= classes or len(images.classes) > classes:
         most = max(len(images.classes), max(images.labels, default=0) + 1)
         raise InputError(f"the data has {most} classes and the model {classes}: they do not belong together.")
     return [int(table[label]) for label in images.labels]  # type: ignore[arg-type]
+
+
+def _last_width(model: nn.Module) -> int:
+    """Outputs of the last linear map, where a network does not say how many classes it knows."""
+    widths = [module.out_features for module in model.modules() if isinstance(module, nn.Linear)]
+    return widths[-1] if widths else sys.maxsize
 
 
 def _class_names(images: Images) -> tuple[str, ...]:
