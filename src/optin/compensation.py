@@ -135,7 +135,7 @@ class _Walk:
                 if gate.module in self.outputs:
                     total = total[..., list(self.outputs[gate.module])]
                 self.store["total", index, place] = total
-            self.store["dense", index] = hidden_of(output)
+            self._keep("dense", index, hidden_of(output))
         for place, gate in enumerate(gates):
             folds = self._moments(gate)
             for index, batch in enumerate(self.batches):
@@ -151,7 +151,7 @@ class _Walk:
             self._update(gate, folds)
         state: State = {}
         for index, batch in enumerate(self.batches):
-            self.store["pruned", index] = hidden_of(self._run("pruned", index, batch))
+            self._keep("pruned", index, hidden_of(self._run("pruned", index, batch)))
             state = {} if self.merging is None else self.merging.state
             for name, value in state.items():
                 self.store["merged", name, index] = value
@@ -178,9 +178,21 @@ class _Walk:
                     self._add(folds, gate, batch, read, lack, weights(index, gate.module)[call])
             self._update(gate, folds)
 
+    def _keep(self, which: str, index: int, hidden: Tensor) -> None:
+        """Keep what a block returned: the last one's if they form a chain, else all."""
+        self.store[which, index, 0 if self.space.chained else len(self.templates)] = hidden
+
+    def _before(self, which: str, index: int) -> list[Any]:
+        """What the blocks passed so far return."""
+        if not self.templates:
+            return []
+        if self.space.chained:
+            return standing_in(self.templates, self.store[which, index, 0])
+        return [with_hidden(kept, self.store[which, index, place]) for place, kept in enumerate(self.templates)]
+
     def _run(self, which: str, index: int, batch: Batch, until: Tap | None = None) -> Any:
         model, blocks = self.models[which], self.space.blocks
-        before = standing_in(self.templates, self.store[which, index]) if self.templates else []
+        before = self._before(which, index)
         if which == "dense" or self.merging is None:
             return run_block(model, blocks, batch, before, until)
         with self.merging.resumed_at(len(before), {name: self.store["merged", name, index] for name in self.merged}):

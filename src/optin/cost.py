@@ -7,6 +7,7 @@ look-ups do not. `FlopCounterMode` of torch reports twice this number.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from .errors import BudgetError
 from .merging import all_tokens, merging_of, most
@@ -158,7 +160,16 @@ def mac_cost(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Tensor]) -
         record = _Record(index, _attention_counter(product.per_pair, product.per_position), attention)
         handles.append(module.register_forward_hook(record, with_kwargs=True))
     tokens = Recorder([Tap(space.tokens.blocks[0], "input")] if space.tokens else [])
-    with hooks(*handles), tokens.recording(model), all_tokens(model), inference_mode_of(model), torch.no_grad():
+    counter = FlopCounterMode(display=False, custom_mapping=_ATTENTION_ON_CPU) if space.channels_first else None
+    everything = counter or contextlib.nullcontext()
+    with (
+        hooks(*handles),
+        tokens.recording(model),
+        all_tokens(model),
+        inference_mode_of(model),
+        torch.no_grad(),
+        everything,
+    ):
         model(**inputs)
     owners, place = _owners(space), _places(space)
     terms = [
@@ -169,6 +180,9 @@ def mac_cost(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Tensor]) -
         group = product.group
         amount = attention[index] if group is None else attention[index] * space[group].size
         terms.append(Term(product.module, amount, (group,) if group else (), place(product.module), 2))
+    if counter is not None and (rest := counter.get_total_flops() // 2 - sum(macs.values())):
+        # A traced network does not say which of its operations are products between activations.
+        terms.append(Term("products between activations", rest, ()))
     if space.tokens is None:
         return CostModel("MACs", space.sizes, tuple(terms))
     ((first,),) = tokens.calls.values()
@@ -178,6 +192,15 @@ def mac_cost(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Tensor]) -
     )
     merging = merging_of(model)
     return model_cost if merging is None else model_cost.merged(merging.schedule)
+
+
+def _attention_on_cpu(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    flops: int = sdpa_flop_count(query, key, value)
+    return flops
+
+
+# What torch counts as nothing.
+_ATTENTION_ON_CPU = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_on_cpu}
 
 
 def _places(space: UnitSpace) -> Callable[[str], int | None]:

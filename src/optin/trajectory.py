@@ -42,7 +42,7 @@ class Positions:
     ) -> Float[Tensor, "stack rows features"]:
         """phi of the manifold map, of each of `stack` networks evaluated on one batch axis."""
         if self.channels_first:
-            return channel_means(hidden.movedim(1, -1), stack)
+            return channel_means(hidden.movedim(1, -1) if hidden.dim() == 4 else hidden, stack)
         return gram(unit_rows(hidden, self.rows(hidden[: len(hidden) // stack]), stack))
 
     def mask(self, hidden: Float[Tensor, "*position dim"]) -> Bool[Tensor, "*position"]:

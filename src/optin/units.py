@@ -129,7 +129,8 @@ class UnitSpace:
     """Everything that can be removed from one network.
 
     `blocks` are module names in order of execution; a block that runs several times is named as often.
-    `channels_first` says that maps have their features along dim 1, as convolutions do.
+    `channels_first` says that maps have their features along dim 1, as convolutions do. `chained` says that each
+    block reads nothing but what the one before it returned, beside what all of them get alike.
     """
 
     architecture: str
@@ -138,6 +139,7 @@ class UnitSpace:
     attention: tuple[Attention, ...] = ()
     tokens: TokenSpace | None = None
     channels_first: bool = False
+    chained: bool = True
 
     def __getitem__(self, name: str) -> UnitGroup:
         return self.by_name[name]

@@ -68,21 +68,19 @@ def channel_space(model: nn.Module, inputs: dict[str, Tensor], architecture: str
         ArchitectureError: the network cannot be traced, or nothing of it can be cut; names what stands in the way.
     """
     graph = Graph(model, inputs)
-    channels = Channels(model, graph)
-    blocks = graph.blocks()
-    groups, obstacles = [], []
-    for family in channels.families():
-        layers = [graph.block_of(name, blocks) for name, _ in family.readers]
-        obstacle = family.obstacle or (None if all(layer is not None for layer in layers) else "a value on the side")
-        if obstacle is not None:
-            obstacles.append(obstacle)
-        elif family.producers and family.readers:
-            groups.append(_group(model, graph, family, min(layer for layer in layers if layer is not None)))
-    if not groups:
-        reason = f": {obstacles[0]}" if obstacles else ""
-        raise ArchitectureError(f"nothing can be cut from this {type(model).__name__}{reason}.")
+    families = list(Channels(model, graph).families())
+    whole = [family for family in families if family.producers and family.readers and family.obstacle is None]
+    if not whole:
+        obstacle = next((family.obstacle for family in families if family.obstacle is not None), "it has no channels")
+        raise ArchitectureError(f"nothing can be cut from this {type(model).__name__}: {obstacle}.")
+    readers = [name for family in whole for name, _ in family.readers]
+    blocks = graph.chain()
+    chained = all(_block_of(name, blocks) is not None for name in readers)
+    if not chained:
+        blocks = graph.cover(readers)
+    groups = [_group(model, graph, family, blocks) for family in whole]
     groups.sort(key=lambda group: group.layer)
-    return UnitSpace(architecture, tuple(groups), blocks, channels_first=True)
+    return UnitSpace(architecture, tuple(groups), blocks, channels_first=True, chained=chained)
 
 
 class Graph:
@@ -116,7 +114,7 @@ class Graph:
         """The innermost module that an operation belongs to."""
         return (_stack(node) or [""])[-1]
 
-    def blocks(self) -> tuple[str, ...]:
+    def chain(self) -> tuple[str, ...]:
         """Modules after which one value alone is alive, so that a forward can resume there."""
         last = {node: max((self.place.get(user, math.inf) for user in node.users), default=-1) for node in self.nodes}
         found, before, alive = [], -1, set[Any]()
@@ -133,10 +131,15 @@ class Graph:
                 before = index
         return tuple(found)
 
-    def block_of(self, module: str, blocks: tuple[str, ...]) -> int | None:
-        """The place of the block that a module lies in."""
-        inside = (index for index, block in enumerate(blocks) if f"{module}.".startswith(f"{block}."))
-        return next(inside, None)
+    def cover(self, consumers: list[str]) -> tuple[str, ...]:
+        """For each consumer the smallest module with it and its total inside, where values flow past modules too."""
+        found = set()
+        for consumer in consumers:
+            total = self.tap_before_sum(consumer)[0].module
+            around = [consumer.rsplit(".", depth)[0] for depth in range(consumer.count(".") + 1)]
+            found.add(next(path for path in around if self._whole(path) and f"{total}.".startswith(f"{path}.")))
+        outer = [path for path in found if not any(path.startswith(f"{other}.") for other in found)]
+        return tuple(sorted(outer, key=lambda path: self.spans[path]))
 
     def tap_before_sum(self, consumer: str) -> tuple[Tap, str | None]:
         """Where a consumer's output can be read with the residual added, and the batch norm between the two."""
@@ -358,19 +361,26 @@ _RULES: dict[str, Callable[[Channels, Any], Axis | None]] = {
 }
 
 
-def _group(model: nn.Module, graph: Graph, family: Family, layer: int) -> UnitGroup:
+def _group(model: nn.Module, graph: Graph, family: Family, blocks: tuple[str, ...]) -> UnitGroup:
+    layers = [_block_of(name, blocks) for name, _ in family.readers]
     kinds = {type(model.get_submodule(name)) for name in family.producers}
     return UnitGroup(
         name=family.producers[0],
         kind="neuron" if kinds == {nn.Linear} else "channel",
         size=family.size,
-        layer=layer,
+        layer=min(layer for layer in layers if layer is not None),
         cuts=tuple(family.cuts),
         gates=tuple(_gate(model, graph, name, block) for name, block in family.readers),
         attributes=tuple(family.attributes),
         # A depth-wise convolution of one channel would be taken for an ordinary one.
         min_keep=1 + any(attribute.name == "groups" for attribute in family.attributes),
     )
+
+
+def _block_of(module: str, blocks: tuple[str, ...]) -> int | None:
+    """The place of the block that a module lies in."""
+    inside = (index for index, block in enumerate(blocks) if f"{module}.".startswith(f"{block}."))
+    return next(inside, None)
 
 
 def _gate(model: nn.Module, graph: Graph, name: str, block: int) -> Gate:

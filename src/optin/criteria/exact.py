@@ -155,8 +155,12 @@ class Reference:
         without = without_units(module, gate, x, y, units)
         with contextlib.ExitStack() as patches:
             if group.layer:
-                last = self._tiled(hidden_of(self.blocks[group.layer - 1]), len(units))
-                before = standing_in(self.blocks[: group.layer], last)
+                before = self.blocks[: group.layer]
+                if self.space.chained:
+                    last = self._tiled(hidden_of(before[-1]), len(units))
+                    before = standing_in(before, last)
+                else:
+                    before = [self._tiled(output, len(units)) for output in before]
                 patches.enter_context(resumed_at(self.model, self.space.blocks, before))
             skipped = {
                 name: [self._tiled(output, len(units)) for output in outputs]
