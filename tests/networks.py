@@ -133,7 +133,7 @@ def build(architecture: str, head: str | None = None, attention: str = "eager", 
         model = create(name, **arguments)
         for attention_module in (module for module in model.modules() if hasattr(module, "fused_attn")):
             attention_module.fused_attn = attention == "sdpa"
-        return _shaken(model)
+        return shaken(model)
     head = head or HEADS_OF[architecture][1 if len(HEADS_OF[architecture]) > 1 else 0]
     prefix, options = (VISION[architecture] if architecture in VISION else ARCHITECTURES[architecture])[:2]
     name = f"{prefix}{head}" if "Model" in head else f"{prefix}For{head}"
@@ -141,10 +141,10 @@ def build(architecture: str, head: str | None = None, attention: str = "eager", 
     labels = {"num_labels": 2} if head == "QuestionAnswering" else {}
     config = cls.config_class(**(options | labels | changes))
     config._attn_implementation = attention
-    return _shaken(cls(config))
+    return shaken(cls(config))
 
 
-def _shaken(model: nn.Module) -> nn.Module:
+def shaken(model: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():

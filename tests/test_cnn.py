@@ -32,6 +32,7 @@ from optin.recipe import Recipe
 from optin.surgery import shrink
 from optin.tasks import load_model, load_processor
 from optin.trajectory import answers
+from tests.networks import shaken
 
 CPU = torch.device("cpu")
 RECIPE = Recipe().override(trajectory__draws=8, refit__folds=2)
@@ -172,10 +173,10 @@ def some(model: nn.Module, seed: int = 0) -> Plan:
     )
 
 
-def counted(model: nn.Module) -> int:
+def counted(model: nn.Module, side: int = SIDE) -> int:
     # What torch counts as nothing on a CPU, it counts in this form.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model.requires_grad_(False)(**example_inputs(model, SIDE))
+        model.requires_grad_(False)(**example_inputs(model, side))
     return counter.get_total_flops() // 2
 
 
@@ -283,23 +284,72 @@ def test_what_cannot_be_understood_is_refused_by_name():
             describe(model.eval())
 
 
-@pytest.mark.parametrize("family", ["resnet", "convnext"])
-@torch.inference_mode()
-def test_networks_of_transformers(family):
+def of_transformers(family: str) -> nn.Module:
     import transformers
 
     sizes = {"hidden_sizes": [8, 12, 16, 20], "depths": [1, 2, 1, 1], "num_labels": 5}
-    if family == "resnet":
-        config = transformers.ResNetConfig(embedding_size=8, layer_type="basic", **sizes)
-        model = transformers.ResNetForImageClassification(config).eval()
-    else:
-        model = transformers.ConvNextForImageClassification(transformers.ConvNextConfig(**sizes)).eval()
+    swin = transformers.SwinConfig(
+        image_size=64, embed_dim=12, depths=[1, 1, 1, 1], num_heads=[1, 2, 2, 2], window_size=2,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )  # fmt: skip
+    widths = {"feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "num_queries": 5, "num_labels": 5}
+    layers = {"encoder_layers": 1, "decoder_layers": 2, "encoder_feedforward_dim": 24, "dim_feedforward": 24}
+    configs = {
+        "ResNet": {"embedding_size": 8, "layer_type": "basic", **sizes},
+        "ConvNext": sizes,
+        "MobileNetV2": {"depth_multiplier": 0.35, "num_labels": 5},
+        "EfficientNet": {"width_coefficient": 0.25, "depth_coefficient": 0.1, "num_labels": 5, "hidden_dim": 320},
+        "Segformer": {**sizes, "num_attention_heads": [1, 2, 2, 2], "decoder_hidden_size": 16},
+        "UperNet": {"backbone_config": swin, "hidden_size": 16, "pool_scales": [1, 2], "num_labels": 5},
+        "Mask2Former": {"backbone_config": swin, **widths, **layers, "num_attention_heads": 2},
+    }
+    config = getattr(transformers, f"{family}Config")(**configs[family])
+    head = {"Segformer": "SemanticSegmentation", "UperNet": "SemanticSegmentation"}.get(family, "ImageClassification")
+    name = f"{family}For{'UniversalSegmentation' if family == 'Mask2Former' else head}"
+    torch.manual_seed(0)
+    return shaken(getattr(transformers, name)(config))
+
+
+FAMILIES = ("ResNet", "ConvNext", "MobileNetV2", "EfficientNet", "Segformer", "UperNet", "Mask2Former")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.inference_mode()
+def test_networks_of_transformers(family, tmp_path):
+    model = of_transformers(family)
     batch = {"pixel_values": torch.randn(2, 3, 64, 64)}
-    space, plan = describe(model), some_of(model)
+    space = describe(model)
+    keep = {group.name: tuple(range(0, group.size, 2)) for group in space}
+    kept = {name: len(units) for name, units in keep.items()}
+    macs, parameters = costs(model, space, 64)
+    dense, pruned = Cost(macs.dense, parameters.dense), Cost(macs(kept), parameters(kept))
+    plan = Plan(space.architecture, space.sizes, keep, dense, pruned, 64)
+    assert dense.macs == counted(model, 64)
     with gated(model, space, masks(model, plan)):
         expected = answers(model(**batch))
-    shrink(model, space, plan)
-    torch.testing.assert_close(answers(model(**batch)), expected, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(expected, answers(model(**batch)), atol=1e-4)
+    result = optin.apply(model, plan)
+    torch.testing.assert_close(answers(result.model(**batch)), expected, atol=1e-4, rtol=1e-4)
+    assert pruned.macs == counted(result.model, 64)
+    result.save(tmp_path / "small")
+    loaded = answers(optin.load(tmp_path / "small")(**batch))
+    torch.testing.assert_close(loaded, answers(result.model(**batch)), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["Segformer", "UperNet", "Mask2Former"])
+def test_segmentation_networks_through_the_whole_job(family):
+    model = of_transformers(family)
+    calibration = [{"pixel_values": torch.randn(4, 3, 64, 64)} for _ in range(2)]
+    recipe = RECIPE.override(trajectory__draws=4)
+    scores = optin.score(model, calibration, recipe=recipe)
+    plan = optin.plan(model, scores, "80%", recipe=recipe)
+
+    @torch.inference_mode()
+    def distance(small: nn.Module) -> float:
+        return sum(float((answers(model(**x)) - answers(small(**x))).square().mean()) for x in calibration)
+
+    cut = optin.apply(model, plan).model
+    assert distance(optin.apply(model, plan, calibration, recipe=recipe).model) < distance(cut)
 
 
 def some_of(model: nn.Module) -> Plan:

@@ -38,8 +38,7 @@ def rows_read(module: nn.Module, x: Tensor) -> Float[Tensor, "batch *position fe
         return x
     step = _step(_output_size(module, x))
     stride = tuple(step * size for size in module.stride)
-    padding: Any = module.padding
-    return F.unfold(x, module.kernel_size, module.dilation, padding, stride).mT
+    return F.unfold(x, module.kernel_size, module.dilation, _padding(module), stride).mT
 
 
 def rows_made(module: nn.Module, y: Tensor) -> Float[Tensor, "batch *position out"]:
@@ -100,12 +99,19 @@ def can_shift(module: nn.Module, gate: Gate) -> bool:
 
 
 def _output_size(module: nn.Conv2d, x: Tensor) -> tuple[int, ...]:
-    padding: Any = module.padding
+    padding = _padding(module)
     return tuple(
         (size + 2 * padding[axis] - module.dilation[axis] * (module.kernel_size[axis] - 1) - 1) // module.stride[axis]
         + 1
         for axis, size in enumerate(x.shape[2:])
     )
+
+
+def _padding(module: nn.Conv2d) -> tuple[int, ...]:
+    if isinstance(module.padding, str):
+        pairs = zip(module.kernel_size, module.dilation, strict=True)
+        return tuple(dilation * (size - 1) // 2 if module.padding == "same" else 0 for size, dilation in pairs)
+    return module.padding
 
 
 def _step(size: tuple[int, ...]) -> int:

@@ -232,18 +232,19 @@ def _convolution(module: nn.Module, output: Tensor) -> int:
     return output.numel() * weight[0].numel()
 
 
-def _pooling_attention(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> int:
-    """Four projections and two products of a whole `nn.MultiheadAttention`, batch first."""
-    query, key = args[0], args[1]
+def _whole_attention(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> int:
+    """Four projections and two products of a whole `nn.MultiheadAttention`."""
+    query, key = (args[place] if len(args) > place else kwargs[name] for place, name in enumerate(("query", "key")))
     width, asked, offered = query.shape[-1], query.shape[:-1].numel(), key.shape[:-1].numel()
-    return int(2 * (asked + offered) * width * width + 2 * asked * key.shape[1] * width)
+    pairs = asked * key.shape[1 if module.batch_first else 0]
+    return int(2 * (asked + offered) * width * width + 2 * pairs * width)
 
 
 _COUNTERS: dict[type[nn.Module], Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], int]] = {
     nn.Linear: lambda module, args, kwargs, output: _linear(module, output),
     nn.Conv1d: lambda module, args, kwargs, output: _convolution(module, output),
     nn.Conv2d: lambda module, args, kwargs, output: _convolution(module, output),
-    nn.MultiheadAttention: _pooling_attention,
+    nn.MultiheadAttention: _whole_attention,
 }
 
 

@@ -26,6 +26,8 @@ from torch.nn import functional as F
 from .batches import Batch, position_mask
 from .errors import ArchitectureError
 
+PIXELS = 256  # of a map of classes that are compared, per example
+
 
 class Positions:
     """Which positions of a hidden state count, and which K of them are compared.
@@ -134,8 +136,13 @@ def read_output(
     if embeddings := projected(output):
         return Output("point", F.normalize(_unstack(torch.cat(embeddings, -1), stack), dim=-1))
     logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    if hasattr(output, "masks_queries_logits"):
+        logits = semantic_logits(output)
     if logits is not None:
         values = _unstack(logits, stack)
+        if values.dim() == 5:  # one class per pixel: a regular part of the pixels
+            step = math.ceil(math.sqrt(values[0, 0, 0].numel() / PIXELS))
+            values = values[..., ::step, ::step].movedim(2, -1).flatten(1, 3)
         if values.dim() == 4:
             values = values.flatten(1, 2)[:, positions.rows(values[0])]
         if problem == "regression" or values.shape[-1] == 1:
@@ -150,6 +157,14 @@ def read_output(
         return Output("point", F.normalize(_unstack(pooled(output), stack), dim=-1))
     values = _unstack(hidden, stack)
     return Output("point", pool(values, positions.mask(values[0]), pooling))
+
+
+def semantic_logits(output: Any) -> Float[Tensor, "batch class height width"]:
+    """Log scores of the classes at every pixel, from queries that each have classes and a mask (Mask2Former)."""
+    classes = output.class_queries_logits.softmax(-1)[..., :-1]
+    masks = output.masks_queries_logits.sigmoid()
+    scores = torch.einsum("bqc,bqhw->bchw", classes, masks)
+    return scores.clamp_min(torch.finfo(scores.dtype).tiny).log()
 
 
 def projected(output: Any) -> list[Tensor]:
@@ -233,5 +248,7 @@ def answers(output: Any) -> Tensor:
         return torch.stack([output.start_logits, output.end_logits], -1)
     if embeddings := projected(output):
         return torch.cat(embeddings, -1)
+    if hasattr(output, "masks_queries_logits"):
+        return semantic_logits(output)
     answer: Tensor = output.logits if hasattr(output, "logits") else output.last_hidden_state
     return answer

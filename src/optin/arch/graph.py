@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..batches import size_of
 from ..errors import ArchitectureError, first_line
 from ..modules import hooks, inference_mode_of
 from ..units import Attribute, Cut, Gate, Tap, UnitGroup, UnitSpace
@@ -97,6 +98,7 @@ class Graph:
                     f"the forward of {type(model).__name__} cannot be traced: {first_line(error)}. "
                     "optin prunes networks whose operations do not depend on the data."
                 ) from None
+        self.examples = size_of(inputs)
         signature = program.graph_signature
         self.tensors: dict[Any, str] = {}
         self.nodes: list[Any] = []
@@ -218,10 +220,7 @@ class Channels:
         groups = node.args[6] if len(node.args) > 6 else 1
         place = 1 if operation == "conv2d" else _rank(node) - 1
         size, path, axis = _shape(node)[place], self.graph.path(node), self.axes.get(value)
-        start, stop = self.graph.spans[path]
-        padding = getattr(self.model.get_submodule(path), "padding", 0)
-        if weight != f"{path}.weight" or self.graph.calls[path] != 1 or start != stop or isinstance(padding, str):
-            reason = f"{path!r} computes or shares its weights, or pads by itself"
+        if reason := self._reason(node, path, weight):
             self._obstruct([value], reason)
             self.axes[node] = self._begin(size, place, None, reason)
             return
@@ -235,6 +234,19 @@ class Channels:
             family.readers.append((path, axis.block))
             family.cuts.append(Cut(f"{path}.weight", 1, axis.block))
         self.axes[node] = self._begin(size, place, path)
+
+    def _reason(self, node: Any, path: str, weight: str | None) -> str | None:
+        """Why a map cannot be cut, if it cannot."""
+        if weight != f"{path}.weight" or self.graph.calls[path] != 1:
+            return f"{path!r} computes or shares its weights"
+        module: Any = self.model.get_submodule(path)
+        start, stop = self.graph.spans[path]
+        uneven = getattr(module, "padding", 0) == "same" and any(size % 2 == 0 for size in module.kernel_size)
+        if start != stop or uneven:
+            return f"{path!r} pads by itself"
+        if _shape(node)[0] != self.graph.examples:
+            return f"{path!r} does not have the examples along its first axis"
+        return None
 
     def _grouped(self, node: Any, axis: Axis | None, groups: int, size: int, path: str) -> None:
         """Depth-wise convolutions pass channels on; other groups tie them together."""
