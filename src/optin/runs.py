@@ -28,7 +28,9 @@ from .tasks import (
     load_images,
     load_model,
     load_processor,
+    load_scenes,
     load_tokenizer,
+    segmentation,
     task_spec,
     text,
     vision,
@@ -207,7 +209,8 @@ def _quality(job: Job, result: Result, track: Track) -> dict[str, Any]:
 def _load(spec: TaskSpec, recipe: Recipe, part: str, labelled: bool | None = None) -> Examples | Images:
     """One part of the task's data; for an evaluation with labels, if the task has any."""
     needed = not spec.kind.endswith("embedding") if labelled is None else labelled
-    return (load_images if spec.of_images else load_examples)(spec, recipe.task, part, labelled=needed)
+    load = load_scenes if spec.of_scenes else load_images if spec.of_images else load_examples
+    return load(spec, recipe.task, part, labelled=needed)
 
 
 def _preprocessor(source: str, spec: TaskSpec) -> Any:
@@ -220,6 +223,8 @@ def _measure(
     model: nn.Module, preprocessor: Any, recipe: Recipe, examples: Any, reference: nn.Module | None, track: Track
 ) -> dict[str, float]:
     spec, options = task_spec(recipe.task.name), recipe.calibration
+    if spec.of_scenes:
+        return segmentation.evaluate(model, preprocessor, spec, examples, reference=reference, track=track)
     handler: Any = vision if spec.of_images else text
     limits = {} if spec.of_images else {"max_length": options.max_length}
     figures: dict[str, float] = handler.evaluate(

@@ -4,10 +4,11 @@
 measure them.
 """
 
-from . import text, vision
+from . import segmentation, text, vision
 from .data import Examples, load_examples
 from .images import Images, load_images
 from .loading import load_model, load_processor, load_tokenizer
+from .segmentation import load_scenes
 from .specs import TASKS, TaskSpec, task_spec
 
 __all__ = [
@@ -19,7 +20,9 @@ __all__ = [
     "load_images",
     "load_model",
     "load_processor",
+    "load_scenes",
     "load_tokenizer",
+    "segmentation",
     "task_spec",
     "text",
     "vision",

@@ -79,10 +79,10 @@ def load_images(spec: TaskSpec, options: Task, part: str, *, labelled: bool) -> 
     folder = next((path / name for name in part_names(split) if (path / name).is_dir()), path)
     if any(child.is_dir() for child in folder.iterdir()):
         return _folders(folder)
-    if flat := _image_files(folder):
+    if flat := image_files(folder):
         if labelled:
             raise InputError(f"the images in {folder} have no labels: put each class into a folder of its own.")
-        return Images(lambda index: _open(flat[index]), len(flat), None)
+        return Images(lambda index: open_image(flat[index]), len(flat), None)
     if any(path.glob("*.parquet")):
         return _rows(local_rows(path, split, spec), options, spec, labelled)
     raise InputError(
@@ -96,19 +96,21 @@ def _folders(folder: Path) -> Images:
     files: list[Path] = []
     labels: list[int] = []
     for label, child in enumerate(classes):
-        found = _image_files(child)
+        found = image_files(child)
         if not found:
             raise InputError(f"the class folder {child} holds no images: fill it or remove it.")
         files += found
         labels += [label] * len(found)
-    return Images(lambda index: _open(files[index]), len(files), labels, tuple(child.name for child in classes))
+    return Images(lambda index: open_image(files[index]), len(files), labels, tuple(child.name for child in classes))
 
 
-def _image_files(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
+    """All images in a folder and those in it, by their names."""
     return sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
 
 
-def _open(file: Path) -> Any:
+def open_image(file: Path) -> Any:
+    """An image in RGB; raises `Unreadable`."""
     image = _pillow()
     try:
         with image.open(file) as opened:

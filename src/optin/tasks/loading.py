@@ -48,7 +48,7 @@ def load_model(source: str, kind: str | None = None, **options: Any) -> nn.Modul
         raise InputError(f"{source} is a file: pass the folder that holds config.json.")
     with clear_errors(source):
         parsed = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
-        name = _AUTO[kind] if kind else (parsed.architectures or ["AutoModel"])[0]
+        name = _AUTO.get(kind or "") or (parsed.architectures or ["AutoModel"])[0]
         model: nn.Module = getattr(transformers, name).from_pretrained(
             source, use_safetensors=True, trust_remote_code=False, **({"dtype": "auto"} | options)
         )

@@ -89,6 +89,14 @@ def divergence(reference: Float[Tensor, "row classes"], values: Float[Tensor, "r
     return (log_ref.exp() * (log_ref - log_p)).sum(-1).mean()
 
 
+def intersections(predictions: Tensor, targets: Tensor, classes: int, ignored: int) -> Tensor:
+    """How many pixels of each class (row) were found to be of each class (column)."""
+    value: Tensor = _functional().confusion_matrix(
+        predictions, targets, task="multiclass", num_classes=max(classes, 2), ignore_index=ignored
+    )
+    return value
+
+
 METRICS: Mapping[str, Callable[[Tensor, Tensor, int], Tensor]] = {
     "accuracy": _classification("accuracy"),
     "top5": _top5,

@@ -23,7 +23,7 @@ class TaskSpec:
 
     Attributes:
         kind: "classification", "regression", "tokens" or "embedding" of texts; "images" (their classes),
-            "image-zero-shot" or "image-embedding".
+            "image-zero-shot", "image-embedding" or "image-segmentation".
         text, text_pair, label: column names.
         metrics: keys of `optin.tasks.metrics.METRICS`, the main one first.
         splits: (calibration, evaluation) parts of the data.
@@ -43,6 +43,11 @@ class TaskSpec:
     header: tuple[str, ...] = ()
 
     @property
+    def of_scenes(self) -> bool:
+        """Whether labels are masks."""
+        return self.kind == "image-segmentation"
+
+    @property
     def of_images(self) -> bool:
         """Whether inputs are images and not texts."""
         return self.kind.startswith("image")
@@ -59,6 +64,8 @@ def _images(hub: tuple[str, str] | None = None, evaluation: str = "test") -> Tas
 
 _ENTAILMENT = ("entailment", "not_entailment")
 _NLI = ("entailment", "neutral", "contradiction")
+
+_SCENES = TaskSpec("image-segmentation", metrics=("miou", "pixel-accuracy"), splits=("train", "validation"))
 
 TASKS: Mapping[str, TaskSpec] = {
     "cola": _glue(
@@ -83,6 +90,8 @@ TASKS: Mapping[str, TaskSpec] = {
     "mnist": _images(("ylecun/mnist", "mnist")),
     "fashion-mnist": _images(("zalando-datasets/fashion_mnist", "fashion_mnist")),
     "zero-shot-image-classification": TaskSpec("image-zero-shot", metrics=("accuracy", "top5")),
+    "cityscapes": _SCENES,
+    "semantic-segmentation": _SCENES,
     "image-embedding": TaskSpec("image-embedding", metrics=("cosine", "overlap@10"), splits=("train", "validation")),
     "sentence-embedding": TaskSpec("embedding", metrics=("cosine", "overlap@10")),
 }

@@ -1,0 +1,214 @@
+"""Images with a class for every pixel: Cityscapes as downloaded, and folders of images and masks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..arch.inputs import image_input
+from ..batches import to_device
+from ..errors import InputError, first_line
+from ..modules import device_of, inference_mode_of
+from ..progress import Track, silent
+from ..recipe import Task
+from ..trajectory import answers
+from .data import part_names
+from .images import Images, Unreadable, image_files, open_image
+from .metrics import divergence, intersections
+from .specs import TaskSpec
+
+IGNORED = 255  # the class of pixels that count for nothing
+PIXELS = 4096  # of an image at which outputs are compared with the dense network's
+
+# The 19 classes that Cityscapes is judged by, by the numbers in its files.
+CITYSCAPES = {
+    7: "road", 8: "sidewalk", 11: "building", 12: "wall", 13: "fence", 17: "pole", 19: "traffic light",
+    20: "traffic sign", 21: "vegetation", 22: "terrain", 23: "sky", 24: "person", 25: "rider", 26: "car", 27: "truck",
+    28: "bus", 31: "train", 32: "motorcycle", 33: "bicycle",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Scenes(Images):
+    """Images whose labels are masks.
+
+    Attributes:
+        mask: the classes of an image's pixels by its index, shape (height, width), int64; raises `Unreadable`.
+    """
+
+    mask: Callable[[int], Any] | None = None
+
+    def select(self, indices: Sequence[int]) -> Scenes:
+        """The scenes at some indices, in that order."""
+        chosen, mask = list(indices), self.mask
+        masks = None if mask is None else lambda index: mask(chosen[index])
+        return Scenes(lambda index: self.read(chosen[index]), len(chosen), None, self.classes, masks)
+
+
+def load_scenes(spec: TaskSpec, options: Task, part: str, *, labelled: bool) -> Scenes:
+    """Read one part ("calibration" or "evaluation") of a folder.
+
+    The folder is Cityscapes as downloaded (leftImg8bit and, for labels, gtFine), or holds, for every part or at once,
+    the folders images and masks with files of the same names. Masks are grey or have a palette: a pixel's value is its
+    class, and 255 counts for nothing. Or they are coloured, and classes.json says how: {"road": [128, 64, 128], ...}.
+
+    Raises:
+        InputError: nothing that can be read, or masks missing.
+    """
+    explicit = options.calibration_split if part == "calibration" else options.evaluation_split
+    split = explicit or spec.splits[part == "evaluation"]
+    root = Path(options.data or "")
+    if options.data is None or not root.is_dir():
+        raise InputError(f"scenes come from a folder: {'say which with --data' if options.data is None else root}.")
+    names = part_names(split)
+    city = next((root / "leftImg8bit" / name for name in names if (root / "leftImg8bit" / name).is_dir()), None)
+    if city is not None:
+        return _cityscapes(root, city, labelled)
+    folder = next((root / name for name in names if (root / name).is_dir()), root)
+    files = image_files(folder / "images") if (folder / "images").is_dir() else []
+    if not files:
+        raise InputError(f"{folder} holds no scenes: expected leftImg8bit or the folders images and masks.")
+    masks = {file.stem: file for file in image_files(folder / "masks")} if (folder / "masks").is_dir() else {}
+    if labelled and (missing := [file.name for file in files if file.stem not in masks]):
+        raise InputError(f"{folder / 'masks'} lacks the mask of {missing[0]!r} ({len(missing)} in all).")
+    colours = _colours(root / "classes.json")
+    mask = (lambda index: _read_mask(masks[files[index].stem], colours)) if masks else None
+    return Scenes(lambda index: open_image(files[index]), len(files), None, tuple(colours), mask)
+
+
+def evaluate(
+    model: nn.Module,
+    processor: Any,
+    spec: TaskSpec,
+    scenes: Scenes,
+    *,
+    reference: nn.Module | None = None,
+    track: Track = silent,
+) -> dict[str, float]:
+    """Mean IoU over the classes that occur, IoU of each, pixel accuracy; with a reference the KL of its outputs.
+
+    Outputs are scaled to the size of the mask. Scenes that cannot be read are left out and counted ("skipped").
+
+    Raises:
+        InputError: masks missing, of another size than their images, or with classes that the model does not know.
+    """
+    if scenes.mask is None:
+        raise InputError("evaluation needs masks: put them into a folder masks beside images.")
+    confusion: Tensor | None = None
+    kl, skipped, name = 0.0, 0, image_input(model) or ""
+    for index in track(range(len(scenes)), "evaluate", len(scenes)):
+        try:
+            image, mask = scenes.read(index), torch.as_tensor(scenes.mask(index))
+        except Unreadable:
+            skipped += 1
+            continue
+        if mask.shape != (image.height, image.width):
+            raise InputError(
+                f"scene {index + 1} has {image.width} x {image.height} pixels and its mask "
+                f"{mask.shape[1]} x {mask.shape[0]}: they do not belong together."
+            )
+        inputs = {name: processor(images=[image], return_tensors="pt")["pixel_values"]}
+        logits = _scores(model, inputs)
+        classes = logits.shape[1]
+        if _highest(mask) >= classes:
+            raise InputError(f"scene {index + 1} has class {_highest(mask)} and the model {classes} classes.")
+        full = F.interpolate(logits, mask.shape, mode="bilinear", align_corners=False)[0]
+        found = intersections(full.argmax(0), mask, classes, IGNORED)
+        confusion = found if confusion is None else confusion + found
+        if reference is not None:
+            step = max(1, round((logits[0, 0].numel() / PIXELS) ** 0.5))
+            rows = [x[0, :, ::step, ::step].flatten(1).T for x in (_scores(reference, inputs), logits)]
+            kl += float(divergence(*rows))
+    if confusion is None:
+        raise InputError(f"none of the {len(scenes)} scenes can be read.")
+    figures = _figures(confusion, scenes.classes)
+    if reference is not None:
+        figures["kl"] = kl / (len(scenes) - skipped)
+    return figures | ({"skipped": skipped} if skipped else {})
+
+
+def _figures(confusion: Tensor, names: Sequence[str]) -> dict[str, float]:
+    hits, truth, found = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+    union = truth + found - hits
+    shares = {index: float(hits[index] / union[index]) for index in range(len(union)) if truth[index] > 0}
+    labels = names if len(names) == len(union) else [str(index) for index in range(len(union))]
+    return {
+        "miou": sum(shares.values()) / max(len(shares), 1),
+        "pixel-accuracy": float(hits.sum() / truth.sum().clamp_min(1)),
+        **{f"iou {labels[index]}": share for index, share in shares.items()},
+    }
+
+
+@torch.inference_mode()
+def _scores(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """Shape (1, class, height, width)."""
+    with inference_mode_of(model):
+        return answers(model(**to_device(inputs, device_of(model)))).float().cpu()
+
+
+def _highest(mask: Tensor) -> int:
+    known = mask[mask != IGNORED]
+    return int(known.max()) if len(known) else 0
+
+
+def _cityscapes(root: Path, folder: Path, labelled: bool) -> Scenes:
+    files = sorted(folder.rglob("*_leftImg8bit.png"))
+    if not files:
+        raise InputError(f"{folder} holds no *_leftImg8bit.png.")
+    truth = root / "gtFine" / folder.name
+    suffix = "_gtFine_labelIds.png"
+    masks = {file.name.removesuffix(suffix): file for file in truth.rglob(f"*{suffix}")}
+    stems = [file.name.removesuffix("_leftImg8bit.png") for file in files]
+    if labelled and (missing := [stem for stem in stems if stem not in masks]):
+        raise InputError(f"{truth} lacks the mask of {missing[0]!r} ({len(missing)} in all).")
+    table = np.full(256, IGNORED, np.int64)
+    table[list(CITYSCAPES)] = range(len(CITYSCAPES))
+    mask = (lambda index: table[_pixels(masks[stems[index]])]) if masks else None
+    return Scenes(lambda index: open_image(files[index]), len(files), None, tuple(CITYSCAPES.values()), mask)
+
+
+def _colours(file: Path) -> dict[str, tuple[int, int, int]]:
+    """Class names and their colours, in the order of the classes; empty if there is no such file."""
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return {str(name): (int(red), int(green), int(blue)) for name, (red, green, blue) in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{file} must map class names to colours [red, green, blue]: {first_line(error)}") from None
+
+
+def _read_mask(file: Path, colours: dict[str, tuple[int, int, int]]) -> Any:
+    pixels = _pixels(file)
+    if pixels.ndim == 2:
+        return pixels.astype(np.int64)
+    if not colours:
+        raise InputError(f"the mask {file} is coloured: name its colours in classes.json beside images and masks.")
+    codes = pixels[..., :3].astype(np.int64) @ np.array([65536, 256, 1])
+    mask = np.full(codes.shape, -1, np.int64)
+    for index, (red, green, blue) in enumerate(colours.values()):
+        mask[codes == 65536 * red + 256 * green + blue] = index
+    if (unknown := codes[mask < 0]).size:
+        code = int(unknown[0])
+        colour = [code // 65536, code // 256 % 256, code % 256]
+        raise InputError(f"the mask {file} has the colour {colour}, which classes.json does not name.")
+    return mask
+
+
+def _pixels(file: Path) -> Any:
+    """The values of a mask: grey ones and numbers of a palette as they are, colours as three."""
+    from PIL import Image
+
+    try:
+        with Image.open(file) as opened:
+            return np.asarray(opened if opened.mode in ("L", "P", "I", "I;16") else opened.convert("RGB"))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise Unreadable(f"{file}: {first_line(error)}") from None
