@@ -180,7 +180,7 @@ def mac_cost(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Tensor]) -
         group = product.group
         amount = attention[index] if group is None else attention[index] * space[group].size
         terms.append(Term(product.module, amount, (group,) if group else (), place(product.module), 2))
-    if counter is not None and (rest := counter.get_total_flops() // 2 - sum(macs.values())):
+    if counter is not None and (rest := counter.get_total_flops() // 2 - sum(term.amount for term in terms)):
         # A traced network does not say which of its operations are products between activations.
         terms.append(Term("products between activations", rest, ()))
     if space.tokens is None:

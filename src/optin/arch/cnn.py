@@ -1,11 +1,14 @@
 """Convolutional and segmentation networks of any make: channels and neurons, found by tracing (`graph.py`).
 
+A Swin backbone inside them also gives its heads.
+
 From transformers those named below; from timm, torchvision and elsewhere whatever can be traced.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -15,10 +18,11 @@ from torch import nn
 
 from ..errors import ArchitectureError
 from ..modules import device_of
-from ..units import UnitSpace
+from ..units import Attention, UnitSpace
 from .graph import channel_space
 from .inputs import example_inputs, image_input, image_side
-from .layers import architecture_of
+from .layers import Place, architecture_of, head_group
+from .swin import SWIN
 
 MODEL_TYPES = ("convnext", "efficientnet", "mask2former", "mobilenet_v2", "resnet", "segformer", "upernet")
 
@@ -38,9 +42,22 @@ def describe(model: nn.Module) -> UnitSpace:
             raise ArchitectureError(f"{type(model).__name__} is no network of images: it has no convolutions.")
         architecture = architecture_of(model) or type(model).__name__
         with _with_weights(model) as real:
-            found = (shapes, channel_space(real, example_inputs(real, image_side(real), 2), architecture))
+            space = channel_space(real, example_inputs(real, image_side(real), 2), architecture)
+            found = (shapes, _with_heads(real, space))
         _known[model] = found
     return found[1]
+
+
+def _with_heads(model: nn.Module, space: UnitSpace) -> UnitSpace:
+    """The description with the heads of a Swin backbone, which lie in blocks whose neurons were found."""
+    groups, products = list(space.groups), []
+    for number, block in enumerate(space.blocks):
+        if type(model.get_submodule(block)).__name__ == "SwinLayer":
+            heads = head_group(model, Place(block, number, number, shared=False), SWIN)
+            groups.append(dataclasses.replace(heads, name=f"{block}.heads"))
+            products.append(Attention(f"{block}.attention", f"{block}.heads", 2 * heads.gates[0].block))
+    groups.sort(key=lambda group: (group.layer, group.kind != "head"))
+    return dataclasses.replace(space, groups=tuple(groups), attention=tuple(products))
 
 
 @contextlib.contextmanager

@@ -139,7 +139,8 @@ class Graph:
         for consumer in consumers:
             total = self.tap_before_sum(consumer)[0].module
             around = [consumer.rsplit(".", depth)[0] for depth in range(consumer.count(".") + 1)]
-            found.add(next(path for path in around if self._whole(path) and f"{total}.".startswith(f"{path}.")))
+            both = (path for path in around if self._whole(path) and _lies_in(total, path))
+            found.add(next(both, consumer))
         outer = [path for path in found if not any(path.startswith(f"{other}.") for other in found)]
         return tuple(sorted(outer, key=lambda path: self.spans[path]))
 
@@ -170,7 +171,7 @@ class Graph:
         return self.tensors.get(follower.args[3])
 
     def _whole(self, path: str) -> bool:
-        """Whether a module runs once and returns a tensor."""
+        """Whether a module runs once and returns one tensor."""
         return self.calls[path] == 1 and path in self.plain
 
     def _spans(self) -> dict[str, tuple[int, int]]:
@@ -382,7 +383,11 @@ def _group(model: nn.Module, graph: Graph, family: Family, blocks: tuple[str, ..
         size=family.size,
         layer=min(layer for layer in layers if layer is not None),
         cuts=tuple(family.cuts),
-        gates=tuple(_gate(model, graph, name, block) for name, block in family.readers),
+        gates=tuple(
+            _gate(model, graph, name, features, blocks[layer])
+            for (name, features), layer in zip(family.readers, layers, strict=True)
+            if layer is not None
+        ),
         attributes=tuple(family.attributes),
         # A depth-wise convolution of one channel would be taken for an ordinary one.
         min_keep=1 + any(attribute.name == "groups" for attribute in family.attributes),
@@ -391,14 +396,20 @@ def _group(model: nn.Module, graph: Graph, family: Family, blocks: tuple[str, ..
 
 def _block_of(module: str, blocks: tuple[str, ...]) -> int | None:
     """The place of the block that a module lies in."""
-    inside = (index for index, block in enumerate(blocks) if f"{module}.".startswith(f"{block}."))
+    inside = (index for index, block in enumerate(blocks) if _lies_in(module, block))
     return next(inside, None)
 
 
-def _gate(model: nn.Module, graph: Graph, name: str, block: int) -> Gate:
+def _gate(model: nn.Module, graph: Graph, name: str, features: int, block: str) -> Gate:
     total, norm = graph.tap_before_sum(name)
+    if not _lies_in(total.module, block):
+        total = Tap(name, "output")
     dim = -1 if isinstance(model.get_submodule(name), nn.Linear) else 1
-    return Gate(name, dim, block, total, norm if total.module != name else None, graph.shift_of(name))
+    return Gate(name, dim, features, total, norm if total.module != name else None, graph.shift_of(name))
+
+
+def _lies_in(module: str, block: str) -> bool:
+    return f"{module}.".startswith(f"{block}.")
 
 
 def _output_cuts(model: nn.Module, path: str) -> list[Cut]:
@@ -407,13 +418,14 @@ def _output_cuts(model: nn.Module, path: str) -> list[Cut]:
 
 
 def _observed(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Counter[str], set[str]]:
-    """How often each module runs in one forward, and which return a tensor."""
+    """How often each module runs in one forward, and which return one tensor, if need be first in a tuple."""
     calls, plain = Counter[str](), set[str]()
 
     def watch(name: str) -> Any:
         def note(module: nn.Module, args: Any, output: Any) -> None:
             calls[name] += 1
-            if isinstance(output, Tensor):
+            values = output if isinstance(output, tuple) else (output,)
+            if [isinstance(value, Tensor) for value in values] == [True] + [False] * (len(values) - 1):
                 plain.add(name)
 
         return note
@@ -443,5 +455,8 @@ def _rank(node: Any) -> int:
 
 
 def _only_user(node: Any) -> Any:
+    """The one operation that reads a value, dropout passed over."""
     users = list(node.users)
-    return users[0] if len(users) == 1 else None
+    if len(users) != 1:
+        return None
+    return _only_user(users[0]) if _operation(users[0]) == "dropout" else users[0]

@@ -73,7 +73,7 @@ def transformer_space(
     products: list[Attention] = []
     for index, block in enumerate(name for name in dict.fromkeys(blocks) if name not in between):
         place = Place(block, index, blocks.index(block), shared=blocks.count(block) > 1)
-        heads = _heads(model, place, layout)
+        heads = head_group(model, place, layout)
         groups += [heads, _neurons(model, place, layout)]
         products.append(Attention(f"{block}.{layout.attention}", heads.name, 2 * heads.gates[0].block, per_position))
     return UnitSpace(architecture_of(model) or "", tuple(groups), tuple(blocks), tuple(products))
@@ -113,7 +113,8 @@ class Place:
     shared: bool
 
 
-def _heads(model: nn.Module, place: Place, layout: Layout) -> UnitGroup:
+def head_group(model: nn.Module, place: Place, layout: Layout) -> UnitGroup:
+    """The heads of one block."""
     path, output = f"{place.block}.{layout.attention}", f"{place.block}.{layout.attention_output}"
     attention: Any = model.get_submodule(path)
     consumer: Any = model.get_submodule(output)

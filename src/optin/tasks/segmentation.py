@@ -57,8 +57,8 @@ def load_scenes(spec: TaskSpec, options: Task, part: str, *, labelled: bool) -> 
     """Read one part ("calibration" or "evaluation") of a folder.
 
     The folder is Cityscapes as downloaded (leftImg8bit and, for labels, gtFine), or holds, for every part or at once,
-    the folders images and masks with files of the same names. Masks are grey or have a palette: a pixel's value is its
-    class, and 255 counts for nothing. Or they are coloured, and classes.json says how: {"road": [128, 64, 128], ...}.
+    the folders images and masks with files of the same names. Masks are grey or have a palette: the value of a pixel
+    is its class, and 255 counts for nothing. Or they are coloured, and classes.json says how: {"road": [0, 0, 9]}.
 
     Raises:
         InputError: nothing that can be read, or masks missing.
