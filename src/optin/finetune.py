@@ -113,7 +113,8 @@ def finetune(
         "saved": str(out),
     }
     if section is None:
-        model.save_pretrained(out)  # type: ignore[operator]
+        with quiet():
+            model.save_pretrained(out)  # type: ignore[operator]
         processor.save_pretrained(out)
     else:
         plan = Plan.from_dict(section)
