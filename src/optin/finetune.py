@@ -47,7 +47,7 @@ def finetune(
         InputError: no labels, a network without a classifier of images, or a teacher of other classes.
         DependencyError: accelerate is not installed.
     """
-    from transformers import Trainer, TrainingArguments
+    from transformers import PrinterCallback, Trainer, TrainingArguments
 
     options = training or Training()
     if train.labels is None or held_out.labels is None:
@@ -100,6 +100,7 @@ def finetune(
             train_dataset=Prepared(train, processor),
             data_collator=collate,
         )
+        trainer.remove_callback(PrinterCallback)
         done = trainer.train()
     model.requires_grad_(True).eval()
     spec = task_spec("image-classification")
