@@ -11,18 +11,17 @@ tables, and stores them in docs/results/cnn.md, the figures in docs/results/cnn.
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from dinov2 import DATA
 from image_tables import REESTIMATED, Rows, Setting, measure_rows, quality_table
+from measuring import Stored
 from text_tables import table
 from train_cnn import trained
 
 from optin.recipe import PRESETS
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results"
 NETWORKS = {"vgg16_bn": 3, "resnet56": 4}  # with the epochs that they are trained for
 BUDGETS = (75, 60, 50, 40)
 CRITERIA = ("compensated", "sketch", "magnitude", "random")
@@ -62,22 +61,14 @@ def main() -> None:
     parser.add_argument("--data", default=DATA, help="folder of the IDX files of Fashion-MNIST")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
-    stored = RESULTS / "cnn.json"
-    results = json.loads(stored.read_text()) if stored.exists() else {}
-
-    def store(name: str, value: dict[str, Any]) -> None:
-        results[name] = value
-        stored.write_text(json.dumps(results, indent=1) + "\n")
-
+    results = Stored("cnn")
     fixed = {name for name in rows() if name.startswith("magnitude,") and not name.endswith(REESTIMATED)}
     for name in arguments.networks or NETWORKS:
         setting = Setting(trained(name, arguments.data, NETWORKS[name]), arguments.data)
-        found = results.get(name, {})
-        value = measure_rows(setting, rows(), fixed, found, arguments.seeds, lambda v, n=name: store(n, v))
-        store(name, value)
-    tables = render(results)
-    print(tables)
-    (RESULTS / "cnn.md").write_text(tables)
+        results[name] = measure_rows(
+            setting, rows(), fixed, results.get(name, {}), arguments.seeds, partial(results.__setitem__, name)
+        )
+    results.show(render(results))
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ class Weights:
         if recipe.seed not in self.stores:
             store = Store()
             self.stores[recipe.seed] = (store, sensitivities(self.model, self.space, read, recipe, store))
-        compensate(self.model, small, self.space, read, recipe, weights=self.stores[recipe.seed][1], keep=plan.keep)
+        compensate(self.model, small, self.space, read, recipe, plan.keep, weights=self.stores[recipe.seed][1])
 
 
 @torch.no_grad()

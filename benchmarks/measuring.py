@@ -1,12 +1,16 @@
-"""What the benchmarks measure a job against: forward passes, and memory."""
+"""What the benchmarks measure a job against, forward passes and memory, and where they keep their figures."""
 
 from __future__ import annotations
 
+import json
 import resource
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
 
 
 @torch.inference_mode()
@@ -21,3 +25,20 @@ def forward_seconds(model: Any, batches: Any) -> float:
 def peak() -> int:
     """Largest resident size of this process so far, in bytes."""
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+class Stored(dict[str, Any]):
+    """Figures by name, kept in docs/results/NAME.json: a run that was stopped finds what it had done."""
+
+    def __init__(self, name: str) -> None:
+        self.file, self.tables = RESULTS / f"{name}.json", RESULTS / f"{name}.md"
+        super().__init__(json.loads(self.file.read_text()) if self.file.exists() else {})
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        super().__setitem__(name, value)
+        self.file.write_text(json.dumps(self, indent=1) + "\n")
+
+    def show(self, tables: str) -> None:
+        """Print the tables made of the figures, and store them in docs/results/NAME.md."""
+        print(tables)
+        self.tables.write_text(tables)

@@ -15,11 +15,10 @@ import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import forward_seconds, peak
+from measuring import Stored, forward_seconds, peak
 from rich.console import Console
 from rich.progress import track as progress
 from text_tables import table
@@ -27,7 +26,6 @@ from text_tables import table
 import optin
 from optin.benchmark import compare_speed
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results"
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "deit-tiny": ("DeiT", {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}),
     "deit-small": ("DeiT", {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}),
@@ -103,8 +101,7 @@ def main() -> None:
     if arguments.job:
         job(*arguments.job)
         return
-    stored = RESULTS / "shapes.json"
-    found = json.loads(stored.read_text()) if stored.exists() else {}
+    found = Stored("shapes")
     jobs = [
         (s, p)
         for s in arguments.shapes or SHAPES
@@ -115,9 +112,7 @@ def main() -> None:
         command = [sys.executable, __file__, "--job", shape, preset]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         found[f"{shape} {preset}"] = json.loads(output.splitlines()[-1])
-        stored.write_text(json.dumps(found, indent=1) + "\n")
-    print(render(found))
-    (RESULTS / "shapes.md").write_text(render(found))
+    found.show(render(found))
 
 
 if __name__ == "__main__":

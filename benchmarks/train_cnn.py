@@ -3,8 +3,8 @@
     python benchmarks/train_cnn.py resnet56 --epochs 4
     python benchmarks/train_cnn.py vgg16_bn --epochs 3
 
-Takes about twenty minutes a network on two cores. Every epoch leaves a checkpoint, from which a run that was stopped
-goes on. Prints the loss of each epoch and the accuracy on all test images, which accuracy.json keeps.
+Every epoch leaves a checkpoint, from which a run that was stopped goes on. Prints the loss of each epoch and the
+accuracy on all test images, which accuracy.json keeps.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import torch
 from dinov2 import DATA, SPEC
 from rich.console import Console
 from rich.progress import track as progress
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from optin.assets import cache_folder
@@ -31,6 +33,7 @@ from optin.tasks.vision import evaluate
 
 MEAN, DEVIATION = 0.286, 0.353  # of the training images
 SIDE = 32
+RISE = 0.3  # of the steps, over which the learning rate goes up
 BATCH, HIGHEST_RATE, DECAY = 128, 0.1, 5e-4
 
 
@@ -43,7 +46,7 @@ def trained(name: str, data: str = DATA, epochs: int = 3) -> Path:
     images = load_images(SPEC, Task("fashion-mnist", data), "calibration", labelled=True)
     torch.manual_seed(0)
     model = create(f"optin:{name}", classes=10)
-    train(model, pixels(images), torch.tensor(images.labels), epochs, folder / "training.pt")
+    train(model, pixels(images), torch.tensor(images.labels), epochs, folder / "training.safetensors")
     save_other(model, folder)
     processor().save_pretrained(folder)
     test = load_images(SPEC, Task("fashion-mnist", data), "evaluation", labelled=True)
@@ -75,31 +78,44 @@ def train(model: nn.Module, inputs: Tensor, labels: Tensor, epochs: int, checkpo
     """Stochastic gradient descent with one cycle of the learning rate, in bfloat16 where it is faster."""
     steps = math.ceil(len(inputs) / BATCH)
     optimiser = torch.optim.SGD(model.parameters(), HIGHEST_RATE, momentum=0.9, weight_decay=DECAY, nesterov=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, HIGHEST_RATE, total_steps=epochs * steps)
-    parts = {"model": model, "optimiser": optimiser, "schedule": schedule}
-    first = 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        first = state.pop("epoch") + 1
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-    for epoch in range(first, epochs):
+    for epoch in range(resumed(model, optimiser, checkpoint), epochs):
         generator = torch.Generator().manual_seed(epoch)
         order, total = torch.randperm(len(inputs), generator=generator), 0.0
         model.train()
-        starts = range(0, len(inputs), BATCH)
-        for start in progress(starts, description=f"epoch {epoch + 1}", console=Console(stderr=True)):
-            chosen = order[start : start + BATCH]
+        for step in progress(range(steps), description=f"epoch {epoch + 1}", console=Console(stderr=True)):
+            for group in optimiser.param_groups:
+                group["lr"] = HIGHEST_RATE * one_cycle((epoch * steps + step) / (epochs * steps))
+            chosen = order[step * BATCH : (step + 1) * BATCH]
             with torch.autocast("cpu", torch.bfloat16):
                 loss = nn.functional.cross_entropy(model(moved(inputs[chosen], generator)), labels[chosen])
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-            schedule.step()
             total += float(loss.detach()) / steps
         model.eval()
-        torch.save({"epoch": epoch, **{name: part.state_dict() for name, part in parts.items()}}, checkpoint)
+        momentum = {
+            f"momentum.{name}": optimiser.state[parameter]["momentum_buffer"]
+            for name, parameter in model.named_parameters()
+        }
+        weights = {f"model.{name}": value for name, value in model.state_dict().items()}
+        save_file({**weights, **momentum}, checkpoint, {"epochs": str(epoch + 1)})
         print(f"epoch {epoch + 1} of {epochs}: loss {total:.4f}", flush=True)
+
+
+def resumed(model: nn.Module, optimiser: torch.optim.Optimizer, checkpoint: Path) -> int:
+    """The number of epochs that a checkpoint has behind it, which is put into the model and its optimiser."""
+    if not checkpoint.exists():
+        return 0
+    with safe_open(checkpoint, "pt") as file:
+        model.load_state_dict({name: file.get_tensor(f"model.{name}") for name in model.state_dict()})
+        for name, parameter in model.named_parameters():
+            optimiser.state[parameter]["momentum_buffer"] = file.get_tensor(f"momentum.{name}")
+        return int(file.metadata()["epochs"])
+
+
+def one_cycle(done: float) -> float:
+    """The share of the highest learning rate: up over the first steps, then down to nothing."""
+    return done / RISE if done < RISE else (1 + math.cos(math.pi * (done - RISE) / (1 - RISE))) / 2
 
 
 def moved(batch: Tensor, generator: torch.Generator) -> Tensor:

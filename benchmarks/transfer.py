@@ -12,12 +12,12 @@ docs/results/transfer.md, the figures in docs/results/transfer.json.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from dinov2 import DATA, SPEC, classifier
+from measuring import Stored
 from rich.console import Console
 from rich.progress import track as progress
 from text_tables import table
@@ -28,7 +28,6 @@ from optin.recipe import Task, Training
 from optin.tasks import Images, load_images, load_model, load_processor
 from optin.tasks.vision import calibration_batches
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results"
 SOURCE, TARGET = range(5), range(5, 10)  # classes
 TRAINING, HELD_OUT = 1500, 1000  # images
 HEAD = Training(epochs=3, learning_rate=3e-3, head_only=True)
@@ -82,9 +81,9 @@ def main() -> None:
             rows.append({"network": name, "trained": kind, "teacher": teacher is not None, **figures})
     for row in rows:
         row.pop("saved")
-    (RESULTS / "transfer.json").write_text(json.dumps(rows, indent=1) + "\n")
-    (RESULTS / "transfer.md").write_text(render(rows))
-    print(render(rows))
+    results = Stored("transfer")
+    results["rows"] = rows
+    results.show(render(rows))
 
 
 def render(rows: list[dict[str, Any]]) -> str:

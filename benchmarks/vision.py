@@ -11,16 +11,15 @@ Prints the tables, and stores them in docs/results/vision.md, the figures in doc
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 from dinov2 import DATA, SIDE, classifier
 from image_tables import Rows, Setting, measure_rows, quality_table
-from measuring import forward_seconds
+from measuring import Stored, forward_seconds
 from text_tables import table
 
 import optin
@@ -32,7 +31,6 @@ from optin.criteria.exact import exact_parts
 from optin.gating import gated, masks
 from optin.merging import all_tokens
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results"
 BUDGETS = (85, 75, 65, 50)
 ALONE = (85, 75, 65)  # budgets that merging alone is measured at
 CRITERIA = ("compensated", "sketch", "magnitude", "random")
@@ -235,20 +233,12 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"unknown part {sorted(unknown)[0]!r}")
-    stored = RESULTS / "vision.json"
-    results = json.loads(stored.read_text()) if stored.exists() else {}
-    setting = Setting(classifier(arguments.data), arguments.data)
-
-    def store(name: str, value: dict[str, Any]) -> None:
-        results[name] = value
-        stored.write_text(json.dumps(results, indent=1) + "\n")
-
+    results, setting = Stored("vision"), Setting(classifier(arguments.data), arguments.data)
     for name in arguments.parts or PARTS:
-        value = PARTS[name](setting, results.get(name, {}), arguments.seeds, lambda v, n=name: store(n, v))
-        store(name, value)
-    tables = render(results)
-    print(tables)
-    (RESULTS / "vision.md").write_text(tables)
+        results[name] = PARTS[name](
+            setting, results.get(name, {}), arguments.seeds, partial(results.__setitem__, name)
+        )
+    results.show(render(results))
 
 
 if __name__ == "__main__":

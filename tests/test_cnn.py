@@ -227,7 +227,7 @@ def test_compensation_brings_the_pruned_network_closer(network):
         return sum(float((network(**x) - pruned(**x)).square().mean()) for x in calibration)
 
     before = distance()
-    compensate(network, pruned, space, Batches.of(calibration, CPU), RECIPE, keep=plan.keep)
+    compensate(network, pruned, space, Batches.of(calibration, CPU), RECIPE, plan.keep)
     assert distance() < 0.7 * before
 
 

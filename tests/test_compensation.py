@@ -25,21 +25,23 @@ def test_compensation_brings_the_pruned_network_closer(architecture):
     model = build(architecture, head, "eager" if architecture in EAGER_ONLY else "sdpa")
     calibration = [inputs(model, batch=8, seed=seed) for seed in range(12)]
     pruned, space = copy.deepcopy(model), describe(model)
-    shrink(pruned, space, random_plan(model))
+    plan = random_plan(model)
+    shrink(pruned, space, plan)
 
     def distance() -> float:
         with torch.inference_mode():
             return sum(float((answers(model(**x)) - answers(pruned(**x))).square().mean()) for x in calibration)
 
     before = distance()
-    compensate(model, pruned, space, Batches.of(calibration, CPU), RECIPE)
+    compensate(model, pruned, space, Batches.of(calibration, CPU), RECIPE, plan.keep)
     assert distance() < 0.7 * before
 
 
 def test_nothing_to_compensate_changes_nothing(bert, batches):
     """The same network as teacher and pupil: nothing is lacking, so nothing moves."""
-    other = copy.deepcopy(bert)
-    compensate(bert, other, describe(bert), Batches.of(batches, CPU), RECIPE)
+    other, space = copy.deepcopy(bert), describe(bert)
+    everything = {group.name: range(group.size) for group in space}
+    compensate(bert, other, space, Batches.of(batches, CPU), RECIPE, everything)
     for name, value in other.state_dict().items():
         torch.testing.assert_close(value, bert.state_dict()[name], atol=1e-5, rtol=1e-5)
 
@@ -61,6 +63,16 @@ def test_the_teacher_is_left_as_it_was(bert, batches):
     assert all(torch.equal(value, before[name]) for name, value in bert.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in bert.modules())
     assert not any("forward" in vars(module) for module in bert.modules())
+
+
+def test_folds_do_not_depend_on_the_batches(bert):
+    """Examples take turns across batches, so that batches of one fill every fold."""
+    whole = inputs(bert, batch=16)
+    single = [{name: value[place : place + 1] for name, value in whole.items()} for place in range(16)]
+    recipe, plan = RECIPE.override(refit__folds=2, trajectory__draws=16), random_plan(bert)
+    together, alone = (optin.apply(bert, plan, batches, recipe=recipe).model for batches in ([whole], single))
+    for name, value in together.state_dict().items():
+        torch.testing.assert_close(value, alone.state_dict()[name], atol=1e-4, rtol=1e-4)
 
 
 def test_results_do_not_depend_on_where_states_are_kept(bert, batches, monkeypatch):

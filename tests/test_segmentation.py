@@ -121,17 +121,17 @@ def processor():
 
 
 def test_a_perfect_painter_is_perfect(pairs):
-    figures = segmentation.evaluate(Painter(), processor(), SPEC, scenes(pairs), reference=Painter())
+    figures = segmentation.evaluate(Painter(), processor(), scenes(pairs), reference=Painter())
     assert figures["miou"] > 0.99 and figures["kl"] == pytest.approx(0, abs=1e-6) and figures["skipped"] == 1
 
 
 def test_masks_that_do_not_fit_are_refused(pairs):
     save(np.zeros((10, 10)), pairs, "val", "masks", "0.png")
     with pytest.raises(InputError, match="72 x 64 pixels and its mask 10 x 10"):
-        segmentation.evaluate(Painter(), processor(), SPEC, scenes(pairs))
+        segmentation.evaluate(Painter(), processor(), scenes(pairs))
     save(np.full((64, 72), 7), pairs, "val", "masks", "0.png")
     with pytest.raises(InputError, match="class 7 and the model 3"):
-        segmentation.evaluate(Painter(), processor(), SPEC, scenes(pairs))
+        segmentation.evaluate(Painter(), processor(), scenes(pairs))
 
 
 @pytest.mark.parametrize("family", ["Segformer", "Mask2Former"])

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from .other_models import is_other
+from .timm_models import is_timm
+
 if TYPE_CHECKING:
     from .pipeline import Result
 
@@ -34,9 +37,9 @@ def model_card(result: Result, name: str, auto: str | None) -> str:
 
 
 def _library(model: Any) -> str:
-    if hasattr(model, "save_pretrained"):
+    if not is_other(model):
         return "transformers"
-    return "timm" if type(model).__module__.startswith("timm.") else "pytorch"
+    return "timm" if is_timm(model) else "pytorch"
 
 
 def _quality(quality: dict[str, Any]) -> list[tuple[str, str, str, str]]:

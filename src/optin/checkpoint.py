@@ -139,11 +139,13 @@ def load(folder: str | Path, *, into: nn.Module | None = None, **options: Any) -
     plan = Plan.from_dict(section)
     _check_weights_file(path)
     if "architecture" in read_json(path / "config.json"):
-        network = create_from(path, into)
+        network = create_from(path) if into is None else into
         establish(network, plan)
         fill(network, path)
         attach(network, plan)
         return network.to(**({"dtype": options["dtype"]} if "dtype" in options else {}))
+    if into is not None:
+        raise InputError(f"{path} says itself which network it holds: load it without 'into'.")
     name = _class_name(read_json(path / "config.json"))
     try:
         with quiet():

@@ -26,9 +26,8 @@ from .modules import hidden_of, inference_mode_of, with_hidden
 from .probe import differentiate, token_weights, trajectory_objective
 from .progress import Track, silent
 from .recipe import Recipe, Refit
-from .regression import refit, refit_validated
+from .regression import Folds
 from .replay import Recorder, recorded_blocks, run_block, standing_in
-from .statistics import Moments
 from .store import Store
 from .units import Gate, Tap, UnitSpace
 
@@ -41,23 +40,22 @@ def compensate(
     space: UnitSpace,
     batches: Batches,
     recipe: Recipe,
+    keep: Mapping[str, Sequence[int]],
     track: Track = silent,
     weights: Weights | None = None,
-    keep: Mapping[str, Sequence[int]] | None = None,
 ) -> None:
     """Refit the consumers of `pruned` in place, so that it follows `dense` on the calibration set.
 
     Args:
         dense: the network before pruning, with the same module names.
         space: the description of either: only module names are read.
+        keep: the units that each group keeps: what a consumer makes may be units of another group.
         weights: the `sensitivities` of `dense`, if several networks are made from it.
-        keep: the units that each group keeps; needed where what consumers make are units too, as in convolutions.
     """
     with Store() as store:
         if weights is None:
             weights = sensitivities(dense, space, batches, recipe, store, track)
-        walk = _Walk(dense, pruned, space, batches, recipe.refit, store)
-        walk.outputs = outputs_kept(space, keep or {})
+        walk = _Walk(dense, pruned, space, batches, recipe.refit, store, _outputs_kept(space, keep))
         stages = _stages(space)
         tied = any(group.shared for group in space)
         with inference_mode_of(dense), inference_mode_of(pruned), torch.no_grad():
@@ -65,14 +63,14 @@ def compensate(
                 (walk.shared if tied else walk.block)(gates, weights)
 
 
-def outputs_kept(space: UnitSpace, keep: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
+def _outputs_kept(space: UnitSpace, keep: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
     """Per consumer whose own outputs are units of another group, those that stay."""
     consumers = {gate.module for group in space for gate in group.gates}
     return {
         module: keep[group.name]
         for group in space
         for cut in group.cuts
-        if cut.dim == 0 and (module := cut.parameter.removesuffix(".weight")) in consumers and group.name in keep
+        if cut.dim == 0 and (module := cut.parameter.removesuffix(".weight")) in consumers
     }
 
 
@@ -114,13 +112,20 @@ class _Walk:
     """The refit on its way through the network, with the hidden states that both networks have reached."""
 
     def __init__(
-        self, dense: nn.Module, pruned: nn.Module, space: UnitSpace, batches: Batches, options: Refit, store: Store
+        self,
+        dense: nn.Module,
+        pruned: nn.Module,
+        space: UnitSpace,
+        batches: Batches,
+        options: Refit,
+        store: Store,
+        outputs: Mapping[str, Sequence[int]],
     ) -> None:
         self.models = {"dense": dense, "pruned": pruned}
         self.space, self.batches, self.options, self.store = space, batches, options, store
         self.merging = merging_of(pruned)  # its tokens are compared with the mean of the dense network's
         self.merged: tuple[str, ...] = ()  # the parts of its state that there are so far
-        self.outputs: Mapping[str, Sequence[int]] = {}
+        self.outputs = outputs  # per consumer whose outputs are units, those that stay
         self.templates: list[Any] = []  # what the blocks passed so far return beside the hidden state
 
     def block(self, gates: Sequence[Gate], weights: Weights) -> None:
@@ -137,7 +142,7 @@ class _Walk:
                 self.store["total", index, place] = total
             self._keep("dense", index, hidden_of(output))
         for place, gate in enumerate(gates):
-            folds = self._moments(gate)
+            folds = self._folds(gate)
             for index, batch in enumerate(self.batches):
                 reads = Recorder([_total(gate), _read(gate)])
                 with reads.recording(self.models["pruned"]):
@@ -163,7 +168,7 @@ class _Walk:
         blocks = self.space.blocks
         for gate in gates:
             positions = [place for place, block in enumerate(blocks) if block == self.space.block_of(gate.module)]
-            folds = self._moments(gate)
+            folds = self._folds(gate)
             for index, batch in enumerate(self.batches):
                 outputs: list[Any] = []
                 totals = Recorder([_total(gate)])
@@ -198,32 +203,24 @@ class _Walk:
         with self.merging.resumed_at(len(before), {name: self.store["merged", name, index] for name in self.merged}):
             return run_block(model, blocks, batch, before, until)
 
-    def _moments(self, gate: Gate) -> list[Moments]:
+    def _folds(self, gate: Gate) -> Folds:
         weight = matrix(self.models["pruned"].get_submodule(gate.module))
-        (targets, features), device = weight.shape, weight.device
-        return [Moments(features, targets, device) for _ in range(self.options.folds)]
+        targets, features = weight.shape
+        return Folds(self.options.folds, features, targets, weight.device)
 
-    def _add(
-        self, folds: Sequence[Moments], gate: Gate, batch: Batch, read: Tensor, lack: Tensor, weights: Tensor
-    ) -> None:
+    def _add(self, folds: Folds, gate: Gate, batch: Batch, read: Tensor, lack: Tensor, weights: Tensor) -> None:
         """Add the positions of one batch; what multiplies the output before the sum is divided out."""
         scale = scale_of(self.models["pruned"], gate)
         if scale is not None:
             lack = torch.where(scale == 0, 0, lack / scale)
         mask = position_mask(batch, read)
         lack = lack.reshape(*read.shape[:-1], lack.shape[-1])  # a map of positions may be read as a list
-        for fold, moments in enumerate(folds):  # examples by turns
-            part = slice(fold, None, len(folds))
-            moments.add(read[part][mask[part]], lack[part][mask[part]], weights[part][mask[part]])
+        folds.add(read, lack, weights, mask)
 
-    def _update(self, gate: Gate, folds: Sequence[Moments]) -> None:
-        model, ridge = self.models["pruned"], self.options.ridge
-        shifts = can_shift(model.get_submodule(gate.module), gate)
-        if len(folds) == 1:
-            weight, shift = refit(folds[0], ridge, bias=shifts)
-        else:
-            weight, shift = refit_validated(folds, ridge, bias=shifts)
-        add(model, gate, weight, shift)
+    def _update(self, gate: Gate, folds: Folds) -> None:
+        model = self.models["pruned"]
+        bias = can_shift(model.get_submodule(gate.module), gate)
+        add(model, gate, *folds.refit(self.options.ridge, bias=bias))
 
 
 def _read(gate: Gate) -> Tap:

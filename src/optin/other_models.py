@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -75,17 +76,12 @@ def load_dense(source: str) -> nn.Module:
     return model
 
 
-def create_from(folder: Path, into: nn.Module | None = None) -> nn.Module:
+def create_from(folder: Path) -> nn.Module:
     """The dense network of a folder, without its weights.
-
-    Args:
-        into: the dense network, for a folder that cannot say how to make it.
 
     Raises:
         CheckpointError: the folder names no network that can be made.
     """
-    if into is not None:
-        return into
     config = read_json(folder / "config.json")
     library, name, arguments = config.get("library", "timm"), config.get("architecture"), config.get("model_args", {})
     if library is None:
@@ -106,7 +102,7 @@ def fill(model: nn.Module, folder: Path) -> None:
     """
     try:
         model.load_state_dict(load_file(folder / "model.safetensors"))
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder} cannot be loaded: {first_line(error)}") from None
 
 

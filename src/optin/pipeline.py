@@ -214,7 +214,7 @@ def apply(
         self_check(dense, pruned, space, plan, next(iter(calibration)))
         clock.lap("shrink")
         if recipe.refit.enabled:
-            compensate(dense, pruned, space, calibration, recipe, track, keep=plan.keep)
+            compensate(dense, pruned, space, calibration, recipe, plan.keep, track)
             clock.lap("compensate")
     attach(pruned, plan)
     return Result(pruned, plan, {**summary(plan), "seconds": clock.laps}, recipe)

@@ -34,6 +34,36 @@ def refit(moments: Moments, ridge: float, *, bias: bool) -> tuple[Float[Tensor, 
     return solution[:, :-1], solution[:, -1]
 
 
+class Folds:
+    """Moments of parts of the rows, by examples, which take turns from one batch to the next.
+
+    Args:
+        count: how many parts.
+        features, targets: as for `Moments`.
+    """
+
+    def __init__(self, count: int, features: int, targets: int, device: torch.device) -> None:
+        self.parts = [Moments(features, targets, device) for _ in range(count)]
+        self._examples = 0
+
+    def add(self, x: Tensor, e: Tensor, weights: Tensor, mask: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            x, e: shapes (example, *position, features) and (example, *position, targets).
+            weights, mask: shape (example, *position): how much each position counts, and whether it does.
+        """
+        for place, moments in enumerate(self.parts):
+            turn = slice((place - self._examples) % len(self.parts), None, len(self.parts))
+            moments.add(x[turn][mask[turn]], e[turn][mask[turn]], weights[turn][mask[turn]])
+        self._examples += len(x)
+
+    def refit(self, ridge: float, *, bias: bool) -> tuple[Float[Tensor, "targets features"], Tensor]:
+        """The refit on all parts: at `ridge` if there is one, else with the ridge that explains most elsewhere."""
+        filled = [part for part in self.parts if part.weight > 0]
+        return refit_validated(filled, ridge, bias=bias) if len(filled) > 1 else refit(filled[0], ridge, bias=bias)
+
+
 def refit_validated(
     folds: Sequence[Moments], ridge: float, *, bias: bool
 ) -> tuple[Float[Tensor, "targets features"], Tensor]:
@@ -68,7 +98,7 @@ def _held_out(splits: Sequence[tuple[Moments, Moments]], ridge: float, bias: boo
     """
     explained = 0.0
     for others, fold in splits:
-        weight, shift = refit(others, ridge * (others.weight + fold.weight) / max(others.weight, 1e-300), bias=bias)
+        weight, shift = refit(others, ridge * (others.weight + fold.weight) / others.weight, bias=bias)
         solution = torch.cat([weight, shift[:, None]], 1)
         squares = 2 * (solution.mT * fold.cross).sum() - ((solution @ fold.second) * solution).sum()
         explained += fold.weight * float(squares)

@@ -224,7 +224,7 @@ def _measure(
 ) -> dict[str, float]:
     spec, options = task_spec(recipe.task.name), recipe.calibration
     if spec.of_scenes:
-        return segmentation.evaluate(model, preprocessor, spec, examples, reference=reference, track=track)
+        return segmentation.evaluate(model, preprocessor, examples, reference=reference, track=track)
     handler: Any = vision if spec.of_images else text
     limits = {} if spec.of_images else {"max_length": options.max_length}
     figures: dict[str, float] = handler.evaluate(

@@ -11,6 +11,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 
+def lies_in(module: str, path: str) -> bool:
+    """Whether a module is the one at a path or inside it."""
+    return f"{module}.".startswith(f"{path}.")
+
+
 @dataclass(frozen=True, slots=True)
 class Cut:
     """One axis of one parameter that shrinks with a group.
@@ -152,7 +157,7 @@ class UnitSpace:
 
     def block_of(self, module: str) -> str:
         """The block that a module lies in."""
-        return next(block for block in self.blocks if f"{module}.".startswith(f"{block}."))
+        return next(block for block in self.blocks if lies_in(module, block))
 
     @property
     def by_name(self) -> Mapping[str, UnitGroup]:

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from ..batches import size_of
 from ..errors import ArchitectureError, first_line
 from ..modules import hooks, inference_mode_of
-from ..units import Attribute, Cut, Gate, Tap, UnitGroup, UnitSpace
+from ..units import Attribute, Cut, Gate, Tap, UnitGroup, UnitSpace, lies_in
+
+MAPS = ("conv2d", "linear")
 
 
 @dataclass(eq=False)
@@ -76,7 +78,7 @@ def channel_space(model: nn.Module, inputs: dict[str, Tensor], architecture: str
         raise ArchitectureError(f"nothing can be cut from this {type(model).__name__}: {obstacle}.")
     readers = [name for family in whole for name, _ in family.readers]
     blocks = graph.chain()
-    chained = all(_block_of(name, blocks) is not None for name in readers)
+    chained = all(any(lies_in(name, block) for block in blocks) for name in readers)
     if not chained:
         blocks = graph.cover(readers)
     groups = [_group(model, graph, family, blocks) for family in whole]
@@ -111,6 +113,7 @@ class Graph:
         self.results = [node for node in program.graph.output_node().all_input_nodes if node not in self.tensors]
         self.place = {node: index for index, node in enumerate(self.nodes)}
         self.spans = self._spans()
+        self.maps = {self.path(node): node for node in self.nodes if _operation(node) in MAPS}
 
     def path(self, node: Any) -> str:
         """The innermost module that an operation belongs to."""
@@ -139,14 +142,14 @@ class Graph:
         for consumer in consumers:
             total = self.tap_before_sum(consumer)[0].module
             around = [consumer.rsplit(".", depth)[0] for depth in range(consumer.count(".") + 1)]
-            both = (path for path in around if self._whole(path) and _lies_in(total, path))
+            both = (path for path in around if self._whole(path) and lies_in(total, path))
             found.add(next(both, consumer))
-        outer = [path for path in found if not any(path.startswith(f"{other}.") for other in found)]
+        outer = [path for path in found if not any(lies_in(path, other) for other in found - {path})]
         return tuple(sorted(outer, key=lambda path: self.spans[path]))
 
     def tap_before_sum(self, consumer: str) -> tuple[Tap, str | None]:
         """Where a consumer's output can be read with the residual added, and the batch norm between the two."""
-        node = next(n for n in self.nodes if self.path(n) == consumer and _operation(n) in ("conv2d", "linear"))
+        node = self.maps[consumer]
         own, norm = Tap(consumer, "output"), None
         follower = _only_user(node)
         if follower is not None and _operation(follower) == "batch_norm":
@@ -164,8 +167,7 @@ class Graph:
 
     def shift_of(self, consumer: str) -> str | None:
         """The buffer of means that is subtracted from a consumer's output right away."""
-        node = next(n for n in self.nodes if self.path(n) == consumer and _operation(n) in ("conv2d", "linear"))
-        follower = _only_user(node)
+        follower = _only_user(self.maps[consumer])
         if follower is None or _operation(follower) != "batch_norm":
             return None
         return self.tensors.get(follower.args[3])
@@ -205,7 +207,7 @@ class Channels:
     def _follow(self, node: Any) -> None:
         operation = _operation(node)
         known = [value for value in node.all_input_nodes if value in self.axes]
-        if operation in ("conv2d", "linear"):
+        if operation in MAPS:
             self._map(node, operation)
         elif known:
             axis = _RULES[operation](self, node) if operation in _RULES else None
@@ -219,7 +221,7 @@ class Channels:
         """A convolution or a linear map: reads one family and begins another."""
         value, weight = node.args[0], self.graph.tensors.get(node.args[1])
         groups = node.args[6] if len(node.args) > 6 else 1
-        place = 1 if operation == "conv2d" else _rank(node) - 1
+        place, read = (1, 1) if operation == "conv2d" else (_rank(node) - 1, _rank(value) - 1)
         size, path, axis = _shape(node)[place], self.graph.path(node), self.axes.get(value)
         if reason := self._reason(node, path, weight):
             self._obstruct([value], reason)
@@ -228,7 +230,7 @@ class Channels:
         if operation == "conv2d" and groups > 1:
             self._grouped(node, axis, groups, size, path)
             return
-        if axis is not None and axis.place != (1 if operation == "conv2d" else _rank(value) - 1):
+        if axis is not None and axis.place != read:
             self._obstruct([value], f"{path!r} reads them along another axis")
         elif axis is not None:
             family = self._family(axis)
@@ -375,41 +377,27 @@ _RULES: dict[str, Callable[[Channels, Any], Axis | None]] = {
 
 
 def _group(model: nn.Module, graph: Graph, family: Family, blocks: tuple[str, ...]) -> UnitGroup:
-    layers = [_block_of(name, blocks) for name, _ in family.readers]
+    within = {name: next(block for block in blocks if lies_in(name, block)) for name, _ in family.readers}
     kinds = {type(model.get_submodule(name)) for name in family.producers}
     return UnitGroup(
         name=family.producers[0],
         kind="neuron" if kinds == {nn.Linear} else "channel",
         size=family.size,
-        layer=min(layer for layer in layers if layer is not None),
+        layer=min(blocks.index(block) for block in within.values()),
         cuts=tuple(family.cuts),
-        gates=tuple(
-            _gate(model, graph, name, features, blocks[layer])
-            for (name, features), layer in zip(family.readers, layers, strict=True)
-            if layer is not None
-        ),
+        gates=tuple(_gate(model, graph, name, features, within[name]) for name, features in family.readers),
         attributes=tuple(family.attributes),
         # A depth-wise convolution of one channel would be taken for an ordinary one.
         min_keep=1 + any(attribute.name == "groups" for attribute in family.attributes),
     )
 
 
-def _block_of(module: str, blocks: tuple[str, ...]) -> int | None:
-    """The place of the block that a module lies in."""
-    inside = (index for index, block in enumerate(blocks) if _lies_in(module, block))
-    return next(inside, None)
-
-
 def _gate(model: nn.Module, graph: Graph, name: str, features: int, block: str) -> Gate:
     total, norm = graph.tap_before_sum(name)
-    if not _lies_in(total.module, block):
+    if not lies_in(total.module, block):
         total = Tap(name, "output")
     dim = -1 if isinstance(model.get_submodule(name), nn.Linear) else 1
     return Gate(name, dim, features, total, norm if total.module != name else None, graph.shift_of(name))
-
-
-def _lies_in(module: str, block: str) -> bool:
-    return f"{module}.".startswith(f"{block}.")
 
 
 def _output_cuts(model: nn.Module, path: str) -> list[Cut]:

@@ -53,8 +53,7 @@ def load_examples(spec: TaskSpec, options: Task, part: str, *, labelled: bool) -
     Raises:
         InputError: missing or empty files, unknown columns, missing labels; says which are there.
     """
-    explicit = options.calibration_split if part == "calibration" else options.evaluation_split
-    split = explicit or spec.splits[part == "evaluation"]
+    split = spec.split(options, part)
     rows = hub_rows(spec, split) if options.data is None else local_rows(Path(options.data), split, spec)
     if len(rows) == 0:
         raise InputError(f"the {split!r} part of {options.data or spec.hub} is empty.")

@@ -64,8 +64,7 @@ def load_images(spec: TaskSpec, options: Task, part: str, *, labelled: bool) -> 
     Raises:
         InputError: nothing that can be read, empty classes, or labels that do not match the images.
     """
-    explicit = options.calibration_split if part == "calibration" else options.evaluation_split
-    split = explicit or spec.splits[part == "evaluation"]
+    split = spec.split(options, part)
     if options.data is None:
         return _rows(hub_rows(spec, split), options, spec, labelled)
     path = Path(options.data)

@@ -63,8 +63,7 @@ def load_scenes(spec: TaskSpec, options: Task, part: str, *, labelled: bool) -> 
     Raises:
         InputError: nothing that can be read, or masks missing.
     """
-    explicit = options.calibration_split if part == "calibration" else options.evaluation_split
-    split = explicit or spec.splits[part == "evaluation"]
+    split = spec.split(options, part)
     root = Path(options.data or "")
     if options.data is None or not root.is_dir():
         raise InputError(f"scenes come from a folder: {'say which with --data' if options.data is None else root}.")
@@ -87,7 +86,6 @@ def load_scenes(spec: TaskSpec, options: Task, part: str, *, labelled: bool) -> 
 def evaluate(
     model: nn.Module,
     processor: Any,
-    spec: TaskSpec,
     scenes: Scenes,
     *,
     reference: nn.Module | None = None,

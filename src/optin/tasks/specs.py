@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..errors import InputError, unknown
+from ..recipe import Task
 
 # Names that the files as first published use for the columns that the hub renamed.
 ALIASES: Mapping[str, tuple[str, ...]] = {
@@ -41,6 +42,11 @@ class TaskSpec:
     hub: tuple[str, str] | None = None
     names: tuple[str, ...] = ()
     header: tuple[str, ...] = ()
+
+    def split(self, options: Task, part: str) -> str:
+        """The name of one part ("calibration" or "evaluation") of the data."""
+        named = options.calibration_split if part == "calibration" else options.evaluation_split
+        return named or self.splits[part == "evaluation"]
 
     @property
     def of_scenes(self) -> bool:
