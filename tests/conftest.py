@@ -8,6 +8,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 
+import hypothesis
 import pytest
 import torch
 
@@ -15,6 +16,13 @@ from tests.networks import HEADS_OF, build, tokens
 
 # Small networks gain nothing from threads, and lose much when another process is at work.
 torch.set_num_threads(1)
+
+
+# How fast a machine is, and whether hypothesis has its tables of characters yet, is nothing that a test asks for.
+hypothesis.settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)
