@@ -37,7 +37,7 @@ PROBLEMS = st.tuples(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(PROBLEMS, st.floats(0.05, 0.99), st.sampled_from(sorted(SEARCHES)))
 def test_the_budget_is_never_exceeded_and_hardly_missed(raw, share, method):
     sizes, head, neuron, seed = raw
@@ -56,7 +56,7 @@ def test_the_budget_is_never_exceeded_and_hardly_missed(raw, share, method):
     assert limit - cost(kept) < min(missing)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 999), st.floats(0.65, 0.95))
 def test_lagrange_is_nearly_optimal(seed, share):
     """Against all choices: at most the best with one step less of the budget."""
