@@ -136,7 +136,8 @@ class _Walk:
             with totals.recording(self.models["dense"]):
                 output = self._run("dense", index, batch)
             for place, gate in enumerate(gates):
-                total = rows_made(self.models["dense"].get_submodule(gate.module), totals.calls[_total(gate)][0])
+                consumer = self.models["dense"].get_submodule(gate.module)
+                total = rows_made(consumer, gate, totals.calls[_total(gate)][0])
                 if gate.module in self.outputs:
                     total = total[..., list(self.outputs[gate.module])]
                 self.store["total", index, place] = total
@@ -151,8 +152,9 @@ class _Walk:
                 if self.merging is not None:
                     total, weight = self.merging.mean(total), self.merging.total(weight)
                 consumer = self.models["pruned"].get_submodule(gate.module)
-                lack = total - rows_made(consumer, reads.calls[_total(gate)][0])
-                self._add(folds, gate, batch, rows_read(consumer, reads.calls[_read(gate)][0]), lack, weight)
+                lack = total - rows_made(consumer, gate, reads.calls[_total(gate)][0])
+                read = rows_read(consumer, gate, reads.calls[_read(gate)][0])
+                self._add(folds, gate, batch, read, lack, weight)
             self._update(gate, folds)
         state: State = {}
         for index, batch in enumerate(self.batches):

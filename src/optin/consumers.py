@@ -1,6 +1,6 @@
 """A consumer as a linear map on rows: what statistics, curves and the refit see of it.
 
-A linear map has one row per position as it is. A convolution reads unfolded patches, channel by channel, and makes
+A linear map has one row per position as it is, the examples first. A convolution reads unfolded patches, channel by channel, and makes
 one row per position of its output map; of large maps a regular part of the positions is enough.
 """
 
@@ -32,19 +32,19 @@ def features_per_unit(module: nn.Module, gate: Gate) -> int:
     return gate.block * int(weight[0, 0].numel())
 
 
-def rows_read(module: nn.Module, x: Tensor) -> Float[Tensor, "batch *position features"]:
+def rows_read(module: nn.Module, gate: Gate, x: Tensor) -> Float[Tensor, "batch *position features"]:
     """What the map reads, a row per position."""
     if not isinstance(module, nn.Conv2d):
-        return x
+        return x.transpose(0, gate.examples)
     step = _step(_output_size(module, x))
     stride = tuple(step * size for size in module.stride)
     return F.unfold(x, module.kernel_size, module.dilation, _padding(module), stride).mT
 
 
-def rows_made(module: nn.Module, y: Tensor) -> Float[Tensor, "batch *position out"]:
+def rows_made(module: nn.Module, gate: Gate, y: Tensor) -> Float[Tensor, "batch *position out"]:
     """What the map makes, or a gradient of it, at the same positions."""
     if not isinstance(module, nn.Conv2d):
-        return y
+        return y.transpose(0, gate.examples)
     step = _step(y.shape[2:])
     return y[:, :, ::step, ::step].flatten(2).mT
 

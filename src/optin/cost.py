@@ -156,21 +156,28 @@ def mac_cost(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Tensor]) -
         if isinstance(module, kinds)
     ]
     for index, product in enumerate(space.attention):
-        module = model.get_submodule(product.module)
-        record = _Record(index, _attention_counter(product.per_pair, product.per_position), attention)
-        handles.append(module.register_forward_hook(record, with_kwargs=True))
+        if product.maps is None:
+            module = model.get_submodule(product.module)
+            record = _Record(index, _attention_counter(product.per_pair, product.per_position), attention)
+            handles.append(module.register_forward_hook(record, with_kwargs=True))
     tokens = Recorder([Tap(space.tokens.blocks[0], "input")] if space.tokens else [])
+    made = Recorder([Tap(name, "output") for product in space.attention for name in product.maps or ()])
     counter = FlopCounterMode(display=False, custom_mapping=_ATTENTION_ON_CPU) if space.channels_first else None
     everything = counter or contextlib.nullcontext()
     with (
         hooks(*handles),
         tokens.recording(model),
+        made.recording(model),
         all_tokens(model),
         inference_mode_of(model),
         torch.no_grad(),
         everything,
     ):
         model(**inputs)
+    for index, product in enumerate(space.attention):
+        if product.maps is not None:
+            (queries,), (keys,) = (made.calls[Tap(name, "output")] for name in product.maps)
+            attention[index] = product.per_pair * queries.shape[:-1].numel() * keys.shape[-2]
     owners, place = _owners(space), _places(space)
     terms = [
         Term(name, amount, tuple(owners.get(f"{name}.weight", {}).values()), place(name), 1)

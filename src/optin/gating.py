@@ -52,7 +52,7 @@ class _Multiply:
     """Forward pre-hook: scale the consumer's first argument."""
 
     def __init__(self, gate: Gate, multiplier: Tensor) -> None:
-        self.dim = gate.dim
+        self.dim, self.examples = gate.dim, gate.examples
         self.multiplier = multiplier.repeat_interleave(gate.block, dim=-1)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -60,5 +60,5 @@ class _Multiply:
         shape = [1] * value.dim()
         shape[self.dim] = self.multiplier.shape[-1]
         if self.multiplier.dim() == 2:
-            shape[0] = self.multiplier.shape[0]
+            shape[self.examples] = self.multiplier.shape[0]
         return (value * self.multiplier.view(shape), *args[1:])

@@ -7,7 +7,7 @@ by its output, token by token. No weight needs a gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,13 +120,22 @@ def draw_probes(
         yield differentiate(model, space, batch, objective)
 
 
+def states(space: UnitSpace, outputs: Sequence[Any]) -> list[Tensor]:
+    """The hidden state in what each block returned, the examples first."""
+    return [
+        hidden_of(output).transpose(0, 1) if name in space.transposed else hidden_of(output)
+        for name, output in zip(space.blocks, outputs, strict=True)
+    ]
+
+
 def differentiate(model: nn.Module, space: UnitSpace, batch: Batch, objective: Objective) -> Probe:
     """One forward, and one backward for each part of the objective."""
     dtype, device = next(model.parameters()).dtype, next(model.parameters()).device
     multipliers = {
         group.name: torch.ones(group.size, dtype=dtype, device=device, requires_grad=True) for group in space
     }
-    modules = {gate.module: model.get_submodule(gate.module) for group in space for gate in group.gates}
+    gates = {gate.module: gate for group in space for gate in group.gates}
+    modules = {name: model.get_submodule(name) for name in gates}
     recorder = Recorder([Tap(name, side) for name in modules for side in ("input", "output")])
     blocks: list[Any] = []
     with inference_mode_of(model), torch.enable_grad():
@@ -136,7 +145,7 @@ def differentiate(model: nn.Module, space: UnitSpace, batch: Batch, objective: O
             recorded_blocks(model, space.blocks, blocks),
         ):
             output = model(**batch)
-        objectives = objective(batch, output, [hidden_of(block) for block in blocks])
+        objectives = objective(batch, output, states(space, blocks))
         calls = {name: recorder.calls[Tap(name, "output")] for name in modules}
         flat = [value for values in calls.values() for value in values]
         units, outputs = {}, {}
@@ -150,10 +159,10 @@ def differentiate(model: nn.Module, space: UnitSpace, batch: Batch, objective: O
             units[part] = dict(zip(multipliers, gradients, strict=False))
             rest = iter(gradients[len(multipliers) :])
             outputs[part] = {
-                name: [rows_made(modules[name], next(rest)) for _ in values] for name, values in calls.items()
+                name: [rows_made(modules[name], gates[name], next(rest)) for _ in values] for name, values in calls.items()
             }
     inputs = {
-        name: [rows_read(module, value.detach()) for value in recorder.calls[Tap(name, "input")]]
+        name: [rows_read(module, gates[name], value.detach()) for value in recorder.calls[Tap(name, "input")]]
         for name, module in modules.items()
     }
     masks = {name: position_mask(batch, values[0]) for name, values in inputs.items()}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import CheckpointError
-from .modules import tensor_of
+from .modules import SelfAttention, tensor_of
 from .plans import Plan
 from .units import Argument, UnitGroup, UnitSpace
 
@@ -75,6 +75,8 @@ def _cut(model: nn.Module, name: str, dim: int, mask: Tensor) -> None:
 def _adjust(model: nn.Module, group: UnitGroup, units: tuple[int, ...]) -> None:
     for attribute in group.attributes:
         setattr(model.get_submodule(attribute.module), attribute.name, len(units) * attribute.per_unit)
+    for path in group.reheaded:
+        model.get_submodule(path).__class__ = SelfAttention
     for argument in group.arguments:
         select = _Select(argument, units)
         model.get_submodule(argument.module).register_forward_pre_hook(select, with_kwargs=True)

@@ -45,7 +45,8 @@ class Gate:
     The consumer is the linear map that reads the units: `block` consecutive features belong to each unit.
     `total` is where its output can be read with the residual stream added, before any normalisation.
     `scale` names what multiplies its output before that sum: a parameter (LayerScale) or a batch norm. `shift`
-    names a buffer that is subtracted from its output, where a consumer without a bias can hold one.
+    names a buffer that is subtracted from its output, where a consumer without a bias can hold one. `examples` is
+    the axis of what it reads and makes that runs over the examples.
     """
 
     module: str
@@ -54,6 +55,7 @@ class Gate:
     total: Tap | None = None
     scale: str | None = None
     shift: str | None = None
+    examples: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +84,15 @@ class Argument:
 class Attention:
     """Products between activations, which no parameter accounts for: MACs per unit of `group`, in all if None.
 
-    `per_pair` counts for every (query, key) pair, `per_position` for every query.
+    `per_pair` counts for every (query, key) pair, `per_position` for every query. `maps` are those that make queries
+    and keys, where these are not as many as the positions that the module is given.
     """
 
     module: str
     group: str | None
     per_pair: int
     per_position: int = 0
+    maps: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +118,8 @@ class UnitGroup:
     """Interchangeable units of one layer: its attention heads, its feed-forward neurons.
 
     `name` is a role ("layers.3.heads"), stable across library versions. `layer` is the first block, in
-    order of execution, in which the group works. `shared` says that it works in several blocks at once.
+    order of execution, in which the group works. `shared` says that it works in several blocks at once. `reheaded`
+    are attention modules that compute with fewer heads only as `modules.SelfAttention`.
     """
 
     name: str
@@ -127,6 +132,7 @@ class UnitGroup:
     arguments: tuple[Argument, ...] = ()
     shared: bool = False
     min_keep: int = 1
+    reheaded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +141,8 @@ class UnitSpace:
 
     `blocks` are module names in order of execution; a block that runs several times is named as often.
     `channels_first` says that maps have their features along dim 1, as convolutions do. `chained` says that each
-    block reads nothing but what the one before it returned, beside what all of them get alike.
+    block reads nothing but what the one before it returned, beside what all of them get alike. `transposed` are
+    blocks whose states have the examples along dim 1.
     """
 
     architecture: str
@@ -145,6 +152,7 @@ class UnitSpace:
     tokens: TokenSpace | None = None
     channels_first: bool = False
     chained: bool = True
+    transposed: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> UnitGroup:
         return self.by_name[name]

@@ -1,6 +1,7 @@
 """Convolutional and segmentation networks of any make: channels and neurons, found by tracing (`graph.py`).
 
-A Swin backbone inside them also gives its heads.
+Blocks of attention inside them also give their heads: those of a Swin backbone, of SegFormer, and in Mask2Former
+those of the pixel decoder and the queries' own attention in the transformer decoder.
 
 From transformers those named below; from timm, torchvision and elsewhere whatever can be traced.
 """
@@ -18,13 +19,43 @@ from torch import nn
 
 from ..errors import ArchitectureError
 from ..modules import device_of
-from ..units import Attention, UnitSpace
+from ..units import Attention, Tap, UnitSpace
 from .graph import channel_space
 from .inputs import example_inputs, image_input, image_side
 from .layers import Place, architecture_of, head_group
 from .swin import SWIN
 
 MODEL_TYPES = ("convnext", "efficientnet", "mask2former", "mobilenet_v2", "resnet", "segformer", "upernet")
+
+SEGFORMER = dataclasses.replace(
+    SWIN, attention_total=Tap("layernorm_after", "input"), head_count="num_attention_heads", head_tables=()
+)
+QUERIES = dataclasses.replace(
+    SEGFORMER,
+    attention="self_attn",
+    attention_output="self_attn.out_proj",
+    attention_total=Tap("self_attn.out_proj", "output"),
+    head_count="num_heads",
+    reheaded=True,
+)
+DEFORMABLE = dataclasses.replace(
+    QUERIES,
+    projections=("value_proj",),
+    attention_output="self_attn.output_proj",
+    attention_total=Tap("self_attn_layer_norm", "input"),
+    head_count="n_heads",
+    head_width="d_model",
+    head_tables=tuple(
+        (f"self_attn.{name}.{part}", 0) for name in ("sampling_offsets", "attention_weights") for part in ("weight", "bias")
+    ),
+    reheaded=False,
+)
+LAYOUTS = {
+    "SwinLayer": SWIN,
+    "SegformerLayer": SEGFORMER,
+    "Mask2FormerPixelDecoderEncoderLayer": DEFORMABLE,
+    "Mask2FormerMaskedAttentionDecoderLayer": QUERIES,
+}  # by the class of the block
 
 _known: weakref.WeakKeyDictionary[nn.Module, tuple[Any, UnitSpace]] = weakref.WeakKeyDictionary()
 
@@ -49,13 +80,20 @@ def describe(model: nn.Module) -> UnitSpace:
 
 
 def _with_heads(model: nn.Module, space: UnitSpace) -> UnitSpace:
-    """The description with the heads of a Swin backbone, which lie in blocks whose neurons were found."""
+    """The description with the heads of blocks whose neurons were found."""
     groups, products = list(space.groups), []
     for number, block in enumerate(space.blocks):
-        if type(model.get_submodule(block)).__name__ == "SwinLayer":
-            heads = head_group(model, Place(block, number, number, shared=False), SWIN)
-            groups.append(dataclasses.replace(heads, name=f"{block}.heads"))
-            products.append(Attention(f"{block}.attention", f"{block}.heads", 2 * heads.gates[0].block))
+        layout = LAYOUTS.get(type(model.get_submodule(block)).__name__)
+        if layout is None:
+            continue
+        heads = head_group(model, Place(block, number, number, shared=False), layout)
+        groups.append(dataclasses.replace(heads, name=f"{block}.heads"))
+        attention = f"{block}.{layout.attention}"
+        if layout is SWIN:
+            products.append(Attention(attention, f"{block}.heads", 2 * heads.gates[0].block))
+        elif layout is not DEFORMABLE:  # which samples instead of multiplying
+            maps = (f"{attention}.q_proj", f"{attention}.k_proj")
+            products.append(Attention(attention, f"{block}.heads", 2 * heads.gates[0].block, maps=maps))
     groups.sort(key=lambda group: (group.layer, group.kind != "head"))
     return dataclasses.replace(space, groups=tuple(groups), attention=tuple(products))
 

@@ -83,7 +83,8 @@ def channel_space(model: nn.Module, inputs: dict[str, Tensor], architecture: str
         blocks = graph.cover(readers)
     groups = [_group(model, graph, family, blocks) for family in whole]
     groups.sort(key=lambda group: group.layer)
-    return UnitSpace(architecture, tuple(groups), blocks, channels_first=True, chained=chained)
+    transposed = tuple(block for block in blocks if graph.examples_axis(graph.plain[block]) == 1)
+    return UnitSpace(architecture, tuple(groups), blocks, channels_first=True, chained=chained, transposed=transposed)
 
 
 class Graph:
@@ -114,6 +115,10 @@ class Graph:
         self.place = {node: index for index, node in enumerate(self.nodes)}
         self.spans = self._spans()
         self.maps = {self.path(node): node for node in self.nodes if _operation(node) in MAPS}
+
+    def examples_axis(self, shape: tuple[int, ...]) -> int | None:
+        """The axis of a value that runs over the examples: the first, or the second as in a decoder of queries."""
+        return next((axis for axis, size in enumerate(shape[:2]) if size == self.examples), None)
 
     def path(self, node: Any) -> str:
         """The innermost module that an operation belongs to."""
@@ -247,8 +252,9 @@ class Channels:
         uneven = getattr(module, "padding", 0) == "same" and any(size % 2 == 0 for size in module.kernel_size)
         if start != stop or uneven:
             return f"{path!r} pads by itself"
-        if _shape(node)[0] != self.graph.examples:
-            return f"{path!r} does not have the examples along its first axis"
+        axis = self.graph.examples_axis(_shape(node))
+        if axis is None or (axis == 1 and (_rank(node) < 3 or isinstance(module, nn.Conv2d))):
+            return f"{path!r} does not have the examples along its first or second axis"
         return None
 
     def _grouped(self, node: Any, axis: Axis | None, groups: int, size: int, path: str) -> None:
@@ -397,7 +403,9 @@ def _gate(model: nn.Module, graph: Graph, name: str, features: int, block: str) 
     if not lies_in(total.module, block):
         total = Tap(name, "output")
     dim = -1 if isinstance(model.get_submodule(name), nn.Linear) else 1
-    return Gate(name, dim, features, total, norm if total.module != name else None, graph.shift_of(name))
+    examples = graph.examples_axis(_shape(graph.maps[name])) or 0
+    scale = norm if total.module != name else None
+    return Gate(name, dim, features, total, scale, graph.shift_of(name), examples)
 
 
 def _output_cuts(model: nn.Module, path: str) -> list[Cut]:
@@ -405,16 +413,19 @@ def _output_cuts(model: nn.Module, path: str) -> list[Cut]:
     return [Cut(f"{path}.weight", 0), *([Cut(f"{path}.bias", 0)] if bias else [])]
 
 
-def _observed(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Counter[str], set[str]]:
-    """How often each module runs in one forward, and which return one tensor, if need be first in a tuple."""
-    calls, plain = Counter[str](), set[str]()
+def _observed(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Counter[str], dict[str, tuple[int, ...]]]:
+    """How often each module runs in one forward; the shape of what it returns, if that is one tensor.
+
+    If need be first in a tuple of other things.
+    """
+    calls, plain = Counter[str](), dict[str, tuple[int, ...]]()
 
     def watch(name: str) -> Any:
         def note(module: nn.Module, args: Any, output: Any) -> None:
             calls[name] += 1
             values = output if isinstance(output, tuple) else (output,)
             if [isinstance(value, Tensor) for value in values] == [True] + [False] * (len(values) - 1):
-                plain.add(name)
+                plain[name] = tuple(values[0].shape)
 
         return note
 

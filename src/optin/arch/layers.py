@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import ArchitectureError
+from ..modules import tensor_of
 from ..units import Argument, Attention, Attribute, Cut, Gate, Tap, TokenSpace, UnitGroup, UnitSpace
 
 
@@ -29,9 +30,10 @@ class Layout:
         head_count, head_width: attributes of `attention` that hold the number of heads and their total width;
             None where it reads them off its weights.
         head_bias: an argument with one slice per head along dim 1, as (module, name, position).
-        head_tables: further parameters with one slice per head, as (path, dim).
+        head_tables: further parameters with equal slices for all heads, as (path, dim).
         attention_scale, scale: parameters that multiply a consumer's output before the residual is added.
         fused: how many maps `projections[0]` holds one after the other (3: query, key and value in one matrix).
+        reheaded: the module computes with fewer heads only as `modules.SelfAttention`.
     """
 
     attention: str
@@ -48,6 +50,7 @@ class Layout:
     attention_scale: str | None = None
     scale: str | None = None
     fused: int = 1
+    reheaded: bool = False
 
 
 def transformer_space(
@@ -127,7 +130,11 @@ def head_group(model: nn.Module, place: Place, layout: Layout) -> UnitGroup:
         for part in range(layout.fused)
         for cut in _linear_cuts(model, f"{path}.{name}", 0, size, part * width)
     ]
-    tables = [Cut(f"{place.block}.{name}", dim) for name, dim in layout.head_tables]
+    count = width // size
+    tables = [
+        Cut(name, dim, tensor_of(model, name).shape[dim] // count)
+        for name, dim in ((f"{place.block}.{table}", dim) for table, dim in layout.head_tables)
+    ]
     arguments: tuple[Argument, ...] = ()
     if layout.head_bias:
         module, name, position = layout.head_bias
@@ -136,13 +143,14 @@ def head_group(model: nn.Module, place: Place, layout: Layout) -> UnitGroup:
     return UnitGroup(
         name=f"layers.{place.number}.heads",
         kind="head",
-        size=width // size,
+        size=count,
         layer=place.position,
         cuts=(*cuts, *tables, *_linear_cuts(model, output, 1, size)),
         gates=(_gate(model, place.block, output, size, layout.attention_total, layout.attention_scale),),
         attributes=tuple(Attribute(path, name, per_unit) for name, per_unit in counters if name is not None),
         arguments=arguments,
         shared=place.shared,
+        reheaded=(path,) if layout.reheaded else (),
     )
 
 
@@ -168,6 +176,8 @@ def head_size(attention: Any) -> int:
     """Features of one head."""
     if hasattr(attention, "qkv") and not hasattr(attention, "head_dim"):
         return int(attention.qkv.out_features // (3 * attention.num_heads))
+    if hasattr(attention, "d_model"):
+        return int(attention.d_model // attention.n_heads)
     size: int = attention.attention_head_size if hasattr(attention, "attention_head_size") else attention.head_dim
     return size
 

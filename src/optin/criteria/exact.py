@@ -19,7 +19,7 @@ from ..batches import Batch, Batches, size_of, split, tile
 from ..consumers import without_units
 from ..gating import gated
 from ..modules import hidden_of, inference_mode_of, patched_forward
-from ..probe import PARTS, check_activations, read_final
+from ..probe import PARTS, check_activations, read_final, states
 from ..recipe import Trajectory
 from ..replay import Recorder, Replaced, Trail, recorded_blocks, resumed_at, standing_in
 from ..scores import Curve
@@ -113,14 +113,15 @@ class Reference:
                 stack.enter_context(trail.recording(model))
             stack.enter_context(recorded_blocks(model, space.blocks, blocks))
             result = model(**batch)
-        for name, block in zip(space.blocks, blocks, strict=True):
-            check_activations(name, hidden_of(block), positions.mask(hidden_of(block)))
+        hidden = states(space, blocks)
+        for name, state in zip(space.blocks, hidden, strict=True):
+            check_activations(name, state, positions.mask(state))
         consumers = {}
         for name in (name for names in gates.values() for name in names):
             read, returned = (recorder.calls[Tap(name, side)] for side in SIDES)
             if len(read) == 1:
                 consumers[name] = (read[0], returned[0])
-        maps = [positions.manifold(hidden_of(block)) for block in blocks]
+        maps = [positions.manifold(state) for state in hidden]
         output = read_final(model, result, positions, options)
         return cls(model, space, batch, options, positions, blocks, maps, output, consumers, trails)
 
@@ -128,12 +129,17 @@ class Reference:
         """(sum of L_mid over the blocks from the unit's on, L_out) of removing each unit alone; shape (units,)."""
         stack = len(units)
         blocks: list[Any] = []
-        resumable = len(group.gates) == 1 and group.gates[0].module in self.consumers
+        resumable = (
+            len(group.gates) == 1
+            and group.gates[0].module in self.consumers
+            and not set(self.space.blocks[: group.layer + 1]) & set(self.space.transposed)
+        )
         removal = self._resumed(group, units) if resumable else self._gated(group, units)
         with removal, recorded_blocks(self.model, self.space.blocks, blocks):
             result = self.model(**tile(self.batch, stack))
+        hidden = states(self.space, blocks)
         manifolds = [
-            manifold_loss(self.positions.manifold(hidden_of(blocks[place]), stack), self.maps[place])
+            manifold_loss(self.positions.manifold(hidden[place], stack), self.maps[place])
             for place in range(group.layer, len(blocks))
         ]
         output = read_final(self.model, result, self.positions, self.options, stack)
