@@ -11,18 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from dinov2 import DATA, SPEC
-from rich.console import Console
-from rich.progress import track as progress
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
+from training import train
 
 from optin.assets import cache_folder
 from optin.networks import NETWORKS
@@ -33,8 +29,7 @@ from optin.tasks.vision import evaluate
 
 MEAN, DEVIATION = 0.286, 0.353  # of the training images
 SIDE = 32
-RISE = 0.3  # of the steps, over which the learning rate goes up
-BATCH, HIGHEST_RATE, DECAY = 128, 0.1, 5e-4
+HIGHEST_RATE, DECAY = 0.1, 5e-4
 
 
 def trained(name: str, data: str = DATA, epochs: int = 3) -> Path:
@@ -46,7 +41,7 @@ def trained(name: str, data: str = DATA, epochs: int = 3) -> Path:
     images = load_images(SPEC, Task("fashion-mnist", data), "calibration", labelled=True)
     torch.manual_seed(0)
     model = create(f"optin:{name}", classes=10)
-    train(model, pixels(images), torch.tensor(images.labels), epochs, folder / "training.safetensors")
+    train_cnn(model, pixels(images), torch.tensor(images.labels), epochs, folder / "training.safetensors")
     save_other(model, folder)
     processor().save_pretrained(folder)
     test = load_images(SPEC, Task("fashion-mnist", data), "evaluation", labelled=True)
@@ -74,48 +69,15 @@ def pixels(images: Images) -> Tensor:
     return (torch.tensor(grey).unsqueeze(1) / 255 - MEAN) / DEVIATION
 
 
-def train(model: nn.Module, inputs: Tensor, labels: Tensor, epochs: int, checkpoint: Path) -> None:
-    """Stochastic gradient descent with one cycle of the learning rate, in bfloat16 where it is faster."""
-    steps = math.ceil(len(inputs) / BATCH)
+def train_cnn(model: nn.Module, inputs: Tensor, labels: Tensor, epochs: int, checkpoint: Path) -> None:
+    """Stochastic gradient descent in bfloat16."""
+
+    def loss(chosen: Tensor, generator: torch.Generator) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return nn.functional.cross_entropy(model(moved(inputs[chosen], generator)), labels[chosen])
+
     optimiser = torch.optim.SGD(model.parameters(), HIGHEST_RATE, momentum=0.9, weight_decay=DECAY, nesterov=True)
-    for epoch in range(resumed(model, optimiser, checkpoint), epochs):
-        generator = torch.Generator().manual_seed(epoch)
-        order, total = torch.randperm(len(inputs), generator=generator), 0.0
-        model.train()
-        for step in progress(range(steps), description=f"epoch {epoch + 1}", console=Console(stderr=True)):
-            for group in optimiser.param_groups:
-                group["lr"] = HIGHEST_RATE * one_cycle((epoch * steps + step) / (epochs * steps))
-            chosen = order[step * BATCH : (step + 1) * BATCH]
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = nn.functional.cross_entropy(model(moved(inputs[chosen], generator)), labels[chosen])
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            total += float(loss.detach()) / steps
-        model.eval()
-        momentum = {
-            f"momentum.{name}": optimiser.state[parameter]["momentum_buffer"]
-            for name, parameter in model.named_parameters()
-        }
-        weights = {f"model.{name}": value for name, value in model.state_dict().items()}
-        save_file({**weights, **momentum}, checkpoint, {"epochs": str(epoch + 1)})
-        print(f"epoch {epoch + 1} of {epochs}: loss {total:.4f}", flush=True)
-
-
-def resumed(model: nn.Module, optimiser: torch.optim.Optimizer, checkpoint: Path) -> int:
-    """The number of epochs that a checkpoint has behind it, which is put into the model and its optimiser."""
-    if not checkpoint.exists():
-        return 0
-    with safe_open(checkpoint, "pt") as file:
-        model.load_state_dict({name: file.get_tensor(f"model.{name}") for name in model.state_dict()})
-        for name, parameter in model.named_parameters():
-            optimiser.state[parameter]["momentum_buffer"] = file.get_tensor(f"momentum.{name}")
-        return int(file.metadata()["epochs"])
-
-
-def one_cycle(done: float) -> float:
-    """The share of the highest learning rate: up over the first steps, then down to nothing."""
-    return done / RISE if done < RISE else (1 + math.cos(math.pi * (done - RISE) / (1 - RISE))) / 2
+    train(model, optimiser, loss, len(inputs), epochs, checkpoint)
 
 
 def moved(batch: Tensor, generator: torch.Generator) -> Tensor:

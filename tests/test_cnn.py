@@ -21,17 +21,19 @@ from optin.arch import describe
 from optin.arch.inputs import example_inputs, image_input
 from optin.batches import Batches
 from optin.compensation import compensate
-from optin.criteria.exact import exact_parts
+from optin.criteria.exact import Reference, exact_parts
 from optin.criteria.scoring import Scoring
 from optin.errors import ArchitectureError, CheckpointError, InputError
 from optin.gating import gated, masks
 from optin.other_models import create, save_other
 from optin.pipeline import costs
 from optin.plans import Cost, Plan
+from optin.probe import read_final, states
 from optin.recipe import Recipe
+from optin.replay import recorded_blocks
 from optin.surgery import shrink
 from optin.tasks import load_model, load_processor
-from optin.trajectory import answers
+from optin.trajectory import answers, manifold_loss, output_loss
 from tests.networks import shaken
 
 CPU = torch.device("cpu")
@@ -351,6 +353,30 @@ def test_segmentation_networks_through_the_whole_job(family):
 
     cut = optin.apply(model, plan).model
     assert distance(optin.apply(model, plan, calibration, recipe=recipe).model) < distance(cut)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("family", ["Segformer", "Mask2Former"])
+def test_exact_scores_of_heads_and_neurons_equal_removals(family):
+    """In stages with fewer keys than queries, sampled attention, and queries whose states have the examples second."""
+    model = of_transformers(family)
+    batch, space = {"pixel_values": torch.randn(3, 3, 64, 64)}, describe(model)
+    options = RECIPE.trajectory
+    for group in (group for group in space.groups if group.kind != "channel"):
+        parts = Reference.of(model, space, batch, options, 0).losses(group, [0, group.size - 1])
+        for place, unit in enumerate((0, group.size - 1)):
+            mask = torch.ones(group.size)
+            mask[unit] = 0
+            blocks: list = []
+            reference = Reference.of(model, space, batch, options, 0)
+            with gated(model, space, {group.name: mask}), recorded_blocks(model, space.blocks, blocks):
+                result = model(**batch)
+            after = list(zip(states(space, blocks), reference.maps, strict=True))[group.layer :]
+            manifold = sum(float(manifold_loss(reference.positions.manifold(state), phi)) for state, phi in after)
+            output = read_final(model, result, reference.positions, options)
+            final = float(output_loss(output, reference.output, options.temperature))
+            assert float(parts[0][place]) == pytest.approx(manifold, rel=1e-3, abs=1e-8)
+            assert float(parts[1][place]) == pytest.approx(final, rel=1e-3, abs=1e-8)
 
 
 def some_of(model: nn.Module) -> Plan:

@@ -202,7 +202,12 @@ def test_elimination_costs_what_the_best_refit_leaves(block):
     root = torch.randn(5, 5, dtype=torch.float64, generator=generator)
     ones = torch.cat([x, torch.ones(200, 1, dtype=torch.float64)], 1)
     second = ones.mT @ ones / 200
-    order, steps = eliminate([Reader.of(weight, second, root.mT @ root, block)])
+    reader = Reader.of(weight, second, root.mT @ root, block)
+    for unit, alone in enumerate(reader.alone):
+        own = slice(unit * block, (unit + 1) * block)
+        lost = (x[:, own] @ weight[:, own].mT @ root.mT).square().sum(1).mean()
+        assert float(alone) == pytest.approx(float(lost))
+    order, steps = eliminate([reader], torch.ones(12 // block))
     assert sorted(order.tolist()) == list(range(12 // block))
     for removed in range(1, 12 // block):
         gone = [unit * block + i for unit in order[:removed].tolist() for i in range(block)]
@@ -221,7 +226,8 @@ def test_heads_leave_in_greedy_order():
     ones = torch.cat([x, torch.ones(300, 1, dtype=torch.float64)], 1)
     weight = torch.randn(3, 8, dtype=torch.float64, generator=generator)
     second = ones.mT @ ones / 300
-    order, steps = eliminate([Reader.of(weight, second, torch.eye(3, dtype=torch.float64), 2)])
+    readers = [Reader.of(weight, second, torch.eye(3, dtype=torch.float64), 2)]
+    order, steps = eliminate(readers, torch.ones(4))
     alone = []
     for unit in range(4):
         stay = [i for i in range(9) if i // 2 != unit or i == 8]
@@ -229,6 +235,17 @@ def test_heads_leave_in_greedy_order():
         alone.append(float((x @ weight.mT - ones[:, stay] @ fit).square().sum(1).mean()))
     assert int(order[0]) == alone.index(min(alone))
     assert float(steps[0]) == pytest.approx(min(alone))
+
+
+def test_coupled_units_stay_longer():
+    """Without refit and with all of the coupling, a unit that goes first costs what the sketch says of it."""
+    generator = torch.Generator().manual_seed(0)
+    second = torch.diag(torch.rand(9, dtype=torch.float64, generator=generator) + 0.1)  # nothing makes up for another
+    weight = torch.randn(3, 8, dtype=torch.float64, generator=generator)
+    reader = Reader.of(weight, second, torch.eye(3, dtype=torch.float64), 1)
+    seen = torch.rand(8, dtype=torch.float64, generator=generator)
+    order, steps = eliminate([reader], seen / reader.alone)
+    torch.testing.assert_close(steps, seen[order])
 
 
 @pytest.mark.parametrize("criterion", ["compensated", "sketch", "magnitude", "random"])

@@ -13,7 +13,7 @@ import optin
 from optin import cli
 from optin.errors import InputError
 from optin.recipe import Task
-from optin.runs import Placement, run_evaluate
+from optin.runs import Placement, run_draw, run_evaluate
 from optin.tasks import load_scenes, segmentation, task_spec
 from optin.tasks.metrics import intersections
 from tests.test_cnn import of_transformers
@@ -125,6 +125,18 @@ def test_a_perfect_painter_is_perfect(pairs):
     assert figures["miou"] > 0.99 and figures["kl"] == pytest.approx(0, abs=1e-6) and figures["skipped"] == 1
 
 
+@pytest.mark.parametrize(("size", "tile", "starts"), [(64, 64, [0]), (72, 64, [0, 8]), (200, 64, [0, 45, 91, 136])])
+def test_tiles_cover_and_overlap(size, tile, starts):
+    assert segmentation._starts(size, tile) == starts
+
+
+def test_tiles_change_nothing_for_a_network_that_looks_at_single_pixels(pairs):
+    whole = segmentation.evaluate(Painter(), processor(), scenes(pairs))
+    tiles = segmentation.evaluate(Painter(), processor(), scenes(pairs), reference=Painter(), tile=40)
+    assert tiles.pop("kl") == pytest.approx(0, abs=1e-6)
+    assert tiles == pytest.approx(whole)
+
+
 def test_masks_that_do_not_fit_are_refused(pairs):
     save(np.zeros((10, 10)), pairs, "val", "masks", "0.png")
     with pytest.raises(InputError, match="72 x 64 pixels and its mask 10 x 10"):
@@ -151,3 +163,6 @@ def test_the_job_from_a_folder(family, pairs, tmp_path, monkeypatch, capsys):
     recipe = optin.Recipe().override(task__name="semantic-segmentation", task__data=str(pairs))
     figures = run_evaluate(str(small), recipe, Placement())
     assert figures["miou"] == pytest.approx(report["quality"]["pruned"]["miou"])
+    drawn = run_draw(small, recipe, tmp_path / "pictures", 2, str(source))
+    sizes = [Image.open(path).size for path in drawn.values() if path.endswith(".png")]
+    assert len(drawn) == 3 and all(width > 1400 for width, _ in sizes)

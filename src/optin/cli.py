@@ -263,16 +263,17 @@ def draw(
     model: Annotated[Path, typer.Argument(help="Folder of a pruned network.")],
     out: Annotated[Path | None, typer.Option(help="Folder for the pictures; the network's own if not given.")] = None,
     task: Annotated[str, typer.Option(help="Task of the images.")] = "image-classification",
-    data: Annotated[str | None, typer.Option(help="Images to show merged tokens on.")] = None,
+    data: Annotated[str | None, typer.Option(help="Images to show merged tokens on, or scenes to segment.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Images to draw.")] = 4,
+    reference: Annotated[str | None, typer.Option(help="The dense network, to segment the same scenes.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Draw which units stayed and, for images, which tokens merge (needs optin[pictures])."""
+    """Draw which units stayed and, for images, which tokens merge or what was segmented (needs optin[pictures])."""
     from . import runs, tables
 
     recipe = Recipe().override(task__name=task, task__data=data)
-    _print(runs.run_draw(model, recipe, out or model, count), tables.entries, as_json, quiet)
+    _print(runs.run_draw(model, recipe, out or model, count, reference), tables.entries, as_json, quiet)
 
 
 @app.command()

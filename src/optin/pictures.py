@@ -1,7 +1,8 @@
-"""Pictures of a pruned network: which units stayed, layer by layer, and which tokens merge in an image."""
+"""Pictures of a pruned network: which units stayed, which tokens merge in an image, how scenes are segmented."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,21 @@ from .errors import DependencyError, InputError
 from .merging import merging_of
 from .modules import device_of, inference_mode_of
 from .plans import Plan
-from .tasks import load_model, load_processor
+from .tasks import Scenes, load_model, load_processor
+from .tasks.segmentation import IGNORED, segment
 from .tasks.vision import encode
 
 CELLS = 96  # columns that a layer's neurons are gathered into
 
 
-def draw(folder: str | Path, out: str | Path, images: Any = None, count: int = 4) -> list[Path]:
-    """Draw a pruned checkpoint: kept.svg, and where tokens merge tokens-N.png for the first images.
+def draw(
+    folder: str | Path, out: str | Path, images: Any = None, count: int = 4, reference: nn.Module | None = None
+) -> list[Path]:
+    """Draw a pruned checkpoint: kept.svg, and for the first images tokens-N.png or scene-N.png.
 
     Args:
-        images: `optin.tasks.Images`, to show merged tokens on.
+        images: `optin.tasks.Images`, to show merged tokens on, or `optin.tasks.Scenes`, to segment.
+        reference: the dense network, to segment the same scenes.
 
     Raises:
         InputError: no such checkpoint.
@@ -37,7 +42,16 @@ def draw(folder: str | Path, out: str | Path, images: Any = None, count: int = 4
     plan = Plan.from_dict(manifest(source))
     target.mkdir(parents=True, exist_ok=True)
     written = [draw_units(plan, target / "kept.svg")]
-    if images is not None and plan.tokens:
+    if isinstance(images, Scenes):
+        model, processor = load_model(str(source), "image-segmentation"), load_processor(str(source))
+        for index in range(min(count, len(images))):
+            image = images.read(index)
+            found = {"truth": torch.as_tensor(images.mask(index))} if images.mask else {}
+            if reference is not None:
+                found["dense"] = segment(reference, processor, image)
+            found["pruned"] = segment(model, processor, image)
+            written.append(draw_scene(image, found, images.classes, target / f"scene-{index}.png"))
+    elif images is not None and plan.tokens:
         model, processor = load_model(str(source)), load_processor(str(source))
         for index in range(min(count, len(images))):
             batch, _ = encode(processor, images, [index], image_input(model) or "")
@@ -106,6 +120,39 @@ def draw_tokens(image: Any, groups: Tensor, path: Path) -> Path:
         axis.imshow(picture)
         axis.set_title(title, fontsize=10)
         axis.axis("off")
+    figure.savefig(path)
+    pyplot.close(figure)
+    return path
+
+
+def draw_scene(image: Any, found: Mapping[str, Tensor], names: Sequence[str], path: Path) -> Path:
+    """An image and its segmentations side by side; last, where the dense and the pruned network differ.
+
+    Args:
+        image: `PIL.Image` in RGB.
+        found: the class of every pixel by title ("truth", "dense", "pruned"), shape (height, width).
+        names: of the classes, for the legend.
+    """
+    pyplot = _pyplot()
+    palette = pyplot.get_cmap("tab20")
+    pictures: dict[str, Any] = {"image": np.asarray(image)}
+    for title, classes in found.items():
+        pictures[title] = palette(classes.numpy() % 20)[..., :3]
+        pictures[title][classes.numpy() == IGNORED] = 0
+    if {"dense", "pruned"} <= found.keys():
+        apart = found["dense"] != found["pruned"]
+        pictures[f"difference: {100 * float(apart.float().mean()):.1f} %"] = palette(found["pruned"].numpy() % 20)[
+            ..., :3
+        ] * apart.numpy()[..., None]
+    figure, axes = pyplot.subplots(1, len(pictures), figsize=(3 * len(pictures), 3.6), layout="constrained")
+    for axis, (title, picture) in zip(axes, pictures.items(), strict=True):
+        axis.imshow(picture, interpolation="nearest")
+        axis.set_title(title, fontsize=10)
+        axis.axis("off")
+    present = sorted({int(value) for classes in found.values() for value in classes.unique()} - {IGNORED})
+    labels = [names[index] if index < len(names) else str(index) for index in present]
+    patches = [pyplot.Rectangle((0, 0), 1, 1, color=palette(index % 20)) for index in present]
+    figure.legend(patches, labels, loc="outside lower center", ncols=8, fontsize=8, frameon=False)
     figure.savefig(path)
     pyplot.close(figure)
     return path

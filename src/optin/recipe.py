@@ -34,6 +34,8 @@ class Trajectory:
         rows: K, the token rows that each Gram matrix compares.
         temperature: tau, divides the logits.
         balance: lambda, the weight of the manifold part against the output part (both at equal mean).
+        coupling: exponent of what a unit's trajectory says beyond the means that its cost under compensation is
+            made of; 0 leaves it out.
         draws: random projections of the sketch, at least one a micro-batch.
         stack: units that `exact` evaluates in one forward.
         pooling: how a bare encoder's output is read: mean over tokens, the first token, or its own pooler.
@@ -42,6 +44,7 @@ class Trajectory:
     rows: int = 64
     temperature: float = 4.0
     balance: float = 1.0
+    coupling: float = 0.0
     draws: int = 128
     stack: int = 32
     pooling: str = "mean"
@@ -50,6 +53,7 @@ class Trajectory:
         _require("trajectory.rows", self.rows, self.rows >= 2, "at least 2")
         _require("trajectory.temperature", self.temperature, self.temperature > 0, "above 0")
         _require("trajectory.balance", self.balance, self.balance >= 0, "0 or more")
+        _require("trajectory.coupling", self.coupling, 0 <= self.coupling <= 1, "between 0 and 1")
         _require("trajectory.draws", self.draws, self.draws >= 1, "at least 1")
         _require("trajectory.stack", self.stack, self.stack >= 1, "at least 1")
         _require("trajectory.pooling", self.pooling, self.pooling in POOLINGS, "'mean', 'first' or 'pooler'")
@@ -157,6 +161,7 @@ class Task:
         data: file or folder; empty takes the task's data set from the hub.
         text, text_pair, label: column names of the file.
         calibration_split, evaluation_split: names of the parts of the data.
+        tile: pixels of the sides of the squares that larger scenes are cut into when they are evaluated.
     """
 
     name: str = "text-classification"
@@ -166,6 +171,10 @@ class Task:
     label: str | None = None
     calibration_split: str | None = None
     evaluation_split: str | None = None
+    tile: int | None = None
+
+    def __post_init__(self) -> None:
+        _require("task.tile", self.tile, self.tile is None or self.tile >= 16, "at least 16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,13 +270,13 @@ class Recipe:
         return cls.from_dict(_merge(start.to_dict(), data))
 
 
-BETA = Recipe(trajectory=Trajectory(balance=0.1), refit=Refit(floor=1.0, folds=2))
+BETA = Recipe(trajectory=Trajectory(balance=0.1, coupling=0.5), refit=Refit(floor=1.0, folds=2))
 PRESETS: Mapping[str, Recipe] = types.MappingProxyType(
     {
         "default": Recipe(),
-        # Vision transformers: heads and neurons alone, or tokens too.
+        # Vision transformers: heads and neurons alone, or tokens too (where coupling made no difference).
         "beta": BETA,
-        "tau": dataclasses.replace(BETA, tokens=Tokens(merge="search")),
+        "tau": dataclasses.replace(BETA, trajectory=Trajectory(balance=0.1), tokens=Tokens(merge="search")),
         # The paper's recipe: one masked forward per unit on one batch of 32, global ranking, masks only.
         "paper": Recipe(
             criterion="exact",

@@ -177,12 +177,13 @@ def run_finetune(
     return finetune(model, processor, parts[0], parts[1], out, training, seed=recipe.seed, teacher=followed)
 
 
-def run_draw(folder: Path, recipe: Recipe, out: Path, count: int) -> dict[str, Any]:
-    """`optin draw`: pictures of a pruned network; of merged tokens if there is data."""
-    images = None
+def run_draw(folder: Path, recipe: Recipe, out: Path, count: int, reference: str | None = None) -> dict[str, Any]:
+    """`optin draw`: pictures of a pruned network; of merged tokens or segmented scenes if there is data."""
+    images, spec = None, task_spec(recipe.task.name)
     if recipe.task.data is not None:
-        images = load_images(task_spec(recipe.task.name), recipe.task, "evaluation", labelled=False)
-    return {f"picture {index}": str(path) for index, path in enumerate(draw(folder, out, images, count), 1)}
+        images = _load(spec, recipe, "evaluation", labelled=False)
+    dense = None if reference is None else load_model(reference, spec.kind)
+    return {f"picture {index}": str(path) for index, path in enumerate(draw(folder, out, images, count, dense), 1)}
 
 
 def model_of(recipe: Recipe) -> str:
@@ -224,7 +225,8 @@ def _measure(
 ) -> dict[str, float]:
     spec, options = task_spec(recipe.task.name), recipe.calibration
     if spec.of_scenes:
-        return segmentation.evaluate(model, preprocessor, examples, reference=reference, track=track)
+        tile = recipe.task.tile
+        return segmentation.evaluate(model, preprocessor, examples, reference=reference, tile=tile, track=track)
     handler: Any = vision if spec.of_images else text
     limits = {} if spec.of_images else {"max_length": options.max_length}
     figures: dict[str, float] = handler.evaluate(

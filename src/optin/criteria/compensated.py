@@ -7,6 +7,11 @@ output, removing the columns S costs
 
 Units go greedily; W and C^-1 follow by the block formula, so that each cost is that of a network already
 refitted without the units gone before.
+
+G and C are means, as if what a unit reads and what the trajectory is sensitive to did not vary together. How far
+they do is known of each unit alone, from its trajectory I(u), and a part kappa of it is taken into its cost:
+
+    cost'(u) = cost(u) * ( I(u) / tr( W_u^T G W_u C_uu ) )^kappa
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ from ..scores import Curve
 from ..statistics import Moments, ridged
 from ..units import Gate, UnitGroup, UnitSpace
 from .scoring import Scoring
-from .sketch import UnitTotals, part_scales
+from .sketch import UnitTotals, balanced, part_scales
 
 CHUNK = 16  # neurons that leave between two updates of C^-1; of channels this part of those left
 
@@ -80,15 +85,23 @@ class Sensitivities:
 
     def curve(self, model: nn.Module, group: UnitGroup) -> Curve:
         """The removal curve of one group, in the currency of the balanced trajectory."""
-        order, steps = eliminate([self._reader(model, gate) for gate in group.gates], group.kind == "channel")
+        readers = [self._reader(model, gate) for gate in group.gates]
+        order, steps = eliminate(readers, self._coupling(group, readers), group.kind == "channel")
         return Curve(order.cpu(), torch.cat([steps.new_zeros(1), steps.cumsum(0)]).cpu())
+
+    def _coupling(self, group: UnitGroup, readers: Sequence[Reader]) -> Tensor:
+        """What multiplies the cost of each unit; 1 for units that nothing reads."""
+        options = self.recipe.trajectory
+        alone = torch.stack([reader.alone for reader in readers]).sum(0)
+        seen = balanced(self.units.mean, options.balance)[group.name].to(alone)
+        known = (alone > 0) & (seen > 0)
+        return torch.where(known, seen / alone, 1.0) ** options.coupling
 
     def _reader(self, model: nn.Module, gate: Gate) -> Reader:
         module, name = model.get_submodule(gate.module), gate.module
         sensitivity = sum(self.scales[part] * self.gradients[part][name] for part in PARTS) / self.units.draws
-        second = ridged(self.moments[name].second, self.recipe.refit.ridge)
-        block = features_per_unit(module, gate)
-        return Reader.of(matrix(module).double(), second, torch.as_tensor(sensitivity), block)
+        weight, second, block = matrix(module).double(), self.moments[name].second, features_per_unit(module, gate)
+        return Reader.of(weight, second, torch.as_tensor(sensitivity), block, self.recipe.refit.ridge)
 
 
 @dataclass
@@ -99,11 +112,13 @@ class Reader:
         root: shape (out, features + 1): G^(1/2) W, zero for the constant.
         inverse: C^-1, ridge included, the constant last (it never leaves).
         block: features per unit.
+        alone: shape (unit,): tr(W_u^T G W_u C_uu), what each unit costs if it goes first and nothing makes up for it.
     """
 
     root: Float[Tensor, "out features+1"]
     inverse: Float[Tensor, "features+1 features+1"]
     block: int
+    alone: Float[Tensor, " unit"]
 
     @classmethod
     def of(
@@ -112,11 +127,15 @@ class Reader:
         second: Float[Tensor, "features+1 features+1"],
         sensitivity: Float[Tensor, "out out"],
         block: int,
+        ridge: float = 0.0,
     ) -> Reader:
-        """From W, C and G; float64."""
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(second))
+        """From W, C, to which the ridge is added, and G; float64."""
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(ridged(second, ridge)))
         root = _square_root(sensitivity) @ weight
-        return cls(torch.cat([root, root.new_zeros(len(root), 1)], 1), inverse, block)
+        own = torch.arange(weight.shape[1], device=weight.device).view(-1, block)
+        read = torch.einsum("oub,ubc->ouc", root[:, own], second[own[:, :, None], own[:, None, :]])
+        alone = (read * root[:, own]).sum((0, 2))
+        return cls(torch.cat([root, root.new_zeros(len(root), 1)], 1), inverse, block, alone)
 
     def costs(self) -> Float[Tensor, " unit"]:
         """cost({u}) of every unit still there."""
@@ -138,20 +157,22 @@ class Reader:
         return cost
 
 
-def eliminate(readers: Sequence[Reader], channels: bool = False) -> tuple[Tensor, Tensor]:
+def eliminate(
+    readers: Sequence[Reader], coupling: Float[Tensor, " unit"], channels: bool = False
+) -> tuple[Tensor, Tensor]:
     """Greedy order of removal of units, and the cost of each step, summed over all that read them.
 
-    Heads go one by one, neurons in chunks, `channels` (which are many and read in patches) by a share of the rest.
+    Each unit's cost is multiplied by its `coupling`. Heads go one by one, neurons in chunks, `channels` (which are many and read in patches) by a share of the rest.
     """
     block = max(reader.block for reader in readers)
     units = torch.arange((readers[0].inverse.shape[0] - 1) // readers[0].block, device=readers[0].root.device)
     order, steps = [], []
     while len(units):
-        cost = torch.stack([reader.costs() for reader in readers]).sum(0)
+        cost = coupling[units] * torch.stack([reader.costs() for reader in readers]).sum(0)
         chunk = CHUNK if block == 1 else max(1, len(units) // CHUNK) if channels else 1
         chosen = torch.argsort(cost, stable=True)[: min(chunk, len(units))]
         order.append(units[chosen])
-        steps.append(torch.stack([reader.remove(chosen) for reader in readers]).sum(0))
+        steps.append(coupling[units[chosen]] * torch.stack([reader.remove(chosen) for reader in readers]).sum(0))
         remain = torch.ones(len(units), dtype=torch.bool, device=units.device)
         remain[chosen] = False
         units = units[remain]

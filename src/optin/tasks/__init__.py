@@ -8,13 +8,14 @@ from . import segmentation, text, vision
 from .data import Examples, load_examples
 from .images import Images, load_images
 from .loading import load_model, load_processor, load_tokenizer
-from .segmentation import load_scenes
+from .segmentation import Scenes, load_scenes
 from .specs import TASKS, TaskSpec, task_spec
 
 __all__ = [
     "TASKS",
     "Examples",
     "Images",
+    "Scenes",
     "TaskSpec",
     "load_examples",
     "load_images",

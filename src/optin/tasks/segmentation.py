@@ -89,11 +89,15 @@ def evaluate(
     scenes: Scenes,
     *,
     reference: nn.Module | None = None,
+    tile: int | None = None,
     track: Track = silent,
 ) -> dict[str, float]:
     """Mean IoU over the classes that occur, IoU of each, pixel accuracy; with a reference the KL of its outputs.
 
     Outputs are scaled to the size of the mask. Scenes that cannot be read are left out and counted ("skipped").
+
+    Args:
+        tile: pixels of the sides of the squares that larger scenes are cut into; takes less memory.
 
     Raises:
         InputError: masks missing, of another size than their images, or with classes that the model does not know.
@@ -101,7 +105,7 @@ def evaluate(
     if scenes.mask is None:
         raise InputError("evaluation needs masks: put them into a folder masks beside images.")
     confusion: Tensor | None = None
-    kl, skipped, name = 0.0, 0, image_input(model) or ""
+    kl, skipped = 0.0, 0
     for index in track(range(len(scenes)), "evaluate", len(scenes)):
         try:
             image, mask = scenes.read(index), torch.as_tensor(scenes.mask(index))
@@ -113,17 +117,16 @@ def evaluate(
                 f"scene {index + 1} has {image.width} x {image.height} pixels and its mask "
                 f"{mask.shape[1]} x {mask.shape[0]}: they do not belong together."
             )
-        inputs = {name: processor(images=[image], return_tensors="pt")["pixel_values"]}
-        logits = _scores(model, inputs)
+        logits = _scores(model, processor, image, tile)
         classes = logits.shape[1]
         if _highest(mask) >= classes:
             raise InputError(f"scene {index + 1} has class {_highest(mask)} and the model {classes} classes.")
-        full = F.interpolate(logits, mask.shape, mode="bilinear", align_corners=False)[0]
-        found = intersections(full.argmax(0), mask, classes, IGNORED)
+        found = intersections(_scaled(logits, *mask.shape).argmax(1)[0], mask, classes, IGNORED)
         confusion = found if confusion is None else confusion + found
         if reference is not None:
             step = max(1, round((logits[0, 0].numel() / PIXELS) ** 0.5))
-            rows = [x[0, :, ::step, ::step].flatten(1).T for x in (_scores(reference, inputs), logits)]
+            both = (_scores(reference, processor, image, tile), logits)
+            rows = [x[0, :, ::step, ::step].flatten(1).T for x in both]
             kl += float(divergence(*rows))
     if confusion is None:
         raise InputError(f"none of the {len(scenes)} scenes can be read.")
@@ -145,11 +148,42 @@ def _figures(confusion: Tensor, names: Sequence[str]) -> dict[str, float]:
     }
 
 
+def segment(model: nn.Module, processor: Any, image: Any) -> Tensor:
+    """The class of every pixel of an image, shape (height, width)."""
+    return _scaled(_scores(model, processor, image), image.height, image.width).argmax(1)[0]
+
+
 @torch.inference_mode()
-def _scores(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    """Shape (1, class, height, width)."""
-    with inference_mode_of(model):
-        return answers(model(**to_device(inputs, device_of(model)))).float().cpu()
+def _scores(model: nn.Module, processor: Any, image: Any, tile: int | None = None) -> Tensor:
+    """Shape (1, class, height, width): as the network gives them, or of all pixels where the image is cut."""
+    if tile is None or max(image.size) <= tile:
+        pixels = processor(images=[image], return_tensors="pt")["pixel_values"]
+        with inference_mode_of(model):
+            inputs = to_device({image_input(model) or "": pixels}, device_of(model))
+            return answers(model(**inputs)).float().cpu()
+    total, count = torch.zeros(()), torch.zeros(1, 1, image.height, image.width)
+    for top in _starts(image.height, tile):
+        for left in _starts(image.width, tile):
+            part = image.crop((left, top, min(left + tile, image.width), min(top + tile, image.height)))
+            found = _scaled(_scores(model, processor, part), part.height, part.width)
+            if not total.dim():
+                total = found.new_zeros(1, found.shape[1], image.height, image.width)
+            place = (..., slice(top, top + part.height), slice(left, left + part.width))
+            total[place] += found.log_softmax(1)
+            count[place] += 1
+    return total / count
+
+
+def _starts(size: int, tile: int) -> list[int]:
+    """Where tiles begin that cover `size` pixels and overlap evenly, by a quarter at least."""
+    if size <= tile:
+        return [0]
+    count = -(-(size - tile) // max(1, tile * 3 // 4)) + 1
+    return [round(index * (size - tile) / (count - 1)) for index in range(count)]
+
+
+def _scaled(scores: Tensor, height: int, width: int) -> Tensor:
+    return F.interpolate(scores, (height, width), mode="bilinear", align_corners=False)
 
 
 def _highest(mask: Tensor) -> int:
