@@ -1,11 +1,11 @@
-"""Rows of a table of image networks: every recipe, budget and seed, measured on the same test images."""
+"""Rows of a table of image networks: every recipe, budget and seed, measured on the same test images or scenes."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from dinov2 import SPEC, held_out
@@ -20,7 +20,7 @@ from optin.batches import Batches
 from optin.compensation import compensate, sensitivities
 from optin.recipe import Recipe, Task
 from optin.store import Store
-from optin.tasks import load_images, load_model, load_processor
+from optin.tasks import Images, load_images, load_model, load_processor
 from optin.tasks.metrics import divergence, measure
 from optin.tasks.vision import calibration_batches, encode
 from optin.trajectory import answers
@@ -29,17 +29,39 @@ Rows = dict[str, tuple[Recipe, tuple[int, ...]]]  # by name, with the budgets in
 REESTIMATED = "batch norm anew"  # ends the names of rows whose batch norms take their statistics again
 
 
-class Setting:
-    """The dense network, its data, and its answers to the test images."""
+class Measured(Protocol):
+    """A dense network and how those made from it are calibrated and measured.
 
-    def __init__(self, folder: Path, data: str) -> None:
-        self.model, self.processor = load_model(str(folder)), load_processor(str(folder))
-        self.train = load_images(SPEC, Task("fashion-mnist", data), "calibration", labelled=True)
-        images, name = held_out(data), image_input(self.model) or ""
-        self.labels = torch.tensor(images.labels)
-        starts = range(0, len(images), 64)
-        self.tests = [encode(self.processor, images, range(s, min(s + 64, len(images))), name)[0] for s in starts]
-        self.dense = self.answers(self.model)
+    Attributes:
+        quality: of the dense network, by the names under which it is stored.
+    """
+
+    model: Any
+    quality: dict[str, float]
+
+    def calibration(self, recipe: Recipe) -> list[dict[str, torch.Tensor]]:
+        """The draw of one seed."""
+
+    def measure(self, model: Any) -> dict[str, float]:
+        """Figures of a network, among them the KL of its outputs to the dense ones."""
+
+
+class Setting:
+    """A classifier, images without labels to calibrate on, its answers to the test images, and their labels."""
+
+    def __init__(self, model: Any, processor: Any, train: Images, test: Images) -> None:
+        self.model, self.processor, self.train = model, processor, train
+        name, starts = image_input(model) or "", range(0, len(test), 64)
+        self.labels = torch.tensor(test.labels)
+        self.tests = [encode(processor, test, range(s, min(s + 64, len(test))), name)[0] for s in starts]
+        self.dense = self.answers(model)
+        self.quality = {"dense_accuracy": float((self.dense.argmax(-1) == self.labels).float().mean())}
+
+    @classmethod
+    def of_fashion(cls, folder: Path, data: str) -> Setting:
+        """A network in a folder, on Fashion-MNIST."""
+        train = load_images(SPEC, Task("fashion-mnist", data), "calibration", labelled=True)
+        return cls(load_model(str(folder)), load_processor(str(folder)), train, held_out(data))
 
     def calibration(self, recipe: Recipe) -> list[dict[str, torch.Tensor]]:
         """The draw of one seed, from the training images."""
@@ -55,14 +77,9 @@ class Setting:
         logits = self.answers(model)
         return measure(("accuracy",), logits, self.labels, 10) | {"kl": float(divergence(self.dense, logits))}
 
-    @property
-    def accuracy(self) -> float:
-        """Of the dense network."""
-        return float((self.dense.argmax(-1) == self.labels).float().mean())
-
 
 def measure_rows(
-    setting: Setting, rows: Rows, fixed: set[str], found: dict[str, Any], seeds: list[int], store: Any
+    setting: Measured, rows: Rows, fixed: set[str], found: dict[str, Any], seeds: list[int], store: Any
 ) -> dict[str, Any]:
     """Every row at every budget; what is in `found` already is not measured again.
 
@@ -110,14 +127,14 @@ def measure_rows(
                     **setting.measure(small),
                 }
             )
-            store({"dense_accuracy": setting.accuracy, "figures": figures})
-    return {"dense_accuracy": setting.accuracy, "figures": figures}
+            store({**setting.quality, "figures": figures})
+    return {**setting.quality, "figures": figures}
 
 
 class Weights:
     """The refit of many networks made from one: token sensitivities are drawn once a seed."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Measured) -> None:
         self.model, self.space = setting.model, describe(setting.model)
         self.stores: dict[int, tuple[Store, Any]] = {}
 
@@ -148,19 +165,23 @@ def reestimate(model: torch.nn.Module, batches: list[torch.Tensor]) -> None:
         norm.eval()
 
 
-def quality_table(found: dict[str, Any], budgets: tuple[int, ...]) -> list[str]:
-    """Accuracy and KL of every row at every budget, in Markdown."""
+def quality_table(found: dict[str, Any], budgets: tuple[int, ...], tests: str, metric: str = "accuracy") -> list[str]:
+    """A metric and the KL of every row at every budget, in Markdown.
+
+    Args:
+        tests: how many images of which kind they were measured on.
+    """
     figures, rows = found["figures"], []
     for name in dict.fromkeys(figure["row"] for figure in figures):
         cells = [name]
         for budget in budgets:
             here = [f for f in figures if (f["row"], f["budget"]) == (name, budget)]
-            accuracy, kl = ([f[key] for f in here] for key in ("accuracy", "kl"))
-            cells.append(f"{100 * statistics.mean(accuracy):.1f}, {statistics.mean(kl):.4f}" if here else "")
+            values, kl = ([f[key] for f in here] for key in (metric, "kl"))
+            cells.append(f"{100 * statistics.mean(values):.1f}, {statistics.mean(kl):.4f}" if here else "")
         rows.append([*cells, str(len({f["seed"] for f in figures if f["row"] == name}))])
     return [
-        f"Dense accuracy {100 * found['dense_accuracy']:.1f} % on 2,000 test images. Accuracy in %, then KL of "
-        "the outputs to the dense ones; means over the seeds.",
+        f"Dense {metric} {100 * found[f'dense_{metric}']:.1f} % on {tests}. In the table it comes in %, then the KL "
+        "of the outputs to the dense ones; means over the seeds.",
         "",
         *table(["", *(f"{budget} % MACs" for budget in budgets), "seeds"], rows),
     ]

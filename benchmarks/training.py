@@ -64,7 +64,7 @@ def resumed(model: nn.Module, optimiser: torch.optim.Optimizer, checkpoint: Path
     parameters = dict(model.named_parameters())
     with safe_open(checkpoint, "pt") as file:
         model.load_state_dict({name: file.get_tensor(f"model.{name}") for name in model.state_dict()})
-        for entry in (entry for entry in file.keys() if entry.startswith("state.")):
+        for entry in set(file.keys()) - {f"model.{name}" for name in model.state_dict()}:
             _, key, name = entry.split(".", 2)
             optimiser.state[parameters[name]][key] = file.get_tensor(entry)
         return int(file.metadata()["epochs"])

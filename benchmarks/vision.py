@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from dinov2 import DATA, SIDE, classifier
+from dinov2 import DATA, HELD_OUT, SIDE, classifier
 from image_tables import Rows, Setting, measure_rows, quality_table
 from measuring import Stored, forward_seconds
 from text_tables import table
@@ -137,7 +137,7 @@ def render(results: dict[str, Any]) -> str:
     """The tables in Markdown."""
     lines: list[str] = []
     if found := results.get("quality"):
-        lines += quality_table(found, BUDGETS)
+        lines += quality_table(found, BUDGETS, f"{HELD_OUT:,} test images")
     if found := results.get("jobs"):
         rows = [
             [
@@ -233,7 +233,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"unknown part {sorted(unknown)[0]!r}")
-    results, setting = Stored("vision"), Setting(classifier(arguments.data), arguments.data)
+    results, setting = Stored("vision"), Setting.of_fashion(classifier(arguments.data), arguments.data)
     for name in arguments.parts or PARTS:
         results[name] = PARTS[name](
             setting, results.get(name, {}), arguments.seeds, partial(results.__setitem__, name)

@@ -358,7 +358,7 @@ def test_segmentation_networks_through_the_whole_job(family):
 @torch.inference_mode()
 @pytest.mark.parametrize("family", ["Segformer", "Mask2Former"])
 def test_exact_scores_of_heads_and_neurons_equal_removals(family):
-    """In stages with fewer keys than queries, sampled attention, and queries whose states have the examples second."""
+    """Where keys are fewer than queries, where attention samples, where states have the examples second."""
     model = of_transformers(family)
     batch, space = {"pixel_values": torch.randn(3, 3, 64, 64)}, describe(model)
     options = RECIPE.trajectory

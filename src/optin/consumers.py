@@ -1,7 +1,7 @@
 """A consumer as a linear map on rows: what statistics, curves and the refit see of it.
 
-A linear map has one row per position as it is, the examples first. A convolution reads unfolded patches, channel by channel, and makes
-one row per position of its output map; of large maps a regular part of the positions is enough.
+A linear map has one row per position as it is, the examples first. A convolution reads unfolded patches, channel by
+channel, and makes one row per position of its output map; of large maps a regular part of the positions is enough.
 """
 
 from __future__ import annotations

@@ -25,9 +25,7 @@ class SelfAttention(nn.Module):
     v_proj: nn.Linear
     out_proj: nn.Linear
 
-    def forward(
-        self, hidden_states: Tensor, position_embeddings: Tensor, **_: Any
-    ) -> tuple[Tensor, None]:
+    def forward(self, hidden_states: Tensor, position_embeddings: Tensor, **_: Any) -> tuple[Tensor, None]:
         """States and positions of shape (query, example, feature)."""
         values = hidden_states.transpose(0, 1)
         placed = values + position_embeddings.transpose(0, 1)

@@ -141,9 +141,9 @@ def draw_scene(image: Any, found: Mapping[str, Tensor], names: Sequence[str], pa
         pictures[title][classes.numpy() == IGNORED] = 0
     if {"dense", "pruned"} <= found.keys():
         apart = found["dense"] != found["pruned"]
-        pictures[f"difference: {100 * float(apart.float().mean()):.1f} %"] = palette(found["pruned"].numpy() % 20)[
-            ..., :3
-        ] * apart.numpy()[..., None]
+        pictures[f"difference: {100 * float(apart.float().mean()):.1f} %"] = (
+            palette(found["pruned"].numpy() % 20)[..., :3] * apart.numpy()[..., None]
+        )
     figure, axes = pyplot.subplots(1, len(pictures), figsize=(3 * len(pictures), 3.6), layout="constrained")
     for axis, (title, picture) in zip(axes, pictures.items(), strict=True):
         axis.imshow(picture, interpolation="nearest")

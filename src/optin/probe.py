@@ -159,7 +159,8 @@ def differentiate(model: nn.Module, space: UnitSpace, batch: Batch, objective: O
             units[part] = dict(zip(multipliers, gradients, strict=False))
             rest = iter(gradients[len(multipliers) :])
             outputs[part] = {
-                name: [rows_made(modules[name], gates[name], next(rest)) for _ in values] for name, values in calls.items()
+                name: [rows_made(modules[name], gates[name], next(rest)) for _ in values]
+                for name, values in calls.items()
             }
     inputs = {
         name: [rows_read(module, gates[name], value.detach()) for value in recorder.calls[Tap(name, "input")]]

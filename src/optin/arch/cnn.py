@@ -46,7 +46,9 @@ DEFORMABLE = dataclasses.replace(
     head_count="n_heads",
     head_width="d_model",
     head_tables=tuple(
-        (f"self_attn.{name}.{part}", 0) for name in ("sampling_offsets", "attention_weights") for part in ("weight", "bias")
+        (f"self_attn.{name}.{part}", 0)
+        for name in ("sampling_offsets", "attention_weights")
+        for part in ("weight", "bias")
     ),
     reheaded=False,
 )

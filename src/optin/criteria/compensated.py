@@ -162,7 +162,8 @@ def eliminate(
 ) -> tuple[Tensor, Tensor]:
     """Greedy order of removal of units, and the cost of each step, summed over all that read them.
 
-    Each unit's cost is multiplied by its `coupling`. Heads go one by one, neurons in chunks, `channels` (which are many and read in patches) by a share of the rest.
+    Each unit's cost is multiplied by its `coupling`. Heads go one by one, neurons in chunks, `channels` (which are
+    many and read in patches) by a share of the rest.
     """
     block = max(reader.block for reader in readers)
     units = torch.arange((readers[0].inverse.shape[0] - 1) // readers[0].block, device=readers[0].root.device)
