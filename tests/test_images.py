@@ -12,7 +12,7 @@ from transformers import ViTImageProcessorPil
 
 import optin
 from optin import cli
-from optin.errors import InputError
+from optin.errors import DependencyError, InputError
 from optin.recipe import Calibration, Task
 from optin.runs import Placement, run_evaluate, run_prune
 from optin.tasks import load_images, load_processor, task_spec
@@ -155,6 +155,22 @@ def test_evaluation_counts_what_it_skipped(tree):
         evaluate(bare, processor(), spec, images)
     with pytest.raises(InputError, match="3 classes and the model 2"):
         evaluate(build("vit", num_labels=2), processor(), SPEC, images)
+
+
+def test_images_of_single_pixels_are_images(tmp_path):
+    for label, size in (("ant", (1, 1)), ("bee", (1, 3)), ("cat", (3, 40))):
+        (tmp_path / "val" / label).mkdir(parents=True)
+        Image.new("L", size, 90).save(tmp_path / "val" / label / "0.png")
+    assert "skipped" not in evaluate(build("vit"), processor(), SPEC, read(tmp_path, "evaluation"))
+
+
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_a_torchvision_that_does_not_match_torch(library, tmp_path, monkeypatch):
+    (tmp_path / f"{library}.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, library, raising=False)
+    with pytest.raises(DependencyError, match=r"\(operator torchvision::nms does not exist\)"):
+        optin.runs.load_model(f"{library}:resnet18")
 
 
 def test_class_names_are_those_of_the_model(tree):
