@@ -91,7 +91,8 @@ def trained(name: str, data: str = DATA, epochs: int | None = None) -> Path:
         images, truth = pixels[chosen], classes[chosen]
         if torch.rand((), generator=generator) < 0.5:
             images, truth = images.flip(-1), truth.flip(-1)
-        scores = answers(model(pixel_values=(images / 255 - MEAN) / DEVIATION))
+        with torch.autocast("cpu", torch.bfloat16):
+            scores = answers(model(pixel_values=(images / 255 - MEAN) / DEVIATION)).float()
         full = nn.functional.interpolate(scores, truth.shape[1:], mode="bilinear", align_corners=False)
         return nn.functional.cross_entropy(full, truth)
 

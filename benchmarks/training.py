@@ -48,7 +48,7 @@ def train(
             total += float(value.detach()) / steps
         model.eval()
         state = {
-            f"state.{key}.{name}": torch.as_tensor(value).clone()
+            f"state.{key}.{name}": torch.as_tensor(value).contiguous()
             for name, parameter in model.named_parameters()
             for key, value in optimiser.state[parameter].items()
         }
