@@ -69,8 +69,10 @@ def quality(setting: Setting, found: dict[str, Any], seeds: list[int], store: An
 
 def jobs(setting: Setting, found: dict[str, Any], seeds: list[int], store: Any) -> dict[str, Any]:
     """Seconds per stage in dense forward passes, and throughput, for both configurations."""
-    rows = {}
+    rows = found.get("rows", {})
     for name, preset in ((BETA, "beta"), (TAU, "tau")):
+        if name in rows:
+            continue
         recipe = optin.PRESETS[preset]
         batches = setting.calibration(recipe)
 
