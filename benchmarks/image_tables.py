@@ -127,6 +127,7 @@ def measure_rows(
                     **setting.measure(small),
                 }
             )
+            figures.sort(key=lambda figure: list(rows).index(figure["row"]))
             store({**setting.quality, "figures": figures})
     return {**setting.quality, "figures": figures}
 

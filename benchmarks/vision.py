@@ -150,7 +150,7 @@ def render(results: dict[str, Any]) -> str:
                 *(f"{speed['speedup']:.2f} ({speed['share_of_ideal']:.2f})" for speed in row["speed"].values()),
                 f"{row['difference']:.0e}",
             ]
-            for name, row in found["rows"].items()
+            for name, row in ((name, found["rows"][name]) for name in SHARES)
         ]
         lines += [
             "",
