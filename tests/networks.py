@@ -67,8 +67,8 @@ _SWIN = {
     "image_size": 32,
     "patch_size": 2,
     "embed_dim": 12,
-    "depths": [2, 2],
-    "num_heads": [2, 4],
+    "depths": [1, 2, 1],
+    "num_heads": [2, 4, 4],
     "window_size": 4,
     "num_labels": 3,
 }

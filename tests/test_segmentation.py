@@ -163,6 +163,22 @@ def test_the_job_from_a_folder(family, pairs, tmp_path, monkeypatch, capsys):
     recipe = optin.Recipe().override(task__name="semantic-segmentation", task__data=str(pairs))
     figures = run_evaluate(str(small), recipe, Placement())
     assert figures["miou"] == pytest.approx(report["quality"]["pruned"]["miou"])
-    drawn = run_draw(small, recipe, tmp_path / "pictures", 2, str(source))
+    drawn = run_draw(small, recipe, tmp_path / "pictures", 4, str(source))  # the fourth cannot be read
     sizes = [Image.open(path).size for path in drawn.values() if path.endswith(".png")]
-    assert len(drawn) == 3 and all(width > 1400 for width, _ in sizes)
+    assert len(sizes) == 4 and all(width > 1400 for width, _ in sizes)
+    assert list(drawn.values())[-1].endswith("scene-4.png")
+    tiles = [
+        "evaluate",
+        str(small),
+        "--task",
+        "semantic-segmentation",
+        "--data",
+        str(pairs),
+        "--tile",
+        "40",
+        "--json",
+    ]
+    monkeypatch.setattr(sys, "argv", ["optin", *tiles])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code and "miou" in capsys.readouterr().out

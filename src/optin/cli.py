@@ -187,6 +187,7 @@ def evaluate(
     label: Label = None,
     max_length: MaxLength = None,
     reference: Annotated[str | None, typer.Option(help="Dense network to compare the outputs with.")] = None,
+    tile: Annotated[int | None, typer.Option(help="Side in pixels of the parts that scenes are cut into.")] = None,
     device: Device = None,
     dtype: Dtype = None,
     as_json: Json = False,
@@ -196,7 +197,12 @@ def evaluate(
     from . import runs, tables
 
     options = _recipe(recipe, None).override(
-        task__name=task, task__data=data, task__text=text, task__label=label, calibration__max_length=max_length
+        task__name=task,
+        task__data=data,
+        task__text=text,
+        task__label=label,
+        task__tile=tile,
+        calibration__max_length=max_length,
     )
     placement = runs.Placement(device, dtype)
     result = runs.run_evaluate(model, options, placement, reference, _track(as_json, quiet))

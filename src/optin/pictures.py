@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from .errors import DependencyError, InputError
 from .merging import merging_of
 from .modules import device_of, inference_mode_of
 from .plans import Plan
-from .tasks import Scenes, load_model, load_processor
+from .tasks import Images, Scenes, load_model, load_processor
+from .tasks.images import Unreadable
 from .tasks.segmentation import IGNORED, segment
 from .tasks.vision import encode
 
@@ -44,8 +45,7 @@ def draw(
     written = [draw_units(plan, target / "kept.svg")]
     if isinstance(images, Scenes):
         model, processor = load_model(str(source), "image-segmentation"), load_processor(str(source))
-        for index in range(min(count, len(images))):
-            image = images.read(index)
+        for index, image in _readable(images, count):
             found = {"truth": torch.as_tensor(images.mask(index))} if images.mask else {}
             if reference is not None:
                 found["dense"] = segment(reference, processor, image)
@@ -53,11 +53,24 @@ def draw(
             written.append(draw_scene(image, found, images.classes, target / f"scene-{index}.png"))
     elif images is not None and plan.tokens:
         model, processor = load_model(str(source)), load_processor(str(source))
-        for index in range(min(count, len(images))):
+        for index, image in _readable(images, count):
             batch, _ = encode(processor, images, [index], image_input(model) or "")
             groups = merged_groups(model, batch)
-            written.append(draw_tokens(images.read(index), groups, target / f"tokens-{index}.png"))
+            written.append(draw_tokens(image, groups, target / f"tokens-{index}.png"))
     return written
+
+
+def _readable(images: Images, count: int) -> Iterator[tuple[int, Any]]:
+    """The first images, with their indices; those that cannot be read are passed over."""
+    for index in range(len(images)):
+        if count == 0:
+            return
+        try:
+            image = images.read(index)
+        except Unreadable:
+            continue
+        yield index, image
+        count -= 1
 
 
 def draw_units(plan: Plan, path: Path) -> Path:

@@ -141,8 +141,8 @@ class UnitSpace:
 
     `blocks` are module names in order of execution; a block that runs several times is named as often.
     `channels_first` says that maps have their features along dim 1, as convolutions do. `chained` says that each
-    block reads nothing but what the one before it returned, beside what all of them get alike. `transposed` are
-    blocks whose states have the examples along dim 1.
+    block reads nothing but what the one before it returned, beside what all of them get alike, so that one state can
+    stand in for all before it. `transposed` are blocks whose states have the examples along dim 1.
     """
 
     architecture: str

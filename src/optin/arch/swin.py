@@ -55,4 +55,7 @@ def describe(model: nn.Module) -> UnitSpace:
         if stage + 1 < len(config.depths):
             merging.append(f"{stages}.{stage}.downsample")
             blocks.append(merging[-1])
-    return transformer_space(model, blocks, SWIN if config.model_type == "swin" else SWIN_V2, between=tuple(merging))
+    layout = SWIN if config.model_type == "swin" else SWIN_V2
+    space = transformer_space(model, blocks, layout, between=tuple(merging))
+    # Each stage lays its states out as a map, so a block that is skipped must return a state of its own size.
+    return dataclasses.replace(space, chained=False)

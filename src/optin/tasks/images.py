@@ -25,7 +25,7 @@ _CIFAR = {"train": ("data_batch_*.bin", "train.bin"), "validation": ("test*.bin"
 _PIXELS = 3 * 32 * 32
 
 
-class Unreadable(Exception):
+class Unreadable(InputError):
     """One image that cannot be decoded; the others can still be used."""
 
 
