@@ -375,8 +375,8 @@ def test_exact_scores_of_heads_and_neurons_equal_removals(family):
             manifold = sum(float(manifold_loss(reference.positions.manifold(state), phi)) for state, phi in after)
             output = read_final(model, result, reference.positions, options)
             final = float(output_loss(output, reference.output, options.temperature))
-            assert float(parts[0][place]) == pytest.approx(manifold, rel=1e-3, abs=1e-8)
-            assert float(parts[1][place]) == pytest.approx(final, rel=1e-3, abs=1e-8)
+            assert float(parts[0][place]) == pytest.approx(manifold, rel=1e-2, abs=1e-7)
+            assert float(parts[1][place]) == pytest.approx(final, rel=1e-2, abs=1e-7)
 
 
 def some_of(model: nn.Module) -> Plan:

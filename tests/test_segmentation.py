@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from optin.errors import InputError
 from optin.recipe import Task
 from optin.runs import Placement, run_draw, run_evaluate
 from optin.tasks import load_scenes, segmentation, task_spec
+from optin.tasks.images import open_image
 from optin.tasks.metrics import intersections
 from tests.test_cnn import of_transformers
 
@@ -164,7 +166,7 @@ def test_the_job_from_a_folder(family, pairs, tmp_path, monkeypatch, capsys):
     figures = run_evaluate(str(small), recipe, Placement())
     assert figures["miou"] == pytest.approx(report["quality"]["pruned"]["miou"])
     drawn = run_draw(small, recipe, tmp_path / "pictures", 4, str(source))  # the fourth cannot be read
-    sizes = [Image.open(path).size for path in drawn.values() if path.endswith(".png")]
+    sizes = [open_image(Path(path)).size for path in drawn.values() if path.endswith(".png")]
     assert len(sizes) == 4 and all(width > 1400 for width, _ in sizes)
     assert list(drawn.values())[-1].endswith("scene-4.png")
     tiles = [
