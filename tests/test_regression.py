@@ -46,6 +46,17 @@ def folds(x, e):
     return parts
 
 
+def test_a_ridge_that_rounding_swallows_is_raised():
+    """Large features that nearly equal each other: their sums in single precision have negative eigenvalues."""
+    x = 1e4 * torch.randn(3000, 1) + torch.randn(3000, 200)
+    moments = Moments(200, 1, CPU)
+    moments.add(x, x[:, :1])
+    assert float(torch.linalg.eigvalsh(moments.second)[0]) < 0
+    weight, shift = refit(moments, 1e-12, bias=True)
+    residual = x @ weight.mT.float() + shift.float() - x[:, :1]
+    assert float(residual.square().mean()) < 1e-3 * float(x[:, 0].square().mean())
+
+
 def test_noise_is_not_fitted():
     """What inputs do not explain is left alone; a ridge given by hand would fit it."""
     x, e = torch.randn(200, 60), torch.randn(200, 5)

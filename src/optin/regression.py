@@ -22,13 +22,18 @@ LOWEST, HIGHEST = 1e-6, 100.0
 def refit(moments: Moments, ridge: float, *, bias: bool) -> tuple[Float[Tensor, "targets features"], Tensor]:
     """Solve the weighted ridge regression of e on x by its normal equations, in float64.
 
+    A ridge below what the sums were rounded to is raised, tenfold as often as it takes.
+
     Returns:
         dW of shape (targets, features) and db of shape (targets,), zero without a bias.
     """
-    second, cross = ridged(moments.second, ridge), moments.cross
-    if not bias:
-        second, cross = second[:-1, :-1], cross[:-1]
-    solution = torch.cholesky_solve(cross, torch.linalg.cholesky(second)).mT
+    size = None if bias else -1
+    second, cross = moments.second, moments.cross[:size]
+    factor, failed = torch.linalg.cholesky_ex(ridged(second, ridge)[:size, :size])
+    while failed and ridge < HIGHEST:
+        ridge *= 10
+        factor, failed = torch.linalg.cholesky_ex(ridged(second, ridge)[:size, :size])
+    solution = torch.cholesky_solve(cross, factor).mT
     if not bias:
         return solution, solution.new_zeros(len(solution))
     return solution[:, :-1], solution[:, -1]
