@@ -58,7 +58,8 @@ def job(shape: str, preset: str) -> None:
         if first:
             seconds, highest = time.perf_counter() - start, peak() - before
         (speed,) = compare_speed(model, result.model, batch=8, rounds=3)
-        results.append({"budget": budget, **result.report, "speed": speed.to_dict()})
+        sizes = {name: result.report[name] for name in ("macs", "parameters")}
+        results.append({"budget": plan.provenance["budget"], **sizes, "speed": speed.to_dict()})
     print(json.dumps({"forward": forward, "job": seconds, "peak": highest / 2**20, "budgets": results}))
 
 

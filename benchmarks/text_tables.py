@@ -27,6 +27,13 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
+def bar_table(checks: Iterable[tuple[str, str, bool]]) -> list[str]:
+    """What was asked for, what was measured, and whether it was reached, in Markdown."""
+    return table(
+        ["bar", "measured", ""], ([bar, value, "reached" if met else "**missed**"] for bar, value, met in checks)
+    )
+
+
 def quality(found: Mapping[str, Any]) -> list[str]:
     """Accuracy and KL by criterion and budget."""
     figures = found["figures"]
@@ -154,9 +161,7 @@ def bars(results: Mapping[str, Any]) -> list[str]:
     checks.append(("peak memory at most 1,024 MB above the model", f"{peak:.0f} MB", peak <= 1024))
     share = min(row["share_of_ideal"] for row in results["speed"]["rows"])
     checks.append(("throughput at least 0.9 of the ideal", f"{share:.3f}", share >= 0.9))
-    return table(
-        ["bar", "measured", ""], ([bar, value, "reached" if met else "**missed**"] for bar, value, met in checks)
-    )
+    return bar_table(checks)
 
 
 def _column(figures: list[dict[str, Any]], row: str, budget: int, key: str) -> list[float]:

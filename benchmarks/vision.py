@@ -20,7 +20,7 @@ import torch
 from dinov2 import DATA, HELD_OUT, SIDE, classifier
 from image_tables import Rows, Setting, measure_rows, quality_table
 from measuring import Stored, forward_seconds
-from text_tables import table
+from text_tables import bar_table, table
 
 import optin
 from optin.arch import describe
@@ -150,7 +150,7 @@ def render(results: dict[str, Any]) -> str:
                 *(f"{speed['speedup']:.2f} ({speed['share_of_ideal']:.2f})" for speed in row["speed"].values()),
                 f"{row['difference']:.0e}",
             ]
-            for name, row in ((name, found["rows"][name]) for name in SHARES)
+            for name, row in sorted(found["rows"].items(), key=lambda item: list(SHARES).index(item[0]))
         ]
         lines += [
             "",
@@ -170,8 +170,7 @@ def render(results: dict[str, Any]) -> str:
             "than one full forward per unit.",
         ]
     if checks := [*quality_bars(results.get("quality")), *job_bars(results.get("jobs"))]:
-        rows = [[bar, value, "reached" if met else "**missed**"] for bar, value, met in checks]
-        lines += ["", "Bars set beforehand:", "", *table(["bar", "measured", ""], rows)]
+        lines += ["", "Bars set beforehand:", "", *bar_table(checks)]
     return "\n".join(lines).strip() + "\n"
 
 

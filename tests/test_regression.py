@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from optin.errors import NumericalError
 from optin.regression import refit, refit_validated
 from optin.statistics import Moments, ridged
 
@@ -55,6 +56,11 @@ def test_a_ridge_that_rounding_swallows_is_raised():
     weight, shift = refit(moments, 1e-12, bias=True)
     residual = x @ weight.mT.float() + shift.float() - x[:, :1]
     assert float(residual.square().mean()) < 1e-3 * float(x[:, 0].square().mean())
+
+
+def test_moments_of_nothing_are_refused():
+    with pytest.raises(NumericalError, match="cannot be factored"):
+        refit(Moments(5, 1, CPU), 0.1, bias=True)
 
 
 def test_noise_is_not_fitted():

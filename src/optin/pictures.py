@@ -148,15 +148,14 @@ def draw_scene(image: Any, found: Mapping[str, Tensor], names: Sequence[str], pa
     """
     pyplot = _pyplot()
     palette = pyplot.get_cmap("tab20")
-    pictures: dict[str, Any] = {"image": np.asarray(image)}
-    for title, classes in found.items():
-        pictures[title] = palette(classes.numpy() % 20)[..., :3]
-        pictures[title][classes.numpy() == IGNORED] = 0
+    pictures = {
+        title: palette(classes.numpy() % 20)[..., :3] * (classes != IGNORED).numpy()[..., None]
+        for title, classes in found.items()
+    }
     if {"dense", "pruned"} <= found.keys():
-        apart = found["dense"] != found["pruned"]
-        pictures[f"difference: {100 * float(apart.float().mean()):.1f} %"] = (
-            palette(found["pruned"].numpy() % 20)[..., :3] * apart.numpy()[..., None]
-        )
+        apart = (found["dense"] != found["pruned"]).numpy()
+        pictures[f"difference: {100 * apart.mean():.1f} %"] = pictures["pruned"] * apart[..., None]
+    pictures = {"image": np.asarray(image), **pictures}
     figure, axes = pyplot.subplots(1, len(pictures), figsize=(3 * len(pictures), 3.6), layout="constrained")
     for axis, (title, picture) in zip(axes, pictures.items(), strict=True):
         axis.imshow(picture, interpolation="nearest")

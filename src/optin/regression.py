@@ -13,27 +13,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .statistics import Moments, ridged
+from .statistics import HIGHEST, Moments, factored
 
 STEP = 10**0.5  # between two ridges that are tried
-LOWEST, HIGHEST = 1e-6, 100.0
+LOWEST = 1e-6
 
 
 def refit(moments: Moments, ridge: float, *, bias: bool) -> tuple[Float[Tensor, "targets features"], Tensor]:
     """Solve the weighted ridge regression of e on x by its normal equations, in float64.
 
-    A ridge below what the sums were rounded to is raised, tenfold as often as it takes.
-
     Returns:
         dW of shape (targets, features) and db of shape (targets,), zero without a bias.
     """
-    size = None if bias else -1
-    second, cross = moments.second, moments.cross[:size]
-    factor, failed = torch.linalg.cholesky_ex(ridged(second, ridge)[:size, :size])
-    while failed and ridge < HIGHEST:
-        ridge *= 10
-        factor, failed = torch.linalg.cholesky_ex(ridged(second, ridge)[:size, :size])
-    solution = torch.cholesky_solve(cross, factor).mT
+    size = None if bias else -1  # the leading block has the leading block of the factor
+    factor = factored(moments.second, ridge)[:size, :size]
+    solution = torch.cholesky_solve(moments.cross[:size], factor).mT
     if not bias:
         return solution, solution.new_zeros(len(solution))
     return solution[:, :-1], solution[:, -1]

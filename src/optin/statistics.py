@@ -8,6 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .errors import NumericalError
+
+HIGHEST = 100.0  # ridge that is of any use
+
 
 class Moments:
     """Weighted sums of x x^T and x e^T over rows, x with a constant 1 appended.
@@ -81,3 +85,17 @@ def ridged(second: Float[Tensor, "n+1 n+1"], ridge: float) -> Float[Tensor, "n+1
     damped = second.clone()
     damped.diagonal()[:features] += ridge * diagonal.mean().clamp_min(torch.finfo(torch.float32).tiny)
     return damped
+
+
+def factored(second: Float[Tensor, "n+1 n+1"], ridge: float) -> Float[Tensor, "n+1 n+1"]:
+    """The Cholesky factor of `ridged`; a ridge that is lost in the rounding of the sums is raised until there is one.
+
+    Raises:
+        NumericalError: no ridge gives one: nothing was added, or NaN.
+    """
+    factor, failed = torch.linalg.cholesky_ex(ridged(second, ridge))
+    if not failed:
+        return factor
+    if ridge > HIGHEST:
+        raise NumericalError("the second moments of a consumer's inputs cannot be factored: are all weights zero?")
+    return factored(second, max(10 * ridge, torch.finfo(torch.float32).eps))

@@ -27,9 +27,7 @@ from .swin import SWIN
 
 MODEL_TYPES = ("convnext", "efficientnet", "mask2former", "mobilenet_v2", "resnet", "segformer", "upernet")
 
-SEGFORMER = dataclasses.replace(
-    SWIN, attention_total=Tap("layernorm_after", "input"), head_count="num_attention_heads", head_tables=()
-)
+SEGFORMER = dataclasses.replace(SWIN, attention_total=Tap("layernorm_after", "input"), head_tables=())
 QUERIES = dataclasses.replace(
     SEGFORMER,
     attention="self_attn",
@@ -91,11 +89,9 @@ def _with_heads(model: nn.Module, space: UnitSpace) -> UnitSpace:
         heads = head_group(model, Place(block, number, number, shared=False), layout)
         groups.append(dataclasses.replace(heads, name=f"{block}.heads"))
         attention = f"{block}.{layout.attention}"
-        if layout is SWIN:
-            products.append(Attention(attention, f"{block}.heads", 2 * heads.gates[0].block))
-        elif layout is not DEFORMABLE:  # which samples instead of multiplying
-            maps = (f"{attention}.q_proj", f"{attention}.k_proj")
-            products.append(Attention(attention, f"{block}.heads", 2 * heads.gates[0].block, maps=maps))
+        if len(layout.projections) > 1:  # deformable attention samples values instead of multiplying
+            queries, keys = (f"{attention}.{name}" for name in layout.projections[:2])
+            products.append(Attention(attention, f"{block}.heads", 2 * heads.gates[0].block, maps=(queries, keys)))
     groups.sort(key=lambda group: (group.layer, group.kind != "head"))
     return dataclasses.replace(space, groups=tuple(groups), attention=tuple(products))
 

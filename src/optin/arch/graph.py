@@ -414,9 +414,9 @@ def _output_cuts(model: nn.Module, path: str) -> list[Cut]:
 
 
 def _observed(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Counter[str], dict[str, tuple[int, ...]]]:
-    """How often each module runs in one forward; the shape of what it returns, if that is one tensor.
+    """How often each module runs in one forward, and the shapes of what those return that return one tensor.
 
-    If need be first in a tuple of other things.
+    In a tuple it is the first, and nothing behind it is a tensor.
     """
     calls, plain = Counter[str](), dict[str, tuple[int, ...]]()
 

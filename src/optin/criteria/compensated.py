@@ -27,10 +27,10 @@ from ..consumers import features_per_unit, matrix
 from ..probe import PARTS, Probe, draw_probes, token_weights
 from ..recipe import Recipe
 from ..scores import Curve
-from ..statistics import Moments, ridged
+from ..statistics import Moments, factored
 from ..units import Gate, UnitGroup, UnitSpace
 from .scoring import Scoring
-from .sketch import UnitTotals, balanced, part_scales
+from .sketch import UnitTotals, part_scales
 
 CHUNK = 16  # neurons that leave between two updates of C^-1; of channels this part of those left
 
@@ -41,9 +41,10 @@ def compensated(scoring: Scoring) -> Mapping[str, Curve]:
     statistics = Sensitivities(model, space, recipe)
     for probe in draw_probes(model, space, scoring.batches, recipe.trajectory, recipe.seed, scoring.track, "score"):
         statistics.add(probe)
-    scoring.scales.update(statistics.scales)
+    scales = statistics.scales
+    scoring.scales.update(scales)
     groups = scoring.track(space, "removal curves", len(space))
-    return {group.name: statistics.curve(model, group) for group in groups}
+    return {group.name: statistics.curve(model, group, scales) for group in groups}
 
 
 class Sensitivities:
@@ -83,23 +84,23 @@ class Sensitivities:
         """What each part of the trajectory is multiplied by."""
         return part_scales(self.units.mean, self.recipe.trajectory.balance)
 
-    def curve(self, model: nn.Module, group: UnitGroup) -> Curve:
+    def curve(self, model: nn.Module, group: UnitGroup, scales: Mapping[str, float]) -> Curve:
         """The removal curve of one group, in the currency of the balanced trajectory."""
-        readers = [self._reader(model, gate) for gate in group.gates]
-        order, steps = eliminate(readers, self._coupling(group, readers), group.kind == "channel")
+        readers = [self._reader(model, gate, scales) for gate in group.gates]
+        order, steps = eliminate(readers, self._coupling(group, readers, scales), group.kind == "channel")
         return Curve(order.cpu(), torch.cat([steps.new_zeros(1), steps.cumsum(0)]).cpu())
 
-    def _coupling(self, group: UnitGroup, readers: Sequence[Reader]) -> Tensor:
+    def _coupling(self, group: UnitGroup, readers: Sequence[Reader], scales: Mapping[str, float]) -> Tensor:
         """What multiplies the cost of each unit; 1 for units that nothing reads."""
-        options = self.recipe.trajectory
         alone = torch.stack([reader.alone for reader in readers]).sum(0)
-        seen = balanced(self.units.mean, options.balance)[group.name].to(alone)
+        sums = self.units.sums
+        seen = sum(scales[part] * sums[part][group.name].to(alone) for part in PARTS) / self.units.draws
         known = (alone > 0) & (seen > 0)
-        return torch.where(known, seen / alone, 1.0) ** options.coupling
+        return torch.where(known, seen / alone, 1.0) ** self.recipe.trajectory.coupling
 
-    def _reader(self, model: nn.Module, gate: Gate) -> Reader:
+    def _reader(self, model: nn.Module, gate: Gate, scales: Mapping[str, float]) -> Reader:
         module, name = model.get_submodule(gate.module), gate.module
-        sensitivity = sum(self.scales[part] * self.gradients[part][name] for part in PARTS) / self.units.draws
+        sensitivity = sum(scales[part] * self.gradients[part][name] for part in PARTS) / self.units.draws
         weight, second, block = matrix(module).double(), self.moments[name].second, features_per_unit(module, gate)
         return Reader.of(weight, second, torch.as_tensor(sensitivity), block, self.recipe.refit.ridge)
 
@@ -130,7 +131,7 @@ class Reader:
         ridge: float = 0.0,
     ) -> Reader:
         """From W, C, to which the ridge is added, and G; float64."""
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(ridged(second, ridge)))
+        inverse = torch.cholesky_inverse(factored(second, ridge))
         root = _square_root(sensitivity) @ weight
         own = torch.arange(weight.shape[1], device=weight.device).view(-1, block)
         read = torch.einsum("oub,ubc->ouc", root[:, own], second[own[:, :, None], own[:, None, :]])
