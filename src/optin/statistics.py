@@ -93,8 +93,9 @@ def factored(second: Float[Tensor, "n+1 n+1"], ridge: float) -> Float[Tensor, "n
     Raises:
         NumericalError: no ridge gives one: nothing was added, or NaN.
     """
-    factor, failed = torch.linalg.cholesky_ex(ridged(second, ridge))
-    if not failed:
+    attempt = torch.linalg.cholesky_ex(ridged(second, ridge))
+    if not attempt.info:
+        factor: Tensor = attempt.L
         return factor
     if ridge > HIGHEST:
         raise NumericalError("the second moments of a consumer's inputs cannot be factored: are all weights zero?")
