@@ -79,31 +79,37 @@ class Setting:
 
 
 def measure_rows(
-    setting: Measured, rows: Rows, fixed: set[str], found: dict[str, Any], seeds: list[int], store: Any
+    setting: Measured,
+    rows: Rows,
+    fixed: set[str],
+    found: dict[str, Any],
+    seeds: list[int],
+    store: Any,
+    *,
+    norms: bool = False,
 ) -> dict[str, Any]:
     """Every row at every budget; what is in `found` already is not measured again.
 
     Args:
         fixed: rows that do not depend on the seed.
         store: is given the figures after each of them.
+        norms: every row has another, of the same networks with the statistics of their batch norms taken anew.
     """
     figures: list[dict[str, Any]] = found.get("figures", [])
+    order = [row for name in rows for row in (name, renewed(name))]
+    known = {(figure["row"], figure["seed"], figure["budget"]) for figure in figures}
     jobs = [
-        (name, recipe, budgets, seed)
+        (name, recipe.override(seed=seed), missing)
+        for seed in seeds
         for name, (recipe, budgets) in rows.items()
-        for seed in (seeds[:1] if name in fixed else seeds)
+        if seed == seeds[0] or name not in fixed
+        if (missing := [b for b in budgets if (renewed(name) if norms else name, seed, b) not in known])
     ]
     scores: dict[tuple[str, str, int], optin.Scores] = {}
     weights = Weights(setting)
-    for name, recipe, budgets, seed in progress(jobs, description="quality", console=Console(stderr=True)):
-        recipe = recipe.override(seed=seed)
-        missing = [
-            b for b in budgets if not any((f["row"], f["seed"], f["budget"]) == (name, seed, b) for f in figures)
-        ]
-        if not missing:
-            continue
+    for name, recipe, missing in progress(jobs, description="quality", console=Console(stderr=True)):
         batches = setting.calibration(recipe)
-        key = (recipe.criterion, recipe.tokens.merge, seed)
+        key = (recipe.criterion, recipe.tokens.merge, recipe.seed)
         if key not in scores:
             scores[key] = optin.score(setting.model, batches, recipe=recipe)
         for budget in missing:
@@ -112,24 +118,28 @@ def measure_rows(
             start = time.perf_counter()
             if recipe.refit.enabled:
                 weights.compensate(small, batches, recipe, plan)
-            seconds = time.perf_counter() - start
-            if name.endswith(REESTIMATED):
+            figure = {
+                "row": name,
+                "seed": recipe.seed,
+                "budget": budget,
+                "macs": plan.pruned.macs,
+                "dense_macs": plan.dense.macs,
+                "tokens": list(plan.tokens),
+                "compensate_seconds": time.perf_counter() - start,
+            }
+            if (name, recipe.seed, budget) not in known:
+                figures.append({**figure, **setting.measure(small)})
+            if norms:
                 reestimate(small, [next(iter(batch.values())) for batch in batches])
-            figures.append(
-                {
-                    "row": name,
-                    "seed": seed,
-                    "budget": budget,
-                    "macs": plan.pruned.macs,
-                    "dense_macs": plan.dense.macs,
-                    "tokens": list(plan.tokens),
-                    "compensate_seconds": seconds,
-                    **setting.measure(small),
-                }
-            )
-            figures.sort(key=lambda figure: list(rows).index(figure["row"]))
+                figures.append({**figure, "row": renewed(name), **setting.measure(small)})
+            figures.sort(key=lambda figure: order.index(figure["row"]))
             store({**setting.quality, "figures": figures})
     return {**setting.quality, "figures": figures}
+
+
+def renewed(row: str) -> str:
+    """The name of the row of the same networks with their batch norms' statistics taken anew."""
+    return f"{row}, {REESTIMATED}"
 
 
 class Weights:

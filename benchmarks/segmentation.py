@@ -24,6 +24,7 @@ from image_tables import Rows, measure_rows, quality_table
 from measuring import RESULTS, Stored, forward_seconds, peak
 from scenes import scenes
 from text_tables import bar_table, table
+from torch import Tensor, nn
 from train_segmentation import EPOCHS, HELD_OUT, TRAINING, foreground, trained
 
 import optin
@@ -43,13 +44,27 @@ LOST = 2.0  # points of mIoU at 65 %
 LEAST = 0.5  # foreground mIoU of the dense networks
 SHAPE = "shape"
 SIZE = (512, 1024)  # of the true Mask2Former's images
-EXAMPLES = 8
+EXAMPLES = 4
 EQUAL = 1e-5
 PARTS = {
     "backbone": "model.pixel_level_module.encoder",
     "pixel decoder": "model.pixel_level_module.decoder",
     "transformer decoder": "model.transformer_module",
 }
+
+
+class Remembered(nn.Module):
+    """A network that computes nothing twice."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.known = model, dict[bytes, Any]()
+
+    def forward(self, pixel_values: Tensor) -> Any:
+        key = pixel_values.numpy().tobytes()
+        if key not in self.known:
+            self.known[key] = self.model(pixel_values=pixel_values)
+        return self.known[key]
 
 
 class SceneSetting:
@@ -59,6 +74,7 @@ class SceneSetting:
         self.model, self.processor = load_model(str(folder), "image-segmentation"), load_processor(str(folder))
         self.train, self.test = scenes(data, "calibration", TRAINING), scenes(data, "evaluation", HELD_OUT)
         figures = segmentation.evaluate(self.model, self.processor, self.test)
+        self.dense = Remembered(self.model)
         self.quality = {"dense_miou": figures["miou"], "dense_foreground": foreground(figures)}
 
     def calibration(self, recipe: Recipe) -> list[dict[str, torch.Tensor]]:
@@ -67,7 +83,7 @@ class SceneSetting:
 
     def measure(self, model: Any) -> dict[str, float]:
         """Mean IoU, pixel accuracy and KL to the dense outputs."""
-        figures = segmentation.evaluate(model, self.processor, self.test, reference=self.model)
+        figures = segmentation.evaluate(model, self.processor, self.test, reference=self.dense)
         return {name: figures[name] for name in ("miou", "pixel-accuracy", "kl")}
 
 

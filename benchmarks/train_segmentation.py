@@ -20,7 +20,7 @@ import torch
 from dinov2 import DATA
 from scenes import CLASSES, SIDE, scenes
 from torch import Tensor, nn
-from training import train
+from training import autocast, train
 
 from optin.assets import cache_folder
 from optin.tasks import load_model, load_processor, segmentation
@@ -29,7 +29,7 @@ from optin.trajectory import answers
 
 MEAN, DEVIATION = 0.3, 0.25  # of the pixels, about
 TRAINING, HELD_OUT = 8000, 400  # scenes
-EPOCHS = {"segformer": 10, "mask2former": 10}
+EPOCHS = {"segformer": 6, "mask2former": 6}
 BATCH, HIGHEST_RATE, DECAY = 32, 2e-3, 0.01
 
 
@@ -91,7 +91,7 @@ def trained(name: str, data: str = DATA, epochs: int | None = None) -> Path:
         images, truth = pixels[chosen], classes[chosen]
         if torch.rand((), generator=generator) < 0.5:
             images, truth = images.flip(-1), truth.flip(-1)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             scores = answers(model(pixel_values=(images / 255 - MEAN) / DEVIATION)).float()
         full = nn.functional.interpolate(scores, truth.shape[1:], mode="bilinear", align_corners=False)
         return nn.functional.cross_entropy(full, truth)

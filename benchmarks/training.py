@@ -57,6 +57,13 @@ def train(
         print(f"epoch {epoch + 1} of {epochs}: loss {total:.4f}", flush=True)
 
 
+def autocast() -> torch.autocast:
+    """bfloat16 where the processor multiplies it itself, full precision where that would be far slower."""
+    known = torch.cpu.get_capabilities()
+    native = any(known.get(name) for name in ("amx_bf16", "avx512_bf16"))
+    return torch.autocast("cpu", torch.bfloat16, enabled=native)
+
+
 def resumed(model: nn.Module, optimiser: torch.optim.Optimizer, checkpoint: Path) -> int:
     """The number of epochs that a checkpoint has behind it, which is put into the model and its optimiser."""
     if not checkpoint.exists():

@@ -386,10 +386,14 @@ def some_of(model: nn.Module) -> Plan:
     return Plan(space.architecture, space.sizes, keep, Cost(2, 2), Cost(1, 1), 64)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenetv2_035", "efficientnet_lite0", "vgg11_bn", "convnext_atto"])
+TIMM = ("resnet18", "mobilenetv2_035", "efficientnet_lite0", "vgg11_bn", "convnext_atto")
+TORCHVISION = ("resnet18", "mobilenet_v2", "efficientnet_b0", "vgg11_bn", "convnext_tiny")
+
+
+@pytest.mark.parametrize("name", [f"timm:{name}" for name in TIMM] + [f"torchvision:{name}" for name in TORCHVISION])
 @torch.inference_mode()
-def test_networks_of_timm(name):
-    model = create(f"timm:{name}", num_classes=5)
+def test_networks_of_timm_and_torchvision(name):
+    model = create(name, num_classes=5)
     batch = {"x": torch.randn(2, 3, 64, 64)}
     space, plan = describe(model), some_of(model)
     with gated(model, space, masks(model, plan)):
