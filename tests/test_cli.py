@@ -93,6 +93,25 @@ def test_tables_for_people(run, workspace, tmp_path):
     assert run("evaluate", dense, "--data", workspace)[0] == 0
 
 
+def test_sweep_is_prune_at_every_budget(run, workspace, tmp_path):
+    common = (workspace / "dense", "--data", workspace, *SMALL)
+    code, out, err = run("sweep", *common, "--budget", "70%", "--budget", "50%", "--out", tmp_path / "s", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert [point["budget"] for point in found["points"]] == ["70% MACs", "50% MACs"]
+    code, out, _ = run("prune", *common, "--budget", "50%", "--out", tmp_path / "p", "--json")
+    alone, point = json.loads(out), found["points"][1]
+    assert point["macs"] == alone["macs"]["pruned"] / alone["macs"]["dense"] <= 0.5
+    assert {name: point[name] for name in alone["quality"]["pruned"]} == alone["quality"]["pruned"]
+    assert found["dense"] == alone["quality"]["dense"]
+    assert json.loads((tmp_path / "s" / "sweep.json").read_text())["points"] == found["points"]
+    assert "dense" in (tmp_path / "s" / "sweep.svg").read_text()
+    assert run("score", *common, "--out", tmp_path / "scores")[0] == 0
+    code, out, _ = run("sweep", *common, "--scores", tmp_path / "scores", "--out", tmp_path / "t")
+    assert code == 0 and "65% MACs" in out and "100.00%" in out
+    assert run("sweep", *common, "--budget", "70%", "--budget", "1%", "--out", tmp_path / "u")[0] == 4
+
+
 def test_flags_override_the_recipe(run, workspace, tmp_path):
     (tmp_path / "r.yaml").write_text(
         f"model: {workspace / 'dense'}\nbudget: 70%\ncriterion: magnitude\n"
@@ -194,4 +213,6 @@ def test_module_and_help():
     done = subprocess.run(
         [sys.executable, "-m", "optin", "--help"], capture_output=True, text=True, check=True, env=environment
     )
-    assert all(name in done.stdout for name in ("inspect", "score", "plan", "prune", "evaluate", "bench", "demo"))
+    assert all(
+        name in done.stdout for name in ("inspect", "score", "plan", "prune", "sweep", "evaluate", "bench", "demo")
+    )

@@ -12,7 +12,7 @@ from .errors import (
     NumericalError,
     OptinError,
 )
-from .pipeline import Result, apply, inspect, plan, prune, score
+from .pipeline import Result, apply, inspect, plan, prune, score, sweep
 from .plans import Plan
 from .progress import rich_track
 from .recipe import PRESETS, Recipe
@@ -42,4 +42,5 @@ __all__ = [
     "rich_track",
     "save_scores",
     "score",
+    "sweep",
 ]

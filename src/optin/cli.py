@@ -41,6 +41,7 @@ SearchName = Annotated[str | None, typer.Option("--search", help="How the budget
 Compensate = Annotated[bool | None, typer.Option("--compensate/--no-compensate", help="Refit what stays.")]
 Examples = Annotated[int | None, typer.Option(help="Unlabelled calibration examples.")]
 MaxLength = Annotated[int | None, typer.Option(help="Tokens per example at most.")]
+ScoresFolder = Annotated[Path | None, typer.Option("--scores", help="Use these scores instead of scoring.")]
 Seed = Annotated[int | None, typer.Option(help="Of every random draw.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or float64.")]
@@ -138,7 +139,7 @@ def prune(
     round_to: Annotated[int | None, typer.Option(help="Kept neurons are multiples of this.")] = None,
     examples: Examples = None,
     max_length: MaxLength = None,
-    scores: Annotated[Path | None, typer.Option(help="Use these scores instead of scoring.")] = None,
+    scores: ScoresFolder = None,
     plan: Annotated[Path | None, typer.Option(help="Use this plan instead of scoring and searching.")] = None,
     evaluate: Annotated[bool, typer.Option(help="Measure both networks on the task.")] = True,
     seed: Seed = None,
@@ -175,6 +176,50 @@ def prune(
         track=_track(as_json, quiet),
     )
     _print(result, tables.pruning, as_json, quiet)
+
+
+@app.command()
+def sweep(
+    model: Annotated[str | None, typer.Argument(help="Local folder or hub id; may stand in the recipe.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the figures and their picture.")] = Path("sweep"),
+    budget: Annotated[
+        list[str] | None, typer.Option(help="May be repeated; 80, 65, 50 and 40% if not given.")
+    ] = None,
+    recipe: RecipeFile = None,
+    preset_name: Preset = None,
+    task: Task = None,
+    data: Data = None,
+    text: Text = None,
+    label: Label = None,
+    criterion: CriterionName = None,
+    compensate: Compensate = None,
+    examples: Examples = None,
+    max_length: MaxLength = None,
+    scores: ScoresFolder = None,
+    seed: Seed = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show quality against budget, from one scoring (needs optin[pictures])."""
+    from . import runs, tables
+
+    options = _recipe(recipe, preset_name).override(
+        model=model,
+        criterion=criterion,
+        seed=seed,
+        refit__enabled=compensate,
+        task__name=task,
+        task__data=data,
+        task__text=text,
+        task__label=label,
+        calibration__examples=examples,
+        calibration__max_length=max_length,
+    )
+    budgets, placement = budget or ["80%", "65%", "50%", "40%"], runs.Placement(device, dtype)
+    result = runs.run_sweep(options, budgets, out, placement, scores=scores, track=_track(as_json, quiet))
+    _print(result, tables.sweep, as_json, quiet)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Pictures of a pruned network: which units stayed, which tokens merge in an image, how scenes are segmented."""
+"""Pictures: which units stayed, which tokens merge in an image, how scenes are segmented, quality against MACs."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from .tasks.images import Unreadable
 from .tasks.segmentation import IGNORED, segment
 from .tasks.vision import encode
 
+MOST_FIGURES = 4  # of a task that are drawn side by side
 CELLS = 96  # columns that a layer's neurons are gathered into
 
 
@@ -166,6 +167,28 @@ def draw_scene(image: Any, found: Mapping[str, Tensor], names: Sequence[str], pa
     patches = [pyplot.Rectangle((0, 0), 1, 1, color=palette(index % 20)) for index in present]
     figure.legend(patches, labels, loc="outside lower center", ncols=8, fontsize=8, frameon=False)
     figure.savefig(path)
+    pyplot.close(figure)
+    return path
+
+
+def draw_sweep(found: Mapping[str, Any], path: Path) -> Path:
+    """Every figure of a sweep against the share of the MACs, the dense network's as a line.
+
+    Args:
+        found: what `optin sweep` stores: "dense", the figures of the dense network, and "points", with "macs".
+    """
+    pyplot = _pyplot()
+    points = sorted(found["points"], key=lambda point: float(point["macs"]))
+    names = [name for name in points[0] if name not in ("budget", "macs", "parameters", "skipped")][:MOST_FIGURES]
+    figure, axes = pyplot.subplots(1, len(names), figsize=(4 * len(names), 3.2), layout="constrained", squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
+        axis.plot([100 * point["macs"] for point in points], [point[name] for point in points], marker="o")
+        if name in found["dense"]:
+            axis.axhline(found["dense"][name], color="grey", linestyle="--", label="dense")
+            axis.legend(frameon=False, fontsize=8)
+        axis.set_xlabel("MACs, % of the dense network's")
+        axis.set_title(name, fontsize=10)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     pyplot.close(figure)
     return path
 

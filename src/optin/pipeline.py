@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,33 @@ def prune(
     result = apply(model, chosen, calibration, recipe=recipe, inplace=inplace, track=track)
     result.report["seconds"] = clock.laps | result.report["seconds"]
     return result
+
+
+def sweep(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    budgets: Iterable[str | float | Budget],
+    *,
+    recipe: Recipe | None = None,
+    scores: Scores | None = None,
+    track: Track = silent,
+) -> Iterator[Result]:
+    """One pruned network per budget, from one scoring.
+
+        for result in optin.sweep(model, batches, ["80%", "60%", "40%"]): ...
+
+    Args:
+        scores: of an earlier scoring.
+
+    Raises:
+        OptinError: as `prune`; a budget that cannot be reached is refused before any network is refitted.
+    """
+    recipes = [_with_budget(recipe, budget) for budget in budgets]
+    calibration = Batches.of(batches, device_of(model))
+    scores = scores or score(model, calibration, recipe=recipe, track=track)
+    plans = [plan(model, scores, recipe=one) for one in recipes]
+    for one, chosen in zip(recipes, plans, strict=True):
+        yield apply(model, chosen, calibration, recipe=one, track=track)
 
 
 def score(

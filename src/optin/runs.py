@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,10 @@ from .batches import Batch
 from .benchmark import compare_speed
 from .checkpoint import load_scores, save_scores
 from .errors import InputError, first_line
+from .files import disk_errors, write_text
 from .finetune import finetune
-from .pictures import draw
-from .pipeline import Result, apply, inspect, plan, prune, score
+from .pictures import draw, draw_sweep
+from .pipeline import Result, apply, inspect, plan, prune, score, sweep
 from .plans import Plan
 from .progress import Track, silent
 from .recipe import Recipe
@@ -143,6 +146,32 @@ def run_prune(
     return {**result.report, "saved": str(out)}
 
 
+def run_sweep(
+    recipe: Recipe,
+    budgets: Sequence[str],
+    out: Path,
+    placement: Placement,
+    *,
+    scores: Path | None = None,
+    track: Track = silent,
+) -> dict[str, Any]:
+    """`optin sweep`: quality against budget from one scoring, in sweep.json and as a picture."""
+    job = Job.of(recipe, placement)
+    examples = _load(task_spec(recipe.task.name), recipe, "evaluation")
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    points = []
+    known = None if scores is None else load_scores(scores)
+    for result in sweep(job.model, job.batches, budgets, recipe=recipe, scores=known, track=track):
+        costs = {
+            name: result.report[name]["pruned"] / result.report[name]["dense"] for name in ("macs", "parameters")
+        }
+        points.append({"budget": result.report["budget"], **costs, **_pruned_quality(job, result, examples, track)})
+    found = {"examples": len(examples), "dense": _dense_quality(job, examples, track), "points": points}
+    write_text(out / "sweep.json", json.dumps(found, indent=1) + "\n")
+    return {**found, "saved": str(out / "sweep.json"), "picture": str(draw_sweep(found, out / "sweep.svg"))}
+
+
 def run_evaluate(
     source: str, recipe: Recipe, placement: Placement, reference: str | None = None, track: Track = silent
 ) -> dict[str, Any]:
@@ -198,13 +227,20 @@ def model_of(recipe: Recipe) -> str:
 
 
 def _quality(job: Job, result: Result, track: Track) -> dict[str, Any]:
-    recipe, spec = job.recipe, task_spec(job.recipe.task.name)
-    examples = _load(spec, recipe, "evaluation")
-    # Embeddings are only compared with the dense network's: it has no figures of its own.
-    embedding = spec.kind.endswith("embedding")
-    dense = {} if embedding else _measure(job.model, job.preprocessor, recipe, examples, None, track)
-    pruned = _measure(result.model, job.preprocessor, recipe, examples, job.model, track)
+    examples = _load(task_spec(job.recipe.task.name), job.recipe, "evaluation")
+    dense, pruned = _dense_quality(job, examples, track), _pruned_quality(job, result, examples, track)
     return {"examples": len(examples), "dense": dense, "pruned": pruned}
+
+
+def _dense_quality(job: Job, examples: Examples | Images, track: Track) -> dict[str, float]:
+    """Empty for embeddings, which are only compared with the dense network's: it has no figures of its own."""
+    if task_spec(job.recipe.task.name).kind.endswith("embedding"):
+        return {}
+    return _measure(job.model, job.preprocessor, job.recipe, examples, None, track)
+
+
+def _pruned_quality(job: Job, result: Result, examples: Examples | Images, track: Track) -> dict[str, float]:
+    return _measure(result.model, job.preprocessor, job.recipe, examples, job.model, track)
 
 
 def _load(spec: TaskSpec, recipe: Recipe, part: str, labelled: bool | None = None) -> Examples | Images:

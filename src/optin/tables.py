@@ -63,6 +63,17 @@ def pruning(result: dict[str, Any]) -> RenderableType:
     return Group(*parts, entries({**seconds, "saved": result["saved"]}))
 
 
+def sweep(result: dict[str, Any]) -> RenderableType:
+    """`optin sweep`: a line per budget, the dense network first."""
+    names = [name for name in result["points"][0] if name not in ("budget", "macs", "parameters")]
+    table = _table("budget", "MACs", "parameters", *names)
+    dense = {"budget": "dense", "macs": 1.0, "parameters": 1.0, **result["dense"]}
+    for point in (dense, *result["points"]):
+        figures = [f"{point[name]:.4f}" if name in point else "" for name in names]
+        table.add_row(point["budget"], f"{point['macs']:.2%}", f"{point['parameters']:.2%}", *figures)
+    return Group(table, entries({name: result[name] for name in ("saved", "picture")}))
+
+
 def speeds(result: list[dict[str, Any]]) -> Table:
     """`optin bench`."""
     table = _table("batch x tokens", "dense, ms", "pruned, ms", "speed-up", "ideal", "share of ideal")
