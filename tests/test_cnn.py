@@ -175,10 +175,10 @@ def some(model: nn.Module, seed: int = 0) -> Plan:
     )
 
 
-def counted(model: nn.Module, side: int = SIDE) -> int:
+def counted(model: nn.Module, side: int = SIDE, width: int | None = None) -> int:
     # What torch counts as nothing on a CPU, it counts in this form.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model.requires_grad_(False)(**example_inputs(model, side))
+        model.requires_grad_(False)(**example_inputs(model, side, width=width))
     return counter.get_total_flops() // 2
 
 
@@ -340,18 +340,22 @@ def test_networks_of_transformers(family, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["Segformer", "UperNet", "Mask2Former"])
-def test_segmentation_networks_through_the_whole_job(family):
+def test_segmentation_networks_through_the_whole_job(family, tmp_path):
     model = of_transformers(family)
-    calibration = [{"pixel_values": torch.randn(4, 3, 64, 64)} for _ in range(2)]
+    calibration = [{"pixel_values": torch.randn(4, 3, 64, 96)} for _ in range(2)]
     recipe = RECIPE.override(trajectory__draws=4)
-    scores = optin.score(model, calibration, recipe=recipe)
-    plan = optin.plan(model, scores, "80%", recipe=recipe)
+    optin.save_scores(optin.score(model, calibration, recipe=recipe), tmp_path / "scores")
+    plan = optin.plan(model, optin.load_scores(tmp_path / "scores"), "80%", recipe=recipe)
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == plan and plan.size == "64 x 96"
+    assert plan.dense.macs == counted(model, 64, 96) and plan.pruned.macs <= 0.8 * plan.dense.macs
 
     @torch.inference_mode()
     def distance(small: nn.Module) -> float:
         return sum(float((answers(model(**x)) - answers(small(**x))).square().mean()) for x in calibration)
 
     cut = optin.apply(model, plan).model
+    assert counted(cut, 64, 96) == plan.pruned.macs
     assert distance(optin.apply(model, plan, calibration, recipe=recipe).model) < distance(cut)
 
 

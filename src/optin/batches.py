@@ -25,7 +25,8 @@ class Batches:
 
     Attributes:
         examples: number of inputs.
-        positions: their mean length in tokens without padding, rounded up; for images the pixels of a side.
+        positions: their mean length in tokens without padding, rounded up; for images the mean height in pixels.
+        width: the mean width of images in pixels; None for texts and where it is the height.
         digest: SHA-256 of all input tensors.
     """
 
@@ -34,6 +35,7 @@ class Batches:
     examples: int
     count: int
     positions: int
+    width: int | None
     digest: str
 
     @classmethod
@@ -52,19 +54,22 @@ class Batches:
             )
         if isinstance(source, Iterator):
             source = list(source)
-        digest, examples, count, real = hashlib.sha256(), 0, 0, 0
+        digest, examples, count, real, across = hashlib.sha256(), 0, 0, 0, 0
         for raw in source:
             batch = _tensors(raw)
             examples += size_of(batch)
             count += 1
-            side = image_side(batch)
-            real += int(token_mask(batch).sum()) if side is None else size_of(batch) * side
+            sides = image_sides(batch)
+            real += int(token_mask(batch).sum()) if sides is None else size_of(batch) * sides[0]
+            across += 0 if sides is None else size_of(batch) * sides[1]
             for name in sorted(batch):
                 digest.update(name.encode())
                 digest.update(batch[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         if examples == 0:
             raise InputError("the calibration set is empty: pass at least one batch of inputs.")
-        return cls(source, device, examples, count, -(-real // examples), digest.hexdigest())
+        positions, width = -(-real // examples), -(-across // examples)
+        other = None if width in (0, positions) else width
+        return cls(source, device, examples, count, positions, other, digest.hexdigest())
 
     def __iter__(self) -> Iterator[Batch]:
         for raw in self.source:
@@ -122,10 +127,12 @@ def position_mask(batch: Batch, hidden: Tensor) -> Tensor:
     return torch.ones(hidden.shape[:-1], dtype=torch.bool, device=hidden.device)
 
 
-def image_side(batch: Batch) -> int | None:
-    """Height in pixels of the images of a batch; 1 where there is neither image nor text, None for a text."""
-    height = next((value.shape[2] for value in batch.values() if value.dim() == 4), None)
-    return 1 if height is None and "input_ids" not in batch else height
+def image_sides(batch: Batch) -> tuple[int, int] | None:
+    """Height and width of the images of a batch in pixels; 1 where there is neither image nor text, None for text."""
+    images = next((value for value in batch.values() if value.dim() == 4), None)
+    if images is not None:
+        return images.shape[2], images.shape[3]
+    return None if "input_ids" in batch else (1, 1)
 
 
 def split(batch: Batch, size: int) -> Iterator[Batch]:

@@ -21,7 +21,7 @@ def model_card(result: Result, name: str, auto: str | None) -> str:
         loader=PackageLoader("optin", ""), undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True
     )
     plan, report = result.plan, result.report
-    costs = [(f"MACs per example of length {plan.length}", plan.dense.macs, plan.pruned.macs)]
+    costs = [(f"MACs per example of length {plan.size}", plan.dense.macs, plan.pruned.macs)]
     costs.append(("parameters", plan.dense.parameters, plan.pruned.parameters))
     metadata = {"library_name": _library(result.model), "tags": ["optin", "pruned"]}
     return environment.get_template("card.md.j2").render(

@@ -80,11 +80,12 @@ def compose(first: Plan, second: Plan) -> Plan:
         architecture=first.architecture,
         sizes=first.sizes,
         keep={name: tuple(first.keep[name][unit] for unit in units) for name, units in second.keep.items()},
-        dense=first.dense if first.length == second.length else second.dense,
+        dense=first.dense if first.size == second.size else second.dense,
         pruned=Cost(second.pruned.macs, second.pruned.parameters),
         length=second.length,
         provenance={**second.provenance, "earlier": dict(first.provenance)},
         tokens=second.tokens or first.tokens,
+        width=second.width,
     )
 
 
@@ -218,6 +219,7 @@ def save_scores(scores: Scores, folder: str | Path) -> Path:
         description = {
             "architecture": scores.architecture,
             "length": scores.length,
+            **({} if scores.width is None else {"width": scores.width}),
             "groups": {name: len(curve.order) for name, curve in scores.curves.items()},
             "provenance": scores.provenance,
         }
@@ -251,6 +253,7 @@ def load_scores(folder: str | Path) -> Scores:
             int(description["length"]),
             dict(description["provenance"]),
             tokens,
+            int(description["width"]) if "width" in description else None,
         )
     except FileNotFoundError:
         raise InputError(f"no such file: {path / 'scores.safetensors'}") from None

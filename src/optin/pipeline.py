@@ -155,6 +155,7 @@ def score(
             "versions": versions(),
         },
         tokens,
+        None if recipe.length else calibration.width,
     )
 
 
@@ -179,7 +180,8 @@ def plan(
     ):
         raise InputError(f"the scores are of another network than this {space.architecture}. Score this one.")
     target = Budget.parse(recipe.budget or "")
-    macs, parameters = costs(model, space, recipe.length or scores.length)
+    length, width = (recipe.length, None) if recipe.length else (scores.length, scores.width)
+    macs, parameters = costs(model, space, length, width)
     cost = macs if target.quantity == "MACs" else parameters
     kept, schedule = _choose(space, scores, cost, target, recipe)
     return Plan(
@@ -188,7 +190,8 @@ def plan(
         keep={name: scores.curves[name].keep(count) for name, count in kept.items()},
         dense=Cost(macs.dense, parameters.dense),
         pruned=Cost(macs.merged(schedule)(kept), parameters(kept)),
-        length=recipe.length or scores.length,
+        length=length,
+        width=width,
         tokens=schedule,
         provenance={**scores.provenance, "recipe": recipe.to_dict(), "budget": str(target)},
     )
@@ -278,13 +281,16 @@ def inspect(model: nn.Module, length: int | None = None) -> dict[str, Any]:
     }
 
 
-def costs(model: nn.Module, space: UnitSpace, length: int) -> tuple[CostModel, CostModel]:
+def costs(model: nn.Module, space: UnitSpace, length: int, width: int | None = None) -> tuple[CostModel, CostModel]:
     """MACs of one example of `length` tokens or pixels a side, and parameters.
+
+    Args:
+        width: in pixels, of images that are not square.
 
     Raises:
         InputError: the model does not take inputs of that length.
     """
-    inputs = example_inputs(model, length)
+    inputs = example_inputs(model, length, width=width)
     try:
         return mac_cost(model, space, inputs), parameter_cost(model, space)
     except (ValueError, RuntimeError) as error:
@@ -297,6 +303,7 @@ def summary(plan: Plan) -> dict[str, Any]:
         "macs": {"dense": plan.dense.macs, "pruned": plan.pruned.macs},
         "parameters": {"dense": plan.dense.parameters, "pruned": plan.pruned.parameters},
         "length": plan.length,
+        **({} if plan.width is None else {"width": plan.width}),
         "budget": plan.provenance.get("budget"),
         "groups": {name: {"kept": kept, "of": plan.sizes[name]} for name, kept in plan.kept.items()},
         **({"tokens": list(plan.tokens)} if plan.tokens else {}),

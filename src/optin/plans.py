@@ -35,6 +35,7 @@ class Plan:
         keep: indices kept per group, ascending.
         dense, pruned: costs before and after.
         length: tokens of a text, or pixels of an image side, at which MACs are counted.
+        width: in pixels, where those images are not square.
         tokens: tokens that merge before each block of a vision transformer; empty if none do.
         provenance: budget, recipe, seed, digest of the calibration data, versions.
     """
@@ -47,6 +48,12 @@ class Plan:
     length: int
     provenance: Mapping[str, Any] = field(default_factory=dict)
     tokens: tuple[int, ...] = ()
+    width: int | None = None
+
+    @property
+    def size(self) -> str:
+        """Of the inputs at which MACs are counted, for people."""
+        return str(self.length) if self.width is None else f"{self.length} x {self.width}"
 
     @property
     def kept(self) -> dict[str, int]:
@@ -94,6 +101,7 @@ class Plan:
             "format": FORMAT,
             "architecture": self.architecture,
             "length": self.length,
+            **({} if self.width is None else {"width": self.width}),
             "dense": {"macs": self.dense.macs, "parameters": self.dense.parameters},
             "pruned": {"macs": self.pruned.macs, "parameters": self.pruned.parameters},
             "groups": {
@@ -123,6 +131,7 @@ class Plan:
             length=_typed(data, "length", int),
             provenance=_typed(data, "provenance", dict),
             tokens=_counts(data.get("tokens", [])),
+            width=_typed(data, "width", int) if "width" in data else None,
         )
 
     def save(self, path: str | Path) -> None:

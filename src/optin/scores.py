@@ -48,7 +48,8 @@ class Scores:
 
     `provenance` holds the criterion, the recipe, the digest of the calibration data and versions;
     `length` is the calibration set's mean length, at which MACs are counted by default. `tokens` is what
-    merging tokens costs, if that was measured: see `optin.schedule.token_costs`.
+    merging tokens costs, if that was measured: see `optin.schedule.token_costs`. `width` is in pixels, of images that
+    are not square.
     """
 
     architecture: str
@@ -56,3 +57,4 @@ class Scores:
     length: int
     provenance: Mapping[str, Any] = field(default_factory=dict)
     tokens: Tensor | None = None
+    width: int | None = None

@@ -29,8 +29,11 @@ def image_input(model: nn.Module) -> str | None:
     return next((name for name in ("pixel_values", "x", "input") if takes(model, name)), None)
 
 
-def example_inputs(model: nn.Module, length: int, batch: int = 1) -> dict[str, Tensor]:
+def example_inputs(model: nn.Module, length: int, batch: int = 1, width: int | None = None) -> dict[str, Tensor]:
     """Random inputs: `length` is in tokens for a text encoder, in pixels of a side for an image encoder.
+
+    Args:
+        width: in pixels, of images that are not square.
 
     Raises:
         InputError: the model has fewer positions than `length`.
@@ -39,7 +42,7 @@ def example_inputs(model: nn.Module, length: int, batch: int = 1) -> dict[str, T
     inputs: dict[str, Tensor] = {}
     images = image_input(model)
     if images is not None:
-        shape = (batch, _channels(model), length, length)
+        shape = (batch, _channels(model), length, width or length)
         inputs[images] = torch.randn(shape, generator=generator).to(device, next(model.parameters()).dtype)
     if takes(model, "input_ids"):
         config: Any = model.config
