@@ -25,7 +25,7 @@ from measuring import RESULTS, Stored, forward_seconds, peak
 from scenes import scenes
 from text_tables import bar_table, table
 from torch import Tensor, nn
-from train_segmentation import EPOCHS, HELD_OUT, TRAINING, foreground, trained
+from train_segmentation import EPOCHS, HELD_OUT, TRAINING, foreground, load_trained, trained
 
 import optin
 from optin.arch import describe
@@ -33,7 +33,7 @@ from optin.cost import mac_cost
 from optin.gating import gated, masks
 from optin.pictures import draw_scene
 from optin.recipe import PRESETS, Recipe
-from optin.tasks import load_model, load_processor, segmentation
+from optin.tasks import load_processor, segmentation
 from optin.tasks.vision import calibration_batches
 from optin.trajectory import answers
 
@@ -71,7 +71,7 @@ class SceneSetting:
     """A dense network, training scenes without masks, and test scenes."""
 
     def __init__(self, folder: Path, data: str) -> None:
-        self.model, self.processor = load_model(str(folder), "image-segmentation"), load_processor(str(folder))
+        self.model, self.processor = load_trained(folder), load_processor(str(folder))
         self.train, self.test = scenes(data, "calibration", TRAINING), scenes(data, "evaluation", HELD_OUT)
         figures = segmentation.evaluate(self.model, self.processor, self.test)
         self.dense = Remembered(self.model)

@@ -1,10 +1,10 @@
-"""VGG-16 with batch norm and ResNet-56, trained on Fashion-MNIST; kept in the cache, outside the repository.
+"""VGG-16 with batch norm and ResNet-56, trained on Fashion-MNIST; kept in the cache in half precision.
 
     python benchmarks/train_cnn.py resnet56
     python benchmarks/train_cnn.py vgg16_bn
 
 Every epoch leaves a checkpoint, from which a run that was stopped goes on. Prints the loss of each epoch and the
-accuracy on all test images, which accuracy.json keeps.
+accuracy on all test images, which accuracy.json keeps. The folder of the small ResNet-56 is also in weights/.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ import numpy as np
 import torch
 from dinov2 import DATA, SPEC
 from torch import Tensor, nn
-from training import autocast, train
+from training import autocast, folder_of, train
 
-from optin.assets import cache_folder
 from optin.networks import NETWORKS
 from optin.other_models import create, save_other
 from optin.recipe import Task
@@ -35,7 +34,7 @@ BATCH, HIGHEST_RATE, DECAY = 64, 0.05, 5e-4
 
 def trained(name: str, data: str = DATA, epochs: int = EPOCHS) -> Path:
     """Folder of the trained network, made at the first call."""
-    folder = cache_folder() / f"{name}-fashion-mnist"
+    folder = folder_of(f"{name}-fashion-mnist")
     if (folder / "accuracy.json").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -43,7 +42,7 @@ def trained(name: str, data: str = DATA, epochs: int = EPOCHS) -> Path:
     torch.manual_seed(0)
     model = create(f"optin:{name}", classes=10)
     train_cnn(model, pixels(images), torch.tensor(images.labels), epochs, folder / "training.safetensors")
-    save_other(model.to(memory_format=torch.contiguous_format), folder)  # type: ignore[call-overload]
+    save_other(model.half().to(memory_format=torch.contiguous_format), folder)  # type: ignore[call-overload]
     processor().save_pretrained(folder)
     test = load_images(SPEC, Task("fashion-mnist", data), "evaluation", labelled=True)
     figures = evaluate(load_model(str(folder)), load_processor(str(folder)), SPEC, test, batch_size=256)

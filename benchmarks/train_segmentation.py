@@ -3,9 +3,10 @@
     python benchmarks/train_segmentation.py segformer
     python benchmarks/train_segmentation.py mask2former --epochs 12
 
-They are kept in the cache, outside the repository. Every epoch leaves a checkpoint, from which a run that was
-stopped goes on. Both are trained by the cross-entropy of their scores at every pixel; the queries of Mask2Former need
-no matching for that. Prints the loss of each epoch and the figures on 400 test scenes, which figures.json keeps.
+They are kept in the cache, in half precision, and their folders also in weights/. Every epoch leaves a checkpoint,
+from which a run that was stopped goes on. Both are trained by the cross-entropy of their scores at every pixel; the
+queries of Mask2Former need no matching for that. Prints the loss of each epoch and the figures on 400 test scenes,
+which figures.json keeps.
 """
 
 from __future__ import annotations
@@ -20,16 +21,15 @@ import torch
 from dinov2 import DATA
 from scenes import CLASSES, SIDE, scenes
 from torch import Tensor, nn
-from training import autocast, train
+from training import autocast, folder_of, train
 
-from optin.assets import cache_folder
 from optin.tasks import load_model, load_processor, segmentation
 from optin.tasks.segmentation import Scenes
 from optin.trajectory import answers
 
 MEAN, DEVIATION = 0.3, 0.25  # of the pixels, about
 TRAINING, HELD_OUT = 8000, 400  # scenes
-EPOCHS = {"segformer": 6, "mask2former": 6}
+EPOCHS = {"segformer": 5, "mask2former": 6}
 BATCH, HIGHEST_RATE, DECAY = 32, 2e-3, 0.01
 
 
@@ -79,7 +79,7 @@ def network(name: str) -> nn.Module:
 
 def trained(name: str, data: str = DATA, epochs: int | None = None) -> Path:
     """Folder of the trained network, made at the first call."""
-    folder = cache_folder() / f"{name}-scenes"
+    folder = folder_of(f"{name}-scenes")
     if (folder / "figures.json").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,12 +99,17 @@ def trained(name: str, data: str = DATA, epochs: int | None = None) -> Path:
     optimiser = torch.optim.AdamW(model.parameters(), HIGHEST_RATE, weight_decay=DECAY)
     checkpoint = folder / "training.safetensors"
     train(model, optimiser, loss, TRAINING, epochs or EPOCHS[name], checkpoint, BATCH)
-    model.save_pretrained(folder)
+    model.half().save_pretrained(folder)
     processor().save_pretrained(folder)
     test = scenes(data, "evaluation", HELD_OUT)
-    figures = segmentation.evaluate(load_model(str(folder)), load_processor(str(folder)), test)
+    figures = segmentation.evaluate(load_trained(folder), load_processor(str(folder)), test)
     (folder / "figures.json").write_text(json.dumps(figures | {"foreground": foreground(figures)}) + "\n")
     return folder
+
+
+def load_trained(folder: Path) -> nn.Module:
+    """In full precision, in which processors compute."""
+    return load_model(str(folder), "image-segmentation", dtype=torch.float32)
 
 
 def tensors(known: Scenes) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Training with checkpoints, of the networks that no registry holds."""
+"""Training with checkpoints, of the networks that no registry holds, and where they lie once they are trained."""
 
 from __future__ import annotations
 
@@ -13,10 +13,19 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from optin.assets import cache_folder
+
+WEIGHTS = Path(__file__).parent / "weights"  # of small networks, in half precision
 BATCH = 128
 RISE = 0.3  # of the steps, over which the learning rate goes up
 
 Loss = Callable[[Tensor, torch.Generator], Tensor]
+
+
+def folder_of(name: str) -> Path:
+    """Where a trained network lies: in this repository, else in the cache, where training puts it."""
+    kept = WEIGHTS / name
+    return kept if kept.is_dir() else cache_folder() / name
 
 
 def train(
