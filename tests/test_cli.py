@@ -129,6 +129,13 @@ def test_the_paper_preset_and_labels(run, workspace, tmp_path):
     common = (workspace / "dense", "--budget", "60%", "--data", workspace, "--out", tmp_path / "p", "--json")
     assert run("prune", *common, "--preset", "paper", "--examples", 4)[0] == 0
     assert run("prune", *common, "--criterion", "fisher", "--examples", 16)[0] == 0
+    code, out, err = run("prune", *common, "--preset", "kwon", "--examples", 16)
+    assert code == 0 and json.loads(out)["macs"]["pruned"] <= 0.6 * json.loads(out)["macs"]["dense"], err
+    assert run("score", *common[:1], *common[3:5], "--out", tmp_path / "s", "--preset", "kwon", *SMALL)[0] == 0
+    stored = ("plan", workspace / "dense", tmp_path / "s", "--budget", "60%", "--json", "--preset", "kwon")
+    assert json.loads(run(*stored)[1])["macs"]["pruned"] > 0
+    assert run("score", *common[:1], *common[3:5], "--out", tmp_path / "t", *SMALL)[0] == 0
+    assert run(*stored[:2], tmp_path / "t", *stored[3:])[0] == 2
     assert run("prune", *common, "--no-compensate", "--examples", 16, "--dtype", "float64")[0] == 0
 
 

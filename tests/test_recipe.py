@@ -81,7 +81,7 @@ def test_any_mapping_is_read_or_refused_in_one_line(data):
 
 def test_presets():
     assert preset("default") == Recipe()
-    assert set(PRESETS) == {"default", "paper", "beta", "tau"}
+    assert set(PRESETS) == {"default", "paper", "beta", "tau", "kwon"}
     assert preset("tau") == preset("beta").override(tokens__merge="search", trajectory__coupling=0.0)
 
 

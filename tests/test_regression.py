@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from optin.errors import NumericalError
-from optin.regression import refit, refit_validated
+from optin.regression import refit, refit_validated, rescaled
 from optin.statistics import Moments, ridged
 
 CPU = torch.device("cpu")
@@ -24,6 +24,19 @@ def test_the_refit_solves_its_normal_equations(bias):
         assert float((w[:, None] * residual).sum(0).abs().max() / w.sum()) < 1e-6
     else:
         assert float(shift.abs().max()) == 0
+
+
+@pytest.mark.parametrize("block", [1, 3])
+def test_scales_solve_their_least_squares(block):
+    x, e, w, weight = torch.randn(300, 6), torch.randn(300, 4), torch.rand(300), torch.randn(4, 6)
+    moments = Moments(6, 4, CPU)
+    moments.add(x, e, w)
+    change = rescaled(moments, weight, block, 1e-12)
+    made = torch.einsum("tub,oub->tou", x.unflatten(1, (-1, block)), weight.unflatten(1, (-1, block)))
+    root = w.sqrt()[:, None]
+    design, wanted = (root[:, None] * made).flatten(0, 1), (root * e).flatten()
+    scales = torch.linalg.lstsq(design.double(), wanted.double()[:, None]).solution[:, 0]
+    torch.testing.assert_close(change, weight.double() * scales.repeat_interleave(block), atol=1e-4, rtol=1e-4)
 
 
 def test_an_exact_linear_relation_is_recovered():

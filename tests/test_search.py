@@ -11,7 +11,7 @@ from optin.budget import Budget
 from optin.cost import CostModel, Term
 from optin.errors import BudgetError, InputError
 from optin.scores import Curve
-from optin.search import SEARCHES, find
+from optin.search import SEARCHES, find, rearranged
 from optin.units import UnitGroup, UnitSpace
 
 FIXED = 50
@@ -110,3 +110,21 @@ def test_curve_by_hand():
     assert curve.cost.tolist() == [0.0, 1.0, 3.0, 6.0]
     assert curve.keep(2) == (0, 2) and curve.keep(3) == (0, 1, 2)
     assert curve.importance.tolist() == [3.0, 1.0, 2.0]
+
+
+@given(st.integers(2, 8), st.integers(0, 8), st.integers(0, 99))
+def test_rearranging_never_adds_to_what_the_removals_add_up_to(size, count, seed):
+    gradients = torch.randn(5, size, generator=torch.Generator().manual_seed(seed))
+    curve, count = Curve.from_importance(gradients.square().sum(0)), min(count, size)
+
+    def length(kept):
+        return float(gradients[:, [unit for unit in range(size) if unit not in kept]].sum(1).square().sum())
+
+    kept = rearranged(curve, gradients, count)
+    assert len(kept) == count and length(kept) <= length(curve.keep(count)) + 1e-5
+
+
+def test_rearranging_finds_the_pair_that_cancels():
+    gradients = torch.tensor([[1.0, 1.1, -1.2, 3.0], [0.2, 1.0, -1.0, 0.0]])
+    curve = Curve.from_importance(gradients.square().sum(0))
+    assert curve.keep(2) == (2, 3) and rearranged(curve, gradients, 2) == (0, 3)

@@ -215,6 +215,7 @@ def save_scores(scores: Scores, folder: str | Path) -> Path:
             tensors[f"{name}/order"], tensors[f"{name}/cost"] = curve.order.contiguous(), curve.cost.contiguous()
         if scores.tokens is not None:
             tensors["tokens"] = scores.tokens.contiguous()
+        tensors |= {f"{name}/gradients": value.contiguous() for name, value in scores.gradients.items()}
         save_file(tensors, work / "scores.safetensors")
         description = {
             "architecture": scores.architecture,
@@ -242,7 +243,13 @@ def load_scores(folder: str | Path) -> Scores:
             curves = {
                 name: Curve(file.get_tensor(f"{name}/order"), file.get_tensor(f"{name}/cost")) for name in groups
             }
-            tokens = file.get_tensor("tokens") if "tokens" in file.keys() else None  # noqa: SIM118
+            stored = set(file.keys())
+            tokens = file.get_tensor("tokens") if "tokens" in stored else None
+            gradients = {
+                name: file.get_tensor(f"{name}/gradients") for name in groups if f"{name}/gradients" in stored
+            }
+        if any(value.shape[1:] != (groups[name],) for name, value in gradients.items()):
+            raise ValueError("the gradients do not fit the groups")
         if tokens is not None and not (tokens.dim() == 2 and bool(torch.isfinite(tokens).all())):
             raise ValueError("the token costs are no finite table")
         for name, curve in curves.items():
@@ -254,6 +261,7 @@ def load_scores(folder: str | Path) -> Scores:
             dict(description["provenance"]),
             tokens,
             int(description["width"]) if "width" in description else None,
+            gradients,
         )
     except FileNotFoundError:
         raise InputError(f"no such file: {path / 'scores.safetensors'}") from None

@@ -29,7 +29,7 @@ app = typer.Typer(
 Model = Annotated[str, typer.Argument(help="Local folder or hub id.")]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="YAML recipe; the other options override it.")]
 Preset = Annotated[
-    str | None, typer.Option("--preset", help="Named recipe to start from: default, paper, beta or tau.")
+    str | None, typer.Option("--preset", help="Named recipe to start from: default, beta, tau, paper or kwon.")
 ]
 Budget = Annotated[str | None, typer.Option(help="'50%', '2.1 GMACs', '40 Mparams' or '60% params'.")]
 Task = Annotated[str | None, typer.Option(help="Task, for example sst2 or text-classification.")]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .batches import Batch, Batches, position_mask, split, trimmed
-from .consumers import add, can_shift, matrix, rows_made, rows_read, scale_of
+from .consumers import add, can_shift, features_per_unit, matrix, rows_made, rows_read, scale_of
 from .errors import ArchitectureError
 from .merging import State, merging_of
 from .modules import hidden_of, inference_mode_of, with_hidden
@@ -220,9 +220,13 @@ class _Walk:
         folds.add(read, lack, weights, mask)
 
     def _update(self, gate: Gate, folds: Folds) -> None:
-        model = self.models["pruned"]
-        bias = can_shift(model.get_submodule(gate.module), gate)
-        add(model, gate, *folds.refit(self.options.ridge, bias=bias))
+        model, ridge = self.models["pruned"], self.options.ridge
+        module = model.get_submodule(gate.module)
+        if self.options.kind == "scales":
+            change = folds.rescaled(matrix(module), features_per_unit(module, gate), ridge)
+            add(model, gate, change, change.new_zeros(len(change)))
+        else:
+            add(model, gate, *folds.refit(ridge, bias=can_shift(module, gate)))
 
 
 def _read(gate: Gate) -> Tap:

@@ -29,7 +29,7 @@ from .progress import Track, silent
 from .recipe import Recipe
 from .schedule import constant, find_jointly, token_costs, token_space
 from .scores import Scores
-from .search import find
+from .search import find, rearranged
 from .trajectory import answers
 from .units import UnitSpace
 from .versions import versions
@@ -156,6 +156,7 @@ def score(
         },
         tokens,
         None if recipe.length else calibration.width,
+        {name: torch.stack(draws) for name, draws in scoring.gradients.items()},
     )
 
 
@@ -187,7 +188,7 @@ def plan(
     return Plan(
         architecture=space.architecture,
         sizes=space.sizes,
-        keep={name: scores.curves[name].keep(count) for name, count in kept.items()},
+        keep=_units(scores, kept, recipe),
         dense=Cost(macs.dense, parameters.dense),
         pruned=Cost(macs.merged(schedule)(kept), parameters(kept)),
         length=length,
@@ -195,6 +196,15 @@ def plan(
         tokens=schedule,
         provenance={**scores.provenance, "recipe": recipe.to_dict(), "budget": str(target)},
     )
+
+
+def _units(scores: Scores, kept: Mapping[str, int], recipe: Recipe) -> dict[str, tuple[int, ...]]:
+    """So many units of each group: the last of its removal curve, or rearranged."""
+    if not recipe.rearrange:
+        return {name: scores.curves[name].keep(count) for name, count in kept.items()}
+    if not scores.gradients:
+        raise InputError("these scores hold no gradients to rearrange by. Score with 'fisher' and 'rearrange: true'.")
+    return {name: rearranged(scores.curves[name], scores.gradients[name], count) for name, count in kept.items()}
 
 
 def _choose(

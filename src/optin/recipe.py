@@ -65,6 +65,7 @@ class Refit:
 
     Attributes:
         enabled: refit at all.
+        kind: "weights" of every consumer, or only the "scales" of the units that it reads (mask tuning).
         ridge: ridge relative to the mean diagonal of the second moment.
         floor: added to the sensitivity weight of every token, whose mean is 1.
         folds: 2 or more choose the ridge of every consumer by cross-validation over so many parts of the calibration
@@ -72,11 +73,13 @@ class Refit:
     """
 
     enabled: bool = True
+    kind: str = "weights"
     ridge: float = 3e-2
     floor: float = 0.1
     folds: int = 1
 
     def __post_init__(self) -> None:
+        _require("refit.kind", self.kind, self.kind in ("weights", "scales"), "'weights' or 'scales'")
         _require("refit.ridge", self.ridge, self.ridge > 0, "above 0")
         _require("refit.floor", self.floor, self.floor >= 0, "0 or more")
         _require("refit.folds", self.folds, self.folds >= 1, "at least 1")
@@ -186,6 +189,8 @@ class Recipe:
         budget: see `optin.budget.Budget`.
         criterion: key of `optin.criteria.CRITERIA`.
         search: key of `optin.search.SEARCHES`.
+        rearrange: choose the units of each group anew for the counts found, by how their removals add up; needs
+            scores of the fisher criterion.
         round_to: kept counts of neurons are multiples of this.
         length: tokens per example at which MACs are counted; None takes the calibration set's mean.
         seed: of every random draw.
@@ -195,6 +200,7 @@ class Recipe:
     budget: str | None = None
     criterion: str = "compensated"
     search: str = "lagrange"
+    rearrange: bool = False
     round_to: int = 1
     length: int | None = None
     seed: int = 0
@@ -283,6 +289,14 @@ PRESETS: Mapping[str, Recipe] = types.MappingProxyType(
             search="paper",
             refit=Refit(enabled=False),
             calibration=Calibration(examples=32),
+        ),
+        # Kwon et al., NeurIPS 2022: labels, mask search, mask rearrangement, mask tuning with all tokens alike.
+        "kwon": Recipe(
+            criterion="fisher",
+            search="paper",
+            rearrange=True,
+            refit=Refit(kind="scales", ridge=1e-6, floor=1e3),
+            calibration=Calibration(examples=2048),
         ),
     }
 )

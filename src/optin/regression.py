@@ -33,6 +33,26 @@ def refit(moments: Moments, ridge: float, *, bias: bool) -> tuple[Float[Tensor, 
     return solution[:, :-1], solution[:, -1]
 
 
+def rescaled(
+    moments: Moments, weight: Float[Tensor, "targets features"], block: int, ridge: float
+) -> Float[Tensor, "targets features"]:
+    """The best dW that only scales each unit's columns of W: mask tuning (Kwon et al., NeurIPS 2022, section 4.3).
+
+    min over s   sum_t w_t || sum_u s_u W_u x_u,t - e_t ||^2  +  ridge * ||s||^2,      dW_u = s_u W_u
+
+    Args:
+        block: features per unit.
+        ridge: relative to the mean diagonal of the normal equations.
+    """
+    w, second, cross = weight.double(), moments.second[:-1, :-1], moments.cross[:-1]
+    products = ((w.mT @ w) * second).unflatten(1, (-1, block)).sum(2).unflatten(0, (-1, block)).sum(1)
+    wanted = (w.mT * cross).sum(1).unflatten(0, (-1, block)).sum(1)
+    products.diagonal().add_(ridge * products.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny))
+    scales = torch.linalg.solve(products, wanted)
+    change: Tensor = w * scales.repeat_interleave(block)
+    return change
+
+
 class Folds:
     """Moments of parts of the rows, by examples, which take turns from one batch to the next.
 
@@ -56,6 +76,10 @@ class Folds:
             turn = slice((place - self._examples) % len(self.parts), None, len(self.parts))
             moments.add(x[turn][mask[turn]], e[turn][mask[turn]], weights[turn][mask[turn]])
         self._examples += len(x)
+
+    def rescaled(self, weight: Tensor, block: int, ridge: float) -> Tensor:
+        """What only scales units, on all parts; see `rescaled`."""
+        return rescaled(Moments.sum(self.parts), weight, block, ridge)
 
     def refit(self, ridge: float, *, bias: bool) -> tuple[Float[Tensor, "targets features"], Tensor]:
         """The refit on all parts: at `ridge` if there is one, else with the ridge that explains most elsewhere."""

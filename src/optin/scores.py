@@ -46,10 +46,14 @@ class Curve:
 class Scores:
     """Removal curves of all groups of a network, and how they were measured.
 
-    `provenance` holds the criterion, the recipe, the digest of the calibration data and versions;
-    `length` is the calibration set's mean length, at which MACs are counted by default. `tokens` is what
-    merging tokens costs, if that was measured: see `optin.schedule.token_costs`. `width` is in pixels, of images that
-    are not square.
+    Attributes:
+        architecture: the description that the group names belong to.
+        curves: per group.
+        length: the calibration set's mean length, at which MACs are counted by default.
+        provenance: the criterion, the recipe, the digest of the calibration data and versions.
+        tokens: what merging tokens costs, if that was measured: see `optin.schedule.token_costs`.
+        width: in pixels, of images that are not square.
+        gradients: of the labelled loss by the multipliers of a group, shape (draw, unit), if the recipe rearranges.
     """
 
     architecture: str
@@ -58,3 +62,4 @@ class Scores:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     tokens: Tensor | None = None
     width: int | None = None
+    gradients: Mapping[str, Tensor] = field(default_factory=dict)

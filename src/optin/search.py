@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from .budget import Budget
@@ -197,6 +198,25 @@ def _ranking(
         gains = -cost.diff()
         steps += [(group.name, int(counts[i + 1] - counts[i]), float(gains[i])) for i in range(len(gains))]
     return sorted(steps, key=lambda step: -step[2] / step[1])
+
+
+def rearranged(curve: Curve, gradients: Float[Tensor, "draw unit"], count: int) -> tuple[int, ...]:
+    """`count` units to keep, so that the gradients of those that go cancel: mask rearrangement.
+
+    min over the mask   || sum_u g_u ||^2 over the units u that go      (Kwon et al., NeurIPS 2022, section 4.2)
+
+    Greedy: each unit that stays, least important first, may take the place of the one whose return helps most.
+    """
+    columns, removed = gradients.double(), len(curve.order) - count
+    gone = curve.order[:removed].tolist()
+    total = columns[:, gone].sum(1)
+    for unit in curve.order[removed:].tolist() if gone else []:
+        gone.append(unit)
+        total = total + columns[:, unit]
+        without = columns[:, gone].square().sum(0) - 2 * total @ columns[:, gone]
+        back = gone.pop(int(without.argmin()))
+        total = total - columns[:, back]
+    return tuple(sorted(set(range(len(curve.order))) - set(gone)))
 
 
 SEARCHES: Mapping[str, Search] = {"lagrange": lagrange, "paper": paper}

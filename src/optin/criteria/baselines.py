@@ -51,6 +51,8 @@ def fisher(scoring: Scoring) -> Mapping[str, Curve]:
         for micro in split(batch, size):
             for name, value in differentiate(model, space, micro, _label_loss).units["loss"].items():
                 total[name] += value.double().square().cpu()
+                if scoring.recipe.rearrange:
+                    scoring.gradients.setdefault(name, []).append(value.float().cpu())
     return {name: Curve.from_importance(value) for name, value in total.items()}
 
 

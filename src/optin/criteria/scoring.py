@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..batches import Batches
 from ..progress import Track, silent
@@ -21,6 +21,7 @@ class Scoring:
         resume: a file for partial results, so that a long scoring goes on after a kill.
         scales: what each part of the trajectory is multiplied by in the curves; filled in by criteria that
             measure it.
+        gradients: per group of each draw, shape (unit,); filled in by `fisher` if the recipe rearranges.
     """
 
     model: nn.Module
@@ -30,3 +31,4 @@ class Scoring:
     track: Track = silent
     resume: Path | None = None
     scales: dict[str, float] = field(default_factory=dict)
+    gradients: dict[str, list[Tensor]] = field(default_factory=dict)
