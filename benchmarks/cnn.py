@@ -52,7 +52,7 @@ def render(results: dict[str, Any]) -> str:
         if here and name != READY:
             lost = 100 * (found["dense_accuracy"] - sum(here) / len(here))
             bars.append((f"points lost by {name} at 50 % at most {LOST}", f"{lost:.2f}", lost <= LOST))
-    return "\n".join([*lines, *bar_table(bars)]).strip() + "\n"
+    return "\n".join([*lines, *(bar_table(bars) if bars else [])]).strip() + "\n"
 
 
 def main() -> None:
