@@ -25,8 +25,9 @@ from rich.progress import track as progress
 from safetensors.torch import save_file
 from torch import Tensor
 
-from optin.assets import cache_folder, package_folder
+from optin.assets import package_folder
 from optin.demo import logistic_regression
+from optin.files import cache_folder
 from optin.quiet import quiet
 from optin.recipe import Task
 from optin.tasks import load_images, load_processor, task_spec

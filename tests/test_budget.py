@@ -21,6 +21,10 @@ from optin.errors import BudgetError
         ("1e6 parameters", Budget(1e6, "parameters", relative=False)),
         ("60% params", Budget(0.6, "parameters")),
         ("60% of the parameters", Budget(0.6, "parameters")),
+        ("60% latency", Budget(0.6, "latency")),
+        ("12 ms", Budget(12e9, "latency", relative=False)),
+        ("0.5 s", Budget(500e9, "latency", relative=False)),
+        ("800us", Budget(0.8e9, "latency", relative=False)),
     ],
 )
 def test_parse(text, expected):
@@ -29,14 +33,33 @@ def test_parse(text, expected):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "half", "50", "%", "100%", "120%", "-5%", "0%", 1.0, 0.0, -0.2, "nan%", "5 ms", "1..2%", None, True, "inf%"],
+    [
+        "",
+        "half",
+        "50",
+        "%",
+        "100%",
+        "120%",
+        "-5%",
+        "0%",
+        1.0,
+        0.0,
+        -0.2,
+        "nan%",
+        "5 min",
+        "0 ms",
+        "1..2%",
+        None,
+        True,
+        "inf%",
+    ],
 )
 def test_what_is_no_budget_is_refused(text):
     with pytest.raises(BudgetError):
         Budget.parse(text)
 
 
-@given(st.floats(0.001, 0.999), st.sampled_from(["MACs", "parameters"]))
+@given(st.floats(0.001, 0.999), st.sampled_from(["MACs", "parameters", "latency"]))
 def test_text_and_back(value, quantity):
     budget = Budget(round(value, 6), quantity)
     assert Budget.parse(str(budget)).value == pytest.approx(budget.value, rel=1e-5)
@@ -61,7 +84,8 @@ def test_an_absolute_budget_above_the_dense_cost_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"), [("2.1GMACs", "2.1 GMACs"), ("40000 params", "40 kparams"), ("12 macs", "12 MACs")]
+    ("text", "shown"),
+    [("2.1GMACs", "2.1 GMACs"), ("40000 params", "40 kparams"), ("12 macs", "12 MACs"), ("12 ms", "12 ms")],
 )
 def test_shown_as_written(text, shown):
     assert str(Budget.parse(text)) == shown

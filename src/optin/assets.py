@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-import os
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,13 +63,6 @@ def rotten_tomatoes(held_out: int = 1000, seed: int = 0) -> tuple[Sentences, Sen
     random.Random(seed).shuffle(rows)
     test, train = rows[:held_out], rows[held_out:]
     return _sentences(train), _sentences(test)
-
-
-def cache_folder() -> Path:
-    """Where trained networks and scores are kept between runs: $OPTIN_CACHE or ~/.cache/optin."""
-    folder = Path(os.environ.get("OPTIN_CACHE", Path.home() / ".cache" / "optin"))
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def _sentences(rows: list[tuple[str, int]]) -> Sentences:

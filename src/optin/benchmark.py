@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,6 +13,8 @@ from torch import nn
 from .arch import describe
 from .arch.inputs import default_length, example_inputs, image_input
 from .batches import Batch
+from .budget import PER_MS
+from .latency import now
 from .modules import device_of, inference_mode_of
 from .pipeline import costs
 from .progress import Track, silent
@@ -89,10 +90,6 @@ def compare_speed(
 
 def _milliseconds(model: nn.Module, inputs: Batch) -> float:
     device = device_of(model)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
+    start = now(device)
     model(**inputs)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return 1000 * (time.perf_counter() - start)
+    return (now(device) - start) / PER_MS

@@ -4,6 +4,8 @@ Budget.parse("50%")            half of the dense MACs
 Budget.parse("2.1 GMACs")      absolute MACs, per example at the reference length
 Budget.parse("40 Mparams")     absolute parameters
 Budget.parse("60% params")     relative parameters
+Budget.parse("12 ms")          latency of a forward on this machine
+Budget.parse("60% latency")    relative latency
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from typing import Literal
 
 from .errors import BudgetError
 
-Quantity = Literal["MACs", "parameters"]
+Quantity = Literal["MACs", "parameters", "latency"]
+PER_MS = 10**9  # latencies are whole picoseconds
 
 _PREFIX = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _UNIT: dict[str, Quantity] = {
@@ -24,17 +27,20 @@ _UNIT: dict[str, Quantity] = {
     "params": "parameters",
     "parameter": "parameters",
     "parameters": "parameters",
+    "latency": "latency",
 }
 _RELATIVE = re.compile(r"(?P<number>[0-9.eE+-]+)\s*%\s*(?:of\s+)?(?:the\s+)?(?P<unit>[a-z]*)", re.IGNORECASE)
 _ABSOLUTE = re.compile(
     r"(?P<number>[0-9.]+(?:e[+-]?[0-9]+)?)\s*(?P<prefix>[kmgt]?)(?P<unit>macs?|param(?:eter)?s?)", re.IGNORECASE
 )
-_EXAMPLES = "Write for example '50%', '2.1 GMACs', '40 Mparams' or '60% params'"
+_TIME = re.compile(r"(?P<number>[0-9.]+(?:e[+-]?[0-9]+)?)\s*(?P<unit>us|ms|s)", re.IGNORECASE)
+_SECONDS = {"us": 10**-3, "ms": 1, "s": 10**3}  # in ms
+_EXAMPLES = "Write for example '50%', '2.1 GMACs', '40 Mparams', '60% params', '12 ms' or '60% latency'"
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """An upper bound: `value` of `quantity`, as a fraction of the dense network when `relative`."""
+    """An upper bound: `value` of `quantity` (latency in ps), as a fraction of the dense network when `relative`."""
 
     value: float
     quantity: Quantity = "MACs"
@@ -69,10 +75,13 @@ class Budget:
         if match := _ABSOLUTE.fullmatch(text.strip()):
             number = _number(match["number"], text) * _PREFIX[match["prefix"].lower()]
             return cls(number, _UNIT[match["unit"].lower()], relative=False)
+        if match := _TIME.fullmatch(text.strip()):
+            number = _number(match["number"], text) * _SECONDS[match["unit"].lower()]
+            return cls(number * PER_MS, "latency", relative=False)
         raise BudgetError(f"cannot read the budget {text!r}. {_EXAMPLES}.")
 
     def limit(self, dense: int) -> int:
-        """The largest allowed cost (MACs or parameters), given the dense one.
+        """The largest allowed cost (MACs, parameters or picoseconds), given the dense one.
 
         Raises:
             BudgetError: an absolute budget that the dense network already meets.
@@ -81,13 +90,15 @@ class Budget:
         limit = int(round(self.value * dense, 6)) if self.relative else int(self.value)
         if limit >= dense:
             raise BudgetError(
-                f"a budget of {self} leaves nothing to prune: the dense network has {dense:,} {self.quantity}."
+                f"a budget of {self} leaves nothing to prune: the dense network has {shown(dense, self.quantity)}."
             )
         return limit
 
     def __str__(self) -> str:
         if self.relative:
             return f"{self.value * 100:.6g}% {self.quantity}"
+        if self.quantity == "latency":
+            return f"{self.value / PER_MS:.6g} ms"
         for prefix in ("T", "G", "M", "k"):
             if self.value >= _PREFIX[prefix.lower()]:
                 return f"{self.value / _PREFIX[prefix.lower()]:.6g} {prefix}{_SHORT[self.quantity]}"
@@ -95,6 +106,11 @@ class Budget:
 
 
 _SHORT = {"MACs": "MACs", "parameters": "params"}
+
+
+def shown(amount: int, quantity: str) -> str:
+    """A cost for people."""
+    return f"a latency of {amount / PER_MS:.4g} ms" if quantity == "latency" else f"{amount:,} {quantity}"
 
 
 def _number(text: str, whole: str) -> float:

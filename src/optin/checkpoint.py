@@ -86,6 +86,7 @@ def compose(first: Plan, second: Plan) -> Plan:
         provenance={**second.provenance, "earlier": dict(first.provenance)},
         tokens=second.tokens or first.tokens,
         width=second.width,
+        latency=second.latency,
     )
 
 

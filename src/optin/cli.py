@@ -31,7 +31,10 @@ RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="YAML recipe; 
 Preset = Annotated[
     str | None, typer.Option("--preset", help="Named recipe to start from: default, beta, tau, paper or kwon.")
 ]
-Budget = Annotated[str | None, typer.Option(help="'50%', '2.1 GMACs', '40 Mparams' or '60% params'.")]
+Budget = Annotated[
+    str | None, typer.Option(help="'50%', '2.1 GMACs', '40 Mparams', '60% params', '12 ms' or '60% latency'.")
+]
+LatencyBatch = Annotated[int | None, typer.Option(help="Examples in the forward that a budget of latency is for.")]
 Task = Annotated[str | None, typer.Option(help="Task, for example sst2 or text-classification.")]
 Data = Annotated[str | None, typer.Option(help="File or folder (csv, tsv, jsonl, parquet); the hub if not given.")]
 Text = Annotated[str | None, typer.Option(help="Column of the texts.")]
@@ -112,14 +115,18 @@ def plan(
     preset_name: Preset = None,
     search: SearchName = None,
     round_to: Annotated[int | None, typer.Option(help="Kept neurons are multiples of this.")] = None,
+    latency_batch: LatencyBatch = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Choose the units to keep under a budget, from stored scores, without any data."""
     from . import runs, tables
 
-    options = _recipe(recipe, preset_name).override(model=model, budget=budget, search=search, round_to=round_to)
-    _print(runs.run_plan(options, scores, out, runs.Placement()), tables.plan, as_json, quiet)
+    options = _recipe(recipe, preset_name).override(
+        model=model, budget=budget, search=search, round_to=round_to, latency_batch=latency_batch
+    )
+    result = runs.run_plan(options, scores, out, runs.Placement(), _track(as_json, quiet))
+    _print(result, tables.plan, as_json, quiet)
 
 
 @app.command()
@@ -137,6 +144,7 @@ def prune(
     search: SearchName = None,
     compensate: Compensate = None,
     round_to: Annotated[int | None, typer.Option(help="Kept neurons are multiples of this.")] = None,
+    latency_batch: LatencyBatch = None,
     examples: Examples = None,
     max_length: MaxLength = None,
     scores: ScoresFolder = None,
@@ -157,6 +165,7 @@ def prune(
         criterion=criterion,
         search=search,
         round_to=round_to,
+        latency_batch=latency_batch,
         seed=seed,
         refit__enabled=compensate,
         task__name=task,

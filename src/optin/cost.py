@@ -46,7 +46,7 @@ class CostModel:
     """Sum of terms.
 
     Attributes:
-        quantity: "MACs" or "parameters".
+        quantity: "MACs", "parameters" or "latency" (in picoseconds).
         sizes: units per group in the dense network.
         space: where tokens can be merged, if they can.
         tokens: tokens of one example in the dense network.

@@ -18,6 +18,13 @@ from safetensors import SafetensorError
 from .errors import CheckpointError, InputError
 
 
+def cache_folder() -> Path:
+    """Where trained networks and scores are kept between runs: $OPTIN_CACHE or ~/.cache/optin."""
+    folder = Path(os.environ.get("OPTIN_CACHE", Path.home() / ".cache" / "optin"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def read_json(path: Path) -> Any:
     """Parse a JSON file.
 

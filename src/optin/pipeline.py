@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,16 +16,17 @@ from torch import nn
 from .arch import describe
 from .arch.inputs import default_length, example_inputs, max_positions
 from .batches import Batch, Batches, size_of, split, token_mask
-from .budget import Budget
+from .budget import PER_MS, Budget
 from .checkpoint import attach, establish, save
 from .compensation import compensate
 from .cost import CostModel, mac_cost, parameter_cost
 from .criteria import Scoring, criterion
 from .errors import InputError, OptinError, first_line
 from .gating import gated, masks
+from .latency import latency_cost, milliseconds
 from .merging import all_tokens
 from .modules import check_weights, device_of, inference_mode_of
-from .plans import Cost, Plan
+from .plans import Cost, Latency, Plan
 from .progress import Track, silent
 from .recipe import Recipe
 from .schedule import constant, find_jointly, token_costs, token_space
@@ -72,7 +74,7 @@ def prune(
     Args:
         model: a transformers encoder, bare or with a head. Left untouched unless `inplace`.
         batches: any iterable of the model's keyword inputs; 256 examples do.
-        budget: "50%", 0.5, "2.1 GMACs", "40 Mparams"; taken from the recipe if not given.
+        budget: "50%", 0.5, "2.1 GMACs", "40 Mparams", "12 ms"; taken from the recipe if not given.
         recipe: all other options.
         track: shows progress; `optin.rich_track` draws bars.
 
@@ -84,7 +86,7 @@ def prune(
     calibration = Batches.of(batches, device_of(model))
     scores = score(model, calibration, recipe=recipe, track=track)
     clock.lap("score")
-    chosen = plan(model, scores, recipe=recipe)
+    chosen = plan(model, scores, recipe=recipe, track=track)
     clock.lap("search")
     result = apply(model, chosen, calibration, recipe=recipe, inplace=inplace, track=track)
     result.report["seconds"] = clock.laps | result.report["seconds"]
@@ -113,7 +115,7 @@ def sweep(
     recipes = [_with_budget(recipe, budget) for budget in budgets]
     calibration = Batches.of(batches, device_of(model))
     scores = scores or score(model, calibration, recipe=recipe, track=track)
-    plans = [plan(model, scores, recipe=one) for one in recipes]
+    plans = [plan(model, scores, recipe=one, track=track) for one in recipes]
     for one, chosen in zip(recipes, plans, strict=True):
         yield apply(model, chosen, calibration, recipe=one, track=track)
 
@@ -166,8 +168,11 @@ def plan(
     budget: str | float | Budget | None = None,
     *,
     recipe: Recipe | None = None,
+    track: Track = silent,
 ) -> Plan:
     """The units to keep under a budget; needs no data and, for any number of budgets, no rescoring.
+
+    For a budget of latency the network is timed at many sizes first, once on every machine.
 
     Raises:
         BudgetError: the budget cannot be read or reached; the message says the smallest that can.
@@ -184,7 +189,13 @@ def plan(
     length, width = (recipe.length, None) if recipe.length else (scores.length, scores.width)
     macs, parameters = costs(model, space, length, width)
     cost = macs if target.quantity == "MACs" else parameters
+    if target.quantity == "latency":
+        inputs = example_inputs(model, length, recipe.latency_batch, width)
+        cost = latency_cost(model, space, macs, inputs, track)
     kept, schedule = _choose(space, scores, cost, target, recipe)
+    latency = None
+    if target.quantity == "latency":
+        latency = Latency(recipe.latency_batch, cost.dense / PER_MS, cost(kept) / PER_MS)
     return Plan(
         architecture=space.architecture,
         sizes=space.sizes,
@@ -194,6 +205,7 @@ def plan(
         length=length,
         width=width,
         tokens=schedule,
+        latency=latency,
         provenance={**scores.provenance, "recipe": recipe.to_dict(), "budget": str(target)},
     )
 
@@ -211,6 +223,8 @@ def _choose(
     space: UnitSpace, scores: Scores, cost: CostModel, budget: Budget, recipe: Recipe
 ) -> tuple[dict[str, int], tuple[int, ...]]:
     """Units to keep per group, and the token schedule."""
+    if recipe.tokens.merge != "none" and budget.quantity != "MACs":
+        raise InputError(f"token schedules are chosen under a budget of MACs, not of {budget.quantity}.")
     if recipe.tokens.merge == "search":
         if scores.tokens is None:
             raise InputError("the scores say nothing about tokens. Score again with tokens.merge 'search'.")
@@ -257,7 +271,11 @@ def apply(
             compensate(dense, pruned, space, calibration, recipe, plan.keep, track)
             clock.lap("compensate")
     attach(pruned, plan)
-    return Result(pruned, plan, {**summary(plan), "seconds": clock.laps}, recipe)
+    report = {**summary(plan), "seconds": clock.laps}
+    if plan.latency is not None:
+        inputs = example_inputs(pruned, plan.length, plan.latency.batch, plan.width)
+        report["latency"]["measured_ms"] = milliseconds(pruned, inputs)
+    return Result(pruned, plan, report, recipe)
 
 
 def inspect(model: nn.Module, length: int | None = None) -> dict[str, Any]:
@@ -317,6 +335,7 @@ def summary(plan: Plan) -> dict[str, Any]:
         "budget": plan.provenance.get("budget"),
         "groups": {name: {"kept": kept, "of": plan.sizes[name]} for name, kept in plan.kept.items()},
         **({"tokens": list(plan.tokens)} if plan.tokens else {}),
+        **({} if plan.latency is None else {"latency": dataclasses.asdict(plan.latency)}),
     }
 
 

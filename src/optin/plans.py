@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -25,6 +26,15 @@ class Cost:
     parameters: int
 
 
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Milliseconds of one forward of `batch` examples, as fitted to times of the machine that made the plan."""
+
+    batch: int
+    dense_ms: float
+    predicted_ms: float
+
+
 @dataclass(frozen=True)
 class Plan:
     """The units kept in each group.
@@ -37,6 +47,7 @@ class Plan:
         length: tokens of a text, or pixels of an image side, at which MACs are counted.
         width: in pixels, where those images are not square.
         tokens: tokens that merge before each block of a vision transformer; empty if none do.
+        latency: where the budget was one.
         provenance: budget, recipe, seed, digest of the calibration data, versions.
     """
 
@@ -49,6 +60,7 @@ class Plan:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     tokens: tuple[int, ...] = ()
     width: int | None = None
+    latency: Latency | None = None
 
     @property
     def size(self) -> str:
@@ -108,6 +120,7 @@ class Plan:
                 name: {"size": self.sizes[name], "keep": to_ranges(units)} for name, units in self.keep.items()
             },
             **({"tokens": list(self.tokens)} if self.tokens else {}),
+            **({} if self.latency is None else {"latency": dataclasses.asdict(self.latency)}),
             "provenance": dict(self.provenance),
         }
 
@@ -132,6 +145,7 @@ class Plan:
             provenance=_typed(data, "provenance", dict),
             tokens=_counts(data.get("tokens", [])),
             width=_typed(data, "width", int) if "width" in data else None,
+            latency=_latency(data) if "latency" in data else None,
         )
 
     def save(self, path: str | Path) -> None:
@@ -194,6 +208,13 @@ def _counts(values: Any) -> tuple[int, ...]:
     if not isinstance(values, list) or any(type(value) is not int or not 0 <= value < 10**6 for value in values):
         raise CheckpointError(f"the plan's token schedule must be a list of counts, not {values!r:.60}.")
     return tuple(values)
+
+
+def _latency(data: Mapping[str, Any]) -> Latency:
+    entry = _typed(data, "latency", dict)
+    if (batch := _typed(entry, "batch", int)) < 1:
+        raise CheckpointError(f"the plan's latency must be that of 1 example or more, not {batch}.")
+    return Latency(batch, _typed(entry, "dense_ms", float), _typed(entry, "predicted_ms", float))
 
 
 def _cost(data: Mapping[str, Any], key: str) -> Cost:

@@ -193,6 +193,7 @@ class Recipe:
             scores of the fisher criterion.
         round_to: kept counts of neurons are multiples of this.
         length: tokens per example at which MACs are counted; None takes the calibration set's mean.
+        latency_batch: examples of that length in the forward that a budget of latency is for.
         seed: of every random draw.
     """
 
@@ -203,6 +204,7 @@ class Recipe:
     rearrange: bool = False
     round_to: int = 1
     length: int | None = None
+    latency_batch: int = 1
     seed: int = 0
     trajectory: Trajectory = field(default_factory=Trajectory)
     refit: Refit = field(default_factory=Refit)
@@ -213,6 +215,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _require("round_to", self.round_to, self.round_to >= 1, "at least 1")
+        _require("latency_batch", self.latency_batch, self.latency_batch >= 1, "at least 1")
         _require("seed", self.seed, 0 <= self.seed < 2**63, "between 0 and 2^63")
         if self.length is not None:
             _require("length", self.length, self.length >= 1, "at least 1")

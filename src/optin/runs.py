@@ -19,7 +19,7 @@ from .errors import InputError, first_line
 from .files import disk_errors, write_text
 from .finetune import finetune
 from .pictures import draw, draw_sweep
-from .pipeline import Result, apply, inspect, plan, prune, score, sweep
+from .pipeline import Result, apply, inspect, plan, prune, score, summary, sweep
 from .plans import Plan
 from .progress import Track, silent
 from .recipe import Recipe
@@ -108,17 +108,14 @@ def run_score(recipe: Recipe, out: Path, placement: Placement, track: Track = si
     return {"scores": str(out), "criterion": recipe.criterion, "groups": len(scores.curves)}
 
 
-def run_plan(recipe: Recipe, scores: Path, out: Path | None, placement: Placement) -> dict[str, Any]:
+def run_plan(
+    recipe: Recipe, scores: Path, out: Path | None, placement: Placement, track: Track = silent
+) -> dict[str, Any]:
     """`optin plan`: the units to keep, from stored scores."""
-    chosen = plan(placement.load(model_of(recipe)), load_scores(scores), recipe=recipe)
+    chosen = plan(placement.load(model_of(recipe)), load_scores(scores), recipe=recipe, track=track)
     if out is not None:
         chosen.save(out)
-    return {
-        "plan": None if out is None else str(out),
-        "macs": {"dense": chosen.dense.macs, "pruned": chosen.pruned.macs},
-        "parameters": {"dense": chosen.dense.parameters, "pruned": chosen.pruned.parameters},
-        "groups": {name: {"kept": kept, "of": chosen.sizes[name]} for name, kept in chosen.kept.items()},
-    }
+    return {"plan": None if out is None else str(out), **summary(chosen)}
 
 
 def run_prune(
@@ -136,7 +133,7 @@ def run_prune(
     if plan_file is not None:
         result = apply(job.model, Plan.load(plan_file), job.batches, recipe=recipe, track=track)
     elif scores is not None:
-        chosen = plan(job.model, load_scores(scores), recipe=recipe)
+        chosen = plan(job.model, load_scores(scores), recipe=recipe, track=track)
         result = apply(job.model, chosen, job.batches, recipe=recipe, track=track)
     else:
         result = prune(job.model, job.batches, recipe=recipe, track=track)

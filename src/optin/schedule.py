@@ -152,11 +152,9 @@ def find_jointly(
 
     Raises:
         BudgetError: the budget cannot be reached.
-        InputError: the budget is not of MACs.
+        InputError: the token costs are of another number of tokens.
     """
     tokens = token_space(space)
-    if budget.quantity != "MACs":
-        raise InputError("merging tokens saves MACs and no parameters: give a budget of MACs.")
     if costs.shape != (len(tokens.blocks), cost.tokens + 1):
         raise InputError(
             f"the token costs were measured with {costs.shape[1] - 1} tokens, and {cost.tokens} are asked for. "

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .budget import Budget
+from .budget import Budget, shown
 from .cost import CostModel
 from .errors import BudgetError, InputError, unknown
 from .scores import Curve
@@ -74,7 +74,7 @@ def find(
 
 
 def limit_of(budget: Budget, cost: CostModel, choices: Mapping[str, Choices]) -> int:
-    """The budget as a number of MACs or parameters.
+    """The budget as a number of MACs, parameters or picoseconds.
 
     Raises:
         BudgetError: it is below what keeping the least of everything costs.
@@ -84,8 +84,8 @@ def limit_of(budget: Budget, cost: CostModel, choices: Mapping[str, Choices]) ->
     if cost(least) > limit:
         share = 100 * cost(least) / cost.dense
         raise BudgetError(
-            f"a budget of {budget} cannot be reached: this model keeps at least {cost(least):,} {cost.quantity} "
-            f"({share:.1f}% of {cost.dense:,}: embeddings, head and one unit per group). "
+            f"a budget of {budget} cannot be reached: this model keeps at least {shown(cost(least), cost.quantity)} "
+            f"({share:.1f}% of {shown(cost.dense, cost.quantity)}: embeddings, head and one unit per group). "
             f"Ask for {math.ceil(share * 10) / 10:g}% {cost.quantity} or more."
         )
     return limit
@@ -147,7 +147,7 @@ def fill(kept: dict[str, int], choices: Mapping[str, Choices], cost: CostModel, 
             if place + 1 == len(choice.counts):
                 continue
             price = prices[name] * int(choice.counts[place + 1] - choice.counts[place])
-            saved = float(choice.cost[place] - choice.cost[place + 1]) / price
+            saved = float(choice.cost[place] - choice.cost[place + 1]) / max(price, 1)
             if price <= slack and saved > gain:
                 best, gain = name, saved
         if best is None:

@@ -99,6 +99,12 @@ def _costs(result: dict[str, Any]) -> Table:
     for name in ("macs", "parameters"):
         dense, pruned = result[name]["dense"], result[name]["pruned"]
         table.add_row("MACs" if name == "macs" else name, f"{dense:,}", f"{pruned:,}", f"{pruned / dense:.2%}")
+    if latency := result.get("latency"):
+        dense = latency["dense_ms"]
+        for kind in (kind for kind in ("predicted", "measured") if f"{kind}_ms" in latency):
+            pruned = latency[f"{kind}_ms"]
+            name = f"{kind} ms, batch of {latency['batch']}"
+            table.add_row(name, f"{dense:.2f}", f"{pruned:.2f}", f"{pruned / dense:.2%}")
     return table
 
 

@@ -1,0 +1,236 @@
+"""Latency as a cost: how long a forward takes as a function of the units kept, fitted to times measured here.
+
+A linear map takes a time of its own and one that grows with the units that it reads and makes. So with s_g the share
+kept of group g, and P ranging over the sets of groups that meet in one module of a block,
+
+    t_block(s) = a_0 + sum over P of  a_P  prod over g in P of s_g,        a >= 0
+
+Every block, and the rest of the network, is timed inside the whole forward of networks cut to many sizes, each group
+to sizes of its own. The coefficients solve a least squares drawn slightly towards times in proportion to the MACs,
+which settles what the sizes leave open. They are terms of a `CostModel`, which any search can spend.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import platform
+import statistics
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .batches import Batch
+from .budget import PER_MS
+from .cost import CostModel, Term
+from .errors import OptinError
+from .files import cache_folder, read_json, write_text
+from .modules import device_of, hooks, inference_mode_of
+from .plans import Cost, Plan
+from .progress import Track, silent
+from .surgery import shrink
+from .units import UnitSpace, lies_in
+
+SIZES = 16  # networks that are timed
+SECONDS = 0.5  # that the forwards of each of them take together, about
+FEWEST, MOST = 3, 30  # forwards of each of them
+PRIOR = 1e-2  # weight of times in proportion to the MACs, against one timed network
+REST = ""  # what lies in no block
+
+Groups = tuple[str, ...]
+
+
+def latency_cost(
+    model: nn.Module, space: UnitSpace, macs: CostModel, inputs: Batch, track: Track = silent
+) -> CostModel:
+    """Time of one forward on this machine as it runs now: its device, precision and number of threads.
+
+    Measured once for networks of the same shape; the cache folder keeps the result.
+
+    Args:
+        macs: of the same network: which groups meet in which module.
+        inputs: keyword inputs; the latency is that of as many examples of the same size.
+    """
+    key = _key(model, space, inputs)
+    file = cache_folder() / "latency" / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.json"
+    terms = _stored(file, key)
+    if terms is None:
+        terms = fitted(model, space, macs, inputs, track)
+        rows = [[term.module, term.amount, list(term.groups)] for term in terms]
+        write_text(file, json.dumps({"key": key, "terms": rows}) + "\n")
+    return CostModel("latency", space.sizes, tuple(terms))
+
+
+def milliseconds(model: nn.Module, inputs: Batch, rounds: int = 15) -> float:
+    """Median time of one forward."""
+    device, times = device_of(model), []
+    with inference_mode_of(model), torch.inference_mode():
+        model(**inputs)
+        for _ in range(rounds):
+            start = now(device)
+            model(**inputs)
+            times.append(now(device) - start)
+    return statistics.median(times) / PER_MS
+
+
+def now(device: torch.device) -> int:
+    """Picoseconds on a clock that waits until a device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return 1000 * time.perf_counter_ns()
+
+
+def fitted(model: nn.Module, space: UnitSpace, macs: CostModel, inputs: Batch, track: Track = silent) -> list[Term]:
+    """The terms of the latency, from the times of networks cut to many sizes."""
+    plans, rounds = sizes_to_time(space), FEWEST
+    times: dict[str, list[float]] = defaultdict(list)
+    for number, plan in enumerate(track(plans, "block times", len(plans))):
+        cut = copy.deepcopy(model)
+        shrink(cut, space, plan)
+        found = block_times(cut, space.blocks, inputs, rounds)
+        if number == 0:
+            rounds = min(max(math.ceil(SECONDS * 1000 * PER_MS / sum(found.values())), FEWEST), MOST)
+        for block, picoseconds in found.items():
+            times[block].append(picoseconds)
+    shares = [{name: count / space.sizes[name] for name, count in plan.kept.items()} for plan in plans]
+    return [
+        Term(block, amount, groups)
+        for block, measured in times.items()
+        for groups, amount in coefficients(shares, measured, _meetings(block, space, macs)).items()
+    ]
+
+
+def sizes_to_time(space: UnitSpace) -> list[Plan]:
+    """The dense network, then others whose sizes are spread evenly over each group, in an order of its own."""
+    generator = torch.Generator().manual_seed(0)
+    counts = {}
+    for group in space:
+        spread = torch.linspace(1, 0, SIZES)[1:][torch.randperm(SIZES - 1, generator=generator)]
+        shares = [1.0, *spread.tolist()]
+        counts[group.name] = [group.min_keep + round(share * (group.size - group.min_keep)) for share in shares]
+    return [
+        Plan(
+            space.architecture,
+            space.sizes,
+            {name: tuple(range(count[index])) for name, count in counts.items()},
+            Cost(0, 0),
+            Cost(0, 0),
+            length=0,
+        )
+        for index in range(SIZES)
+    ]
+
+
+def block_times(model: nn.Module, blocks: tuple[str, ...], inputs: Batch, rounds: int) -> dict[str, float]:
+    """Median picoseconds that each block takes in one forward, and what lies in none of them."""
+    device, found = device_of(model), defaultdict[str, list[int]](list)
+    watches = {block: _Stopwatch(device) for block in blocks}
+    handles = [
+        handle
+        for block, watch in watches.items()
+        for module in [model.get_submodule(block)]
+        for handle in (module.register_forward_pre_hook(watch.start), module.register_forward_hook(watch.stop))
+    ]
+    with hooks(*handles), inference_mode_of(model), torch.inference_mode():
+        model(**inputs)
+        for _ in range(rounds):
+            for watch in watches.values():
+                watch.total = 0
+            start = now(device)
+            model(**inputs)
+            rest = now(device) - start
+            for block, watch in watches.items():
+                found[block].append(watch.total)
+                rest -= watch.total
+            found[REST].append(max(rest, 0))
+    return {block: statistics.median(values) for block, values in found.items()}
+
+
+def coefficients(
+    shares: list[dict[str, float]], times: list[float], meetings: dict[Groups, int]
+) -> dict[Groups, int]:
+    """a_P of one block: least squares of the relative errors, without negative ones.
+
+        min over a    sum over networks  ( X a / t - 1 )^2   +   PRIOR  || a - T macs / sum(macs) ||^2 / T^2
+
+    Args:
+        shares: kept of each group, by network, the dense one first.
+        times: of the block in each, in picoseconds; T is the first.
+        meetings: MACs of the sets P.
+    """
+    dense, total = max(times[0], 1.0), max(sum(meetings.values()), 1)
+    columns = [[math.prod(share[name] for name in groups) for groups in meetings] for share in shares]
+    matrix = torch.tensor(columns, dtype=torch.float64) * dense / torch.tensor(times).clamp_min(1.0)[:, None]
+    pull = math.sqrt(PRIOR) * torch.eye(len(meetings), dtype=torch.float64)
+    expected = pull @ torch.tensor([amount / total for amount in meetings.values()], dtype=torch.float64)
+    found = nonnegative(torch.cat([matrix, pull]), torch.cat([torch.ones(len(times)), expected]))
+    return {
+        groups: round(float(amount) * dense) for groups, amount in zip(meetings, found, strict=True) if amount > 0
+    }
+
+
+def nonnegative(matrix: Float[Tensor, "row column"], target: Float[Tensor, " row"]) -> Float[Tensor, " column"]:
+    """Least squares; as long as any coefficient is negative, the most negative is left out."""
+    left = list(range(matrix.shape[1]))
+    while left:
+        found = torch.linalg.lstsq(matrix[:, left], target[:, None]).solution[:, 0]
+        if float(found.min()) >= 0:
+            return torch.zeros(matrix.shape[1], dtype=matrix.dtype).index_copy(0, torch.tensor(left), found)
+        left.pop(int(found.argmin()))
+    return torch.zeros(matrix.shape[1], dtype=matrix.dtype)
+
+
+def _meetings(block: str, space: UnitSpace, macs: CostModel) -> dict[Groups, int]:
+    """The sets of groups that meet in the modules of a block, each group alone, and none: MACs of each."""
+    found: dict[Groups, int] = defaultdict(int, {(): 0})
+    for term in macs.terms:
+        if block == next((name for name in space.blocks if lies_in(term.module, name)), REST):
+            found[tuple(sorted(set(term.groups)))] += term.amount
+    for name in {name for groups in found for name in groups}:
+        found[(name,)] += 0
+    return dict(sorted(found.items()))
+
+
+class _Stopwatch:
+    """Forward hooks: the time between them, added up."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.total, self.started = device, 0, 0
+
+    def start(self, module: nn.Module, args: Any) -> None:
+        self.started = now(self.device)
+
+    def stop(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.total += now(self.device) - self.started
+
+
+def _key(model: nn.Module, space: UnitSpace, inputs: Batch) -> dict[str, Any]:
+    """What the latency of a network depends on."""
+    device = device_of(model)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    return {
+        "architecture": space.architecture,
+        "parameters": [[name, str(value.dtype), list(value.shape)] for name, value in model.named_parameters()],
+        "inputs": {name: list(value.shape) for name, value in inputs.items()},
+        "machine": [platform.node(), platform.machine(), str(device), name],
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def _stored(file: Path, key: dict[str, Any]) -> list[Term] | None:
+    """The terms that a file holds for this key; None if there is none, or it cannot be read."""
+    try:
+        data = read_json(file)
+        if data["key"] != key:
+            return None
+        return [Term(str(module), int(amount), tuple(map(str, groups))) for module, amount, groups in data["terms"]]
+    except (OptinError, KeyError, TypeError, ValueError):
+        return None

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import optin
+from optin import latency
+from optin.arch import describe
+from optin.arch.inputs import example_inputs
+from optin.budget import PER_MS
+from optin.cost import mac_cost
+from optin.errors import BudgetError, CheckpointError, InputError
+from optin.latency import block_times, coefficients, latency_cost, nonnegative, sizes_to_time
+from optin.plans import Plan
+from optin.recipe import Recipe
+from optin.units import lies_in
+from tests.networks import build
+
+RECIPE = Recipe().override(trajectory__draws=8)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPTIN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "latency"
+
+
+@pytest.fixture
+def proportional(monkeypatch):
+    """Every block takes as many nanoseconds as it has MACs: small networks take most of their time elsewhere."""
+
+    def times(model, blocks, inputs, rounds):
+        space = describe(model)
+        cost = mac_cost(model, space, {name: value[:1] for name, value in inputs.items()})
+        found = dict.fromkeys((*blocks, ""), 0.0)
+        for module, macs in cost.breakdown(space.sizes).items():
+            found[next((block for block in blocks if lies_in(module, block)), "")] += 1000.0 * macs
+        return found
+
+    monkeypatch.setattr(latency, "block_times", times)
+
+
+def setting(model, batch=2):
+    space = describe(model)
+    inputs = example_inputs(model, 9, batch)
+    return space, mac_cost(model, space, example_inputs(model, 9)), inputs
+
+
+@given(st.integers(0, 999))
+def test_times_that_follow_the_model_are_found_again(seed):
+    generator = torch.Generator().manual_seed(seed)
+    meetings = {(): 0, ("a",): 100, ("a", "b"): 300, ("b",): 0}
+    drawn = torch.rand(4, generator=generator).tolist()
+    true = {groups: value * PER_MS for groups, value in zip(meetings, drawn, strict=True)}
+
+    def time(share):
+        return sum(value * math.prod(share[name] for name in groups) for groups, value in true.items())
+
+    shares = [{"a": 1.0, "b": 1.0}] + [
+        dict(zip("ab", torch.rand(2, generator=generator).tolist(), strict=True)) for _ in range(20)
+    ]
+    found = coefficients(shares, [time(share) for share in shares], meetings)
+
+    def predicted(share):
+        return sum(value * math.prod(share[name] for name in groups) for groups, value in found.items())
+
+    assert all(value > 0 for value in found.values())
+    assert all(predicted(share) == pytest.approx(time(share), rel=0.1) for share in shares)
+
+
+def test_what_the_sizes_leave_open_follows_the_macs():
+    dense = [{"a": 1.0, "b": 1.0}]
+    found = coefficients(dense, [4.0 * PER_MS], {(): 0, ("a",): 1, ("b",): 3})
+    assert found[("a",)] == pytest.approx(PER_MS, rel=0.01) and found[("b",)] == pytest.approx(3 * PER_MS, rel=0.01)
+
+
+@given(st.integers(0, 999))
+def test_no_coefficient_is_negative_and_none_that_is_left_could_be_better(seed):
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.rand(12, 4, generator=generator, dtype=torch.float64)
+    target = torch.rand(12, generator=generator, dtype=torch.float64)
+    found = nonnegative(matrix, target)
+    assert (found >= 0).all()
+    slope = matrix.T @ (matrix @ found - target)
+    assert slope[found > 0].abs().max() < 1e-8
+
+
+def test_the_sizes_are_spread_over_every_group(bert):
+    space = describe(bert)
+    plans = sizes_to_time(space)
+    assert plans[0].kept == space.sizes
+    for group in space:
+        counts = [plan.kept[group.name] for plan in plans]
+        assert min(counts) == group.min_keep and len(set(counts)) >= min(group.size, len(plans)) - 1
+    for plan in plans:
+        plan.validate(space)
+
+
+def test_every_block_is_timed_however_often_it_runs():
+    for name in ("bert", "albert-grouped"):
+        model = build(name, "SequenceClassification")
+        space, _, inputs = setting(model)
+        times = block_times(model, space.blocks, inputs, rounds=3)
+        assert set(times) == {*space.blocks, ""} and all(time > 0 for time in times.values())
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_times_like_macs_are_spent_like_macs(bert, batches, proportional):
+    space, macs, _ = setting(bert)
+    cost = latency_cost(bert, space, macs, example_inputs(bert, 9))
+    for plan in sizes_to_time(space):
+        assert cost(plan.kept) == pytest.approx(1000 * macs(plan.kept), rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["bert", "albert-grouped", "deberta-v2"])
+def test_a_budget_of_latency_is_kept_to(name, batches, proportional):
+    model = build(name, "SequenceClassification")
+    scores = optin.score(model, batches, recipe=RECIPE)
+    plan = optin.plan(model, scores, "70% latency", recipe=RECIPE)
+    assert plan.latency.predicted_ms <= 0.7 * plan.latency.dense_ms
+    absolute = optin.plan(model, scores, f"{0.7 * plan.latency.dense_ms} ms", recipe=RECIPE)
+    assert absolute.latency.predicted_ms <= 0.7 * plan.latency.dense_ms * (1 + 1e-6)
+    assert sum(absolute.kept.values()) == pytest.approx(sum(plan.kept.values()), abs=1)
+
+
+def test_times_are_measured_once_for_networks_of_one_shape(bert, cache, monkeypatch):
+    space, macs, inputs = setting(bert)
+    first = latency_cost(bert, space, macs, inputs)
+    (file,) = cache.iterdir()
+    monkeypatch.setattr(latency, "fitted", None)
+    other = build("bert", "SequenceClassification")
+    assert latency_cost(other, space, macs, inputs) == first
+    monkeypatch.undo()
+    monkeypatch.setenv("OPTIN_CACHE", str(cache.parent))
+    latency_cost(bert, space, macs, example_inputs(bert, 9, 3))
+    assert len(list(cache.iterdir())) == 2
+    file.write_text(json.dumps({"key": json.loads(file.read_text())["key"], "terms": [["x"]]}))
+    assert latency_cost(bert, space, macs, inputs).quantity == "latency"  # measured again
+
+
+def test_the_report_has_the_predicted_and_the_measured_time(bert, batches, proportional, tmp_path):
+    result = optin.prune(bert, batches, "70% latency", recipe=RECIPE.override(latency_batch=3))
+    found = result.report["latency"]
+    assert found["batch"] == 3 and found["predicted_ms"] <= 0.7 * found["dense_ms"] and found["measured_ms"] > 0
+    result.plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == result.plan
+    data = result.plan.to_dict()
+    with pytest.raises(CheckpointError, match="latency"):
+        Plan.from_dict({**data, "latency": {**data["latency"], "batch": 0}})
+    with pytest.raises(CheckpointError, match="dense_ms"):
+        Plan.from_dict({**data, "latency": {**data["latency"], "dense_ms": "fast"}})
+
+
+def test_latencies_that_cannot_be_are_refused(bert, batches):
+    scores = optin.score(bert, batches, recipe=RECIPE)
+    with pytest.raises(BudgetError, match="keeps at least a latency of .* ms"):
+        optin.plan(bert, scores, "1 us", recipe=RECIPE)
+    with pytest.raises(BudgetError, match="nothing to prune: the dense network has a latency of"):
+        optin.plan(bert, scores, "100 s", recipe=RECIPE)
+    with pytest.raises(InputError, match="budget of MACs, not of latency"):
+        optin.plan(bert, scores, "50% latency", recipe=RECIPE.override(tokens__merge="search"))
