@@ -14,6 +14,7 @@ from optin.criteria.sketch import UnitTotals, balanced, part_scales
 from optin.errors import CheckpointError, InputError, NumericalError
 from optin.gating import gated
 from optin.modules import hidden_of, inference_mode_of
+from optin.networks import resnet
 from optin.probe import differentiate, draw_probes, token_weights, trajectory_objective
 from optin.progress import silent
 from optin.recipe import Recipe, Trajectory
@@ -283,6 +284,19 @@ def test_fisher_by_hand(bert, batches):
             expected += torch.autograd.grad(loss, multiplier)[0].square()
     got = scores.curves["layers.1.neurons"].importance
     torch.testing.assert_close(got, expected.double(), rtol=1e-3, atol=1e-7)
+
+
+def test_fisher_of_a_network_without_a_loss_of_its_own():
+    model = resnet(8).eval()
+    batch = {"input": torch.randn(4, 3, 32, 32), "labels": torch.tensor([0, 1, 2, 0])}
+    scores = optin.score(model, [batch], recipe=Recipe(criterion="fisher").override(trajectory__draws=1))
+    space = describe(model)
+    group = space.groups[-1]
+    multiplier = torch.ones(group.size, requires_grad=True)
+    with gated(model, space, {group.name: multiplier}):
+        loss = torch.nn.functional.cross_entropy(model(batch["input"]), batch["labels"])
+    expected = torch.autograd.grad(loss, multiplier)[0].square()
+    torch.testing.assert_close(scores.curves[group.name].importance, expected.double(), rtol=1e-3, atol=1e-9)
 
 
 def test_fisher_needs_labels(bert, batches):

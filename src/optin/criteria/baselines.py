@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..batches import Batch, split
+from ..batches import Batch, split, without_labels
 from ..errors import InputError
 from ..modules import tensor_of
 from ..probe import differentiate
@@ -49,15 +50,20 @@ def fisher(scoring: Scoring) -> Mapping[str, Curve]:
     total = {group.name: torch.zeros(group.size, dtype=torch.float64) for group in scoring.space}
     for batch in scoring.track(batches.labelled(), "fisher", len(batches)):
         for micro in split(batch, size):
-            for name, value in differentiate(model, space, micro, _label_loss).units["loss"].items():
+            # A network without a configuration has no loss of its own, and takes no labels.
+            inputs = micro if hasattr(model, "config") else without_labels(micro)
+            loss = partial(_label_loss, micro.get("labels"))
+            for name, value in differentiate(model, space, inputs, loss).units["loss"].items():
                 total[name] += value.double().square().cpu()
                 if scoring.recipe.rearrange:
                     scoring.gradients.setdefault(name, []).append(value.float().cpu())
     return {name: Curve.from_importance(value) for name, value in total.items()}
 
 
-def _label_loss(batch: Batch, output: Any, hidden: list[Tensor]) -> dict[str, Tensor]:
+def _label_loss(labels: Tensor | None, batch: Batch, output: Any, hidden: list[Tensor]) -> dict[str, Tensor]:
     loss = getattr(output, "loss", None)
+    if isinstance(output, Tensor) and output.dim() == 2 and labels is not None:
+        loss = nn.functional.cross_entropy(output, labels)
     if loss is None:
         raise InputError("this network computes no loss from labels: the fisher criterion cannot be used.")
     return {"loss": loss}
