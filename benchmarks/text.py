@@ -142,7 +142,7 @@ def agreement(setting: Setting) -> dict[str, Any]:
     exact_seconds = time.perf_counter() - start
     found: dict[str, Any] = {"units": sum(map(len, chosen.values())), "exact_seconds": exact_seconds}
     totals = UnitTotals(space)
-    for draw, probe in enumerate(
+    for draw, (_, probe) in enumerate(
         draw_probes(setting.model, space, batches, recipe.override(trajectory__draws=256).trajectory, 0), 1
     ):
         totals.add(probe)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import optin
+from optin import compensation
 from optin.arch import describe
 from optin.errors import ArchitectureError, BudgetError, InputError, NumericalError, OptinError
 from optin.pipeline import self_check
@@ -48,6 +49,18 @@ def test_in_place_changes_the_given_object_to_the_same_result(bert, batches):
     result = prune(bert, batches, inplace=True)
     assert result.model is bert
     assert all(torch.equal(v, bert.state_dict()[k]) for k, v in expected.model.state_dict().items())
+
+
+def test_what_a_scoring_drew_spares_the_refit_a_pass_and_changes_nothing(bert, batches, monkeypatch):
+    scores = optin.score(bert, batches, recipe=RECIPE)
+    plan = optin.plan(bert, scores, "60%", recipe=RECIPE)
+    expected = optin.apply(bert, plan, batches, recipe=RECIPE)
+    other = optin.apply(bert, plan, batches, recipe=RECIPE.override(seed=1))
+    again = optin.apply(bert, plan, batches, recipe=RECIPE.override(seed=1), scores=scores)
+    monkeypatch.setattr(compensation, "sensitivities", None)
+    spared = optin.apply(bert, plan, batches, recipe=RECIPE, scores=scores)
+    for one, two in ((expected, spared), (other, again)):
+        assert all(torch.equal(v, two.model.state_dict()[k]) for k, v in one.model.state_dict().items())
 
 
 def test_parameters_can_be_budgeted(bert, batches):

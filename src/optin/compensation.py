@@ -11,27 +11,25 @@ before it left wrong. The network is walked once, block by block.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .batches import Batch, Batches, position_mask, split, trimmed
+from .batches import Batch, Batches, position_mask
 from .consumers import add, can_shift, features_per_unit, matrix, rows_made, rows_read, scale_of
 from .errors import ArchitectureError
 from .merging import State, merging_of
 from .modules import hidden_of, inference_mode_of, with_hidden
-from .probe import differentiate, token_weights, trajectory_objective
+from .probe import TokenWeights, differentiate, micro_batches, trajectory_objective
 from .progress import Track, silent
 from .recipe import Recipe, Refit
 from .regression import Folds
 from .replay import Recorder, recorded_blocks, run_block, standing_in
 from .store import Store
 from .units import Gate, Tap, UnitSpace
-
-Weights = Callable[[int, str], list[Tensor]]
 
 
 def compensate(
@@ -42,7 +40,7 @@ def compensate(
     recipe: Recipe,
     keep: Mapping[str, Sequence[int]],
     track: Track = silent,
-    weights: Weights | None = None,
+    weights: TokenWeights | None = None,
 ) -> None:
     """Refit the consumers of `pruned` in place, so that it follows `dense` on the calibration set.
 
@@ -85,27 +83,15 @@ def _stages(space: UnitSpace) -> list[list[Gate]]:
 
 def sensitivities(
     dense: nn.Module, space: UnitSpace, batches: Batches, recipe: Recipe, store: Store, track: Track = silent
-) -> Weights:
-    """The weight of every token at every consumer, from one draw per micro-batch.
-
-    Returns:
-        A function of the number of a batch and a consumer, which reads from `store`: for every call of the consumer
-        shape (batch, token).
-    """
+) -> TokenWeights:
+    """The weight of every token at every consumer, from one draw per micro-batch; `store` keeps them."""
     options = recipe.trajectory
     objective = trajectory_objective(dense, space, options, torch.Generator().manual_seed(recipe.seed))
-    size = batches.micro_size(options.draws)
-    consumers = [gate.module for group in space for gate in group.gates]
-    for index, batch in enumerate(track(batches, "token sensitivities", len(batches))):
-        parts: dict[str, list[Tensor]] = defaultdict(list)
-        for micro in split(batch, size):
-            probe = differentiate(dense, space, micro, objective)
-            for name in consumers:
-                weights = torch.stack(token_weights(probe, name, recipe.refit.floor, options.balance))
-                parts[name].append(nn.functional.pad(weights, (0, trimmed(batch, micro))))
-        for name in consumers:
-            store["weights", index, name] = torch.cat(parts[name], 1)
-    return lambda index, name: list(store["weights", index, name])
+    weights = TokenWeights(space, recipe, store)
+    once = itertools.takewhile(lambda micro: not micro.again, micro_batches(batches, options.draws))
+    for micro in track(once, "token sensitivities", options.draws):
+        weights.add(micro, differentiate(dense, space, micro.batch, objective))
+    return weights
 
 
 class _Walk:
@@ -128,7 +114,7 @@ class _Walk:
         self.outputs = outputs  # per consumer whose outputs are units, those that stay
         self.templates: list[Any] = []  # what the blocks passed so far return beside the hidden state
 
-    def block(self, gates: Sequence[Gate], weights: Weights) -> None:
+    def block(self, gates: Sequence[Gate], weights: TokenWeights) -> None:
         """Refit the consumers of a block that runs once, then move both networks behind it."""
         output: Any = None
         for index, batch in enumerate(self.batches):
@@ -165,7 +151,7 @@ class _Walk:
         self.merged = tuple(state)
         self.templates.append(with_hidden(output, hidden_of(output).new_empty(0)))
 
-    def shared(self, gates: Sequence[Gate], weights: Weights) -> None:
+    def shared(self, gates: Sequence[Gate], weights: TokenWeights) -> None:
         """Refit the consumers of a block that runs many times: every run is given the dense network's state."""
         blocks = self.space.blocks
         for gate in gates:

@@ -88,7 +88,7 @@ def prune(
     clock.lap("score")
     chosen = plan(model, scores, recipe=recipe, track=track)
     clock.lap("search")
-    result = apply(model, chosen, calibration, recipe=recipe, inplace=inplace, track=track)
+    result = apply(model, chosen, calibration, recipe=recipe, scores=scores, inplace=inplace, track=track)
     result.report["seconds"] = clock.laps | result.report["seconds"]
     return result
 
@@ -117,7 +117,7 @@ def sweep(
     scores = scores or score(model, calibration, recipe=recipe, track=track)
     plans = [plan(model, scores, recipe=one, track=track) for one in recipes]
     for one, chosen in zip(recipes, plans, strict=True):
-        yield apply(model, chosen, calibration, recipe=one, track=track)
+        yield apply(model, chosen, calibration, recipe=one, scores=scores, track=track)
 
 
 def score(
@@ -159,6 +159,7 @@ def score(
         tokens,
         None if recipe.length else calibration.width,
         {name: torch.stack(draws) for name, draws in scoring.gradients.items()},
+        scoring.weights if scoring.weights.drawn else None,
     )
 
 
@@ -241,6 +242,7 @@ def apply(
     batches: Iterable[Mapping[str, Any]] | None = None,
     *,
     recipe: Recipe | None = None,
+    scores: Scores | None = None,
     inplace: bool = False,
     track: Track = silent,
 ) -> Result:
@@ -248,6 +250,7 @@ def apply(
 
     Args:
         batches: calibration inputs for the refit; without them units are removed and nothing is refitted.
+        scores: of the same run, on the same inputs: they spare the refit a pass and change nothing.
 
     Raises:
         CheckpointError: the plan does not fit the network.
@@ -268,7 +271,8 @@ def apply(
         self_check(dense, pruned, space, plan, next(iter(calibration)))
         clock.lap("shrink")
         if recipe.refit.enabled:
-            compensate(dense, pruned, space, calibration, recipe, plan.keep, track)
+            weights = _token_weights(scores, calibration, recipe)
+            compensate(dense, pruned, space, calibration, recipe, plan.keep, track, weights)
             clock.lap("compensate")
     attach(pruned, plan)
     report = {**summary(plan), "seconds": clock.laps}
@@ -276,6 +280,16 @@ def apply(
         inputs = example_inputs(pruned, plan.length, plan.latency.batch, plan.width)
         report["latency"]["measured_ms"] = milliseconds(pruned, inputs)
     return Result(pruned, plan, report, recipe)
+
+
+def _token_weights(scores: Scores | None, calibration: Batches, recipe: Recipe) -> Any:
+    """The weights that a scoring drew, if the refit would draw the same."""
+    if scores is None or scores.weights is None:
+        return None
+    was, digest = Recipe.from_dict(scores.provenance["recipe"]), scores.provenance["data"]["sha256"]
+    drawn = (digest, was.seed, was.trajectory, was.refit.floor)
+    wanted = (calibration.digest, recipe.seed, recipe.trajectory, recipe.refit.floor)
+    return scores.weights if drawn == wanted else None
 
 
 def inspect(model: nn.Module, length: int | None = None) -> dict[str, Any]:

@@ -14,14 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .batches import Batch, Batches, position_mask, split
+from .batches import Batch, Batches, position_mask, split, trimmed
 from .consumers import rows_made, rows_read
 from .errors import NumericalError
 from .gating import gated
 from .modules import hidden_of, inference_mode_of
 from .progress import Track, silent
-from .recipe import Trajectory
+from .recipe import Recipe, Trajectory
 from .replay import Recorder, recorded_blocks
+from .store import Store
 from .trajectory import Output, Positions, manifold_probe, output_probe, read_output
 from .units import Tap, UnitSpace
 
@@ -94,14 +95,32 @@ def check_activations(name: str, hidden: Tensor, mask: Tensor) -> None:
         )
 
 
-def micro_batches(batches: Batches, draws: int) -> Iterator[Batch]:
+@dataclass(frozen=True)
+class Micro:
+    """A few examples that are differentiated at once.
+
+    Attributes:
+        batch: their inputs.
+        index: the number of the batch that they are of.
+        padding: tokens cut off that no example here needs.
+        again: they were drawn before.
+    """
+
+    batch: Batch
+    index: int
+    padding: int
+    again: bool
+
+
+def micro_batches(batches: Batches, draws: int) -> Iterator[Micro]:
     """The calibration set in micro-batches, over and over until there are at least `draws` of them."""
-    size, count = batches.micro_size(draws), 0
+    size, count, again = batches.micro_size(draws), 0, False
     while count < draws:
-        for batch in batches:
+        for index, batch in enumerate(batches):
             for micro in split(batch, size):
                 count += 1
-                yield micro
+                yield Micro(micro, index, trimmed(batch, micro), again)
+        again = True
 
 
 def draw_probes(
@@ -112,12 +131,12 @@ def draw_probes(
     seed: int,
     track: Track = silent,
     description: str = "sketch",
-) -> Iterator[Probe]:
+) -> Iterator[tuple[Micro, Probe]]:
     """At least `options.draws` probes of the trajectory; every example is used equally often."""
     objective = trajectory_objective(model, space, options, torch.Generator().manual_seed(seed))
     micro = micro_batches(batches, options.draws)
-    for batch in track(micro, description, options.draws):
-        yield differentiate(model, space, batch, objective)
+    for part in track(micro, description, options.draws):
+        yield part, differentiate(model, space, part.batch, objective)
 
 
 def states(space: UnitSpace, outputs: Sequence[Any]) -> list[Tensor]:
@@ -185,3 +204,43 @@ def token_weights(probe: Probe, consumer: str, floor: float, balance: float) -> 
         parts.append(share * real / mean.clamp_min(torch.finfo(torch.float32).tiny))
     weights = (torch.stack(parts).sum(0) + floor) * mask
     return list(weights)
+
+
+class TokenWeights:
+    """The weight of every token at every consumer, from the first draw of each micro-batch.
+
+    Args:
+        store: keeps them.
+    """
+
+    def __init__(self, space: UnitSpace, recipe: Recipe, store: Store) -> None:
+        self.consumers = [gate.module for group in space for gate in group.gates]
+        self.floor, self.balance = recipe.refit.floor, recipe.trajectory.balance
+        self.store = store
+        self.index, self.parts = -1, dict[str, list[Tensor]]()
+
+    @property
+    def drawn(self) -> bool:
+        """Whether there are any."""
+        return self.index >= 0
+
+    def add(self, micro: Micro, probe: Probe) -> None:
+        """Add one draw; the micro-batches of a batch come one after the other."""
+        if micro.again:
+            return
+        if micro.index != self.index:
+            self._finish()
+            self.index, self.parts = micro.index, {name: [] for name in self.consumers}
+        for name, parts in self.parts.items():
+            weights = torch.stack(token_weights(probe, name, self.floor, self.balance))
+            parts.append(nn.functional.pad(weights, (0, micro.padding)))
+
+    def __call__(self, index: int, consumer: str) -> list[Tensor]:
+        """For every call of a consumer in a batch, shape (batch, token)."""
+        self._finish()
+        return list(self.store["weights", index, consumer])
+
+    def _finish(self) -> None:
+        for name, parts in self.parts.items():
+            self.store["weights", self.index, name] = torch.cat(parts, 1)
+        self.parts = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +53,8 @@ class Scores:
         provenance: the criterion, the recipe, the digest of the calibration data and versions.
         tokens: what merging tokens costs, if that was measured: see `optin.schedule.token_costs`.
         width: in pixels, of images that are not square.
+        weights: for every batch and consumer those of its tokens, if they were drawn on the way: they spare the refit
+            a pass. Not stored with the scores.
         gradients: of the labelled loss by the multipliers of a group, shape (draw, unit), if the recipe rearranges.
     """
 
@@ -63,3 +65,4 @@ class Scores:
     tokens: Tensor | None = None
     width: int | None = None
     gradients: Mapping[str, Tensor] = field(default_factory=dict)
+    weights: Callable[[int, str], list[Tensor]] | None = None

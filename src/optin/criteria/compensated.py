@@ -39,8 +39,10 @@ def compensated(scoring: Scoring) -> Mapping[str, Curve]:
     """Removal curves under compensation. Cost: the sketch, one second moment per consumer, one elimination."""
     model, space, recipe = scoring.model, scoring.space, scoring.recipe
     statistics = Sensitivities(model, space, recipe)
-    for probe in draw_probes(model, space, scoring.batches, recipe.trajectory, recipe.seed, scoring.track, "score"):
+    draws = draw_probes(model, space, scoring.batches, recipe.trajectory, recipe.seed, scoring.track, "score")
+    for micro, probe in draws:
         statistics.add(probe)
+        scoring.weights.add(micro, probe)
     scales = statistics.scales
     scoring.scales.update(scales)
     groups = scoring.track(space, "removal curves", len(space))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from ..batches import Batches
+from ..probe import TokenWeights
 from ..progress import Track, silent
 from ..recipe import Recipe
+from ..store import Store
 from ..units import UnitSpace
 
 
@@ -32,3 +35,8 @@ class Scoring:
     resume: Path | None = None
     scales: dict[str, float] = field(default_factory=dict)
     gradients: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    @cached_property
+    def weights(self) -> TokenWeights:
+        """Of all tokens, for the refit; filled in by criteria that draw probes of the trajectory."""
+        return TokenWeights(self.space, self.recipe, Store())

@@ -21,10 +21,11 @@ Parts = dict[str, dict[str, Tensor]]
 def sketch(scoring: Scoring) -> Mapping[str, Curve]:
     """Removal curves from independent unit scores. Cost: one forward and two backward passes per draw."""
     total, options = UnitTotals(scoring.space), scoring.recipe.trajectory
-    for probe in draw_probes(
+    for micro, probe in draw_probes(
         scoring.model, scoring.space, scoring.batches, options, scoring.recipe.seed, scoring.track
     ):
         total.add(probe)
+        scoring.weights.add(micro, probe)
     scoring.scales.update(part_scales(total.mean, options.balance))
     return {name: Curve.from_importance(value) for name, value in balanced(total.mean, options.balance).items()}
 

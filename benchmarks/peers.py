@@ -1,0 +1,266 @@
+"""Side by side: optin, the paper's recipe, Kwon et al., the package torch-pruning, uniform width, chance, merging.
+
+    python benchmarks/peers.py                                  everything
+    python benchmarks/peers.py resnet56 --seeds 0
+    python benchmarks/peers.py minilm --rows optin kwon
+
+Networks, calibration and test data of the other benchmarks: MiniLM on sentences, DINOv2 ViT-S/14 and ResNet-56 on
+Fashion-MNIST. Every row and seed runs in a process of its own, all budgets in turn, so that its peak memory is its
+own. Peers that need labels get those of the calibration set; optin gets none. Needs `pip install torch-pruning`.
+Rows that are done are kept, so a run can be continued. Prints the tables, and stores them in docs/results/peers.md,
+the figures in docs/results/peers.json, and for each network a picture of quality against MACs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from measuring import RESULTS, Stored, forward_seconds, peak
+from peer_networks import NETWORKS, Network, network
+from rich.console import Console
+from rich.progress import track as progress
+from text_tables import bar_table, table
+from torch_pruning_peer import macs, pruned
+
+import optin
+from optin.arch import describe
+from optin.benchmark import compare_speed
+from optin.cost import CostModel
+from optin.pipeline import costs
+from optin.plans import Cost, Plan
+from optin.recipe import Recipe
+
+BUDGETS = (80, 70, 60, 50, 40)
+SPEED = 50  # budget at which throughput is measured
+FEW: dict[str, Any] = {"calibration__examples": 8, "trajectory__draws": 2}  # for `exact`, one forward per unit
+LABELLED = 256  # examples whose gradients torch-pruning takes
+UNIFORM, RANDOM, MERGING = "uniform width", "random", "constant merging"
+TORCH_PRUNING = "torch-pruning, "
+PEERS = ("paper", "kwon", f"{TORCH_PRUNING}magnitude", f"{TORCH_PRUNING}taylor", UNIFORM, RANDOM)
+METRICS = ("accuracy", "kl")
+
+
+def rows(name: str) -> list[str]:
+    """The rows of one network."""
+    ours = {"minilm": ["optin"], "dinov2": ["optin, beta", "optin, tau"]}.get(name, ["optin, beta"])
+    return [*ours, *PEERS, *([MERGING] if name == "dinov2" else [])]
+
+
+def networks(setting: Network, row: str, seed: int) -> Iterator[tuple[int, torch.nn.Module]]:
+    """The network of one row at every budget that it reaches."""
+    if row.startswith(TORCH_PRUNING):
+        kind = row.removeprefix(TORCH_PRUNING)
+        draw = Recipe(seed=seed).override(calibration__examples=LABELLED)
+        yield from pruned(setting.model, kind, setting.labelled(draw), BUDGETS)
+        return
+    recipe = recipe_of(setting, row).override(seed=seed)
+    batches = setting.labelled(recipe) if recipe.criterion == "fisher" else setting.calibration(recipe)
+    scores = optin.score(setting.model, batches, recipe=recipe)
+    for budget in BUDGETS:
+        try:
+            if row == UNIFORM:
+                plan = uniform(setting.model, scores, budget)
+            else:
+                plan = optin.plan(setting.model, scores, f"{budget}%", recipe=recipe)
+        except optin.errors.BudgetError:
+            continue
+        yield budget, optin.apply(setting.model, plan, batches, recipe=recipe).model
+
+
+def recipe_of(setting: Network, row: str) -> Recipe:
+    """The recipe of a row that optin computes."""
+    masks_only = Recipe().override(refit__enabled=False)
+    return {
+        **setting.ours,
+        "paper": optin.PRESETS["paper"].override(**FEW),
+        "kwon": optin.PRESETS["kwon"],
+        UNIFORM: masks_only.override(criterion="magnitude"),
+        RANDOM: masks_only.override(criterion="random"),
+        MERGING: masks_only.override(criterion="random", tokens__merge="constant"),
+    }[row]
+
+
+def uniform(model: torch.nn.Module, scores: optin.Scores, budget: int) -> Plan:
+    """The same share of every group, its units of the least magnitude gone: the largest share that fits."""
+    space = describe(model)
+    work, parameters = costs(model, space, scores.length, scores.width)
+
+    def kept(share: float) -> dict[str, int]:
+        return {group.name: max(group.min_keep, int(share * group.size)) for group in space}
+
+    low, high = 0.0, 1.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(work, kept(middle), budget) else (low, middle)
+    keep = {name: scores.curves[name].keep(count) for name, count in kept(low).items()}
+    after = Cost(work(kept(low)), parameters(kept(low)))
+    dense = Cost(work.dense, parameters.dense)
+    return Plan(space.architecture, space.sizes, keep, dense, after, scores.length, width=scores.width)
+
+
+def fits(work: CostModel, kept: dict[str, int], budget: int) -> bool:
+    """Whether so many units keep to a budget in percent."""
+    return work(kept) <= budget / 100 * work.dense
+
+
+def job(name: str, row: str, seed: int) -> None:
+    """One row of one network and seed; prints JSON."""
+    setting = network(name)
+    few = setting.calibration(Recipe())
+    example = {key: value[:1] for key, value in few[0].items()}
+    dense = macs(setting.model, example)
+    forward_seconds(setting.model, few[:1])
+    found: dict[str, Any] = {**setting.quality, "forward": forward_seconds(setting.model, few), "points": []}
+    before, start, measuring = peak(), time.perf_counter(), 0.0
+    for budget, small in networks(setting, row, seed):
+        paused = time.perf_counter()
+        if not found["points"]:
+            found |= {"seconds": paused - start, "peak": (peak() - before) / 2**20}
+        figures = setting.measure(small)
+        share = macs(small, example) / dense
+        found["points"].append({"budget": budget, "macs": share, **{metric: figures[metric] for metric in METRICS}})
+        if budget == SPEED:
+            (speed,) = compare_speed(setting.model, small, rounds=5, lengths=[32] if name == "minilm" else None)
+            found["speedup"] = speed.speedup
+        measuring += time.perf_counter() - paused
+    print(json.dumps(found | {"all": time.perf_counter() - start - measuring}))
+
+
+def measured(name: str, row: str, seed: int) -> dict[str, Any]:
+    """`job` in a fresh process."""
+    command = [sys.executable, __file__, "--job", name, row, str(seed)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    figures: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return figures
+
+
+def render(results: dict[str, Any]) -> str:
+    """The tables in Markdown, and whether ours is at or above every peer."""
+    lines: list[str] = []
+    bars = []
+    for name, tests in NETWORKS.items():
+        found = {row: by_seed for row in rows(name) if (by_seed := results.get(f"{name}: {row}"))}
+        if not found:
+            continue
+        dense = next(iter(next(iter(found.values())).values()))["dense_accuracy"]
+        seeds = max(len(by_seed) for by_seed in found.values())
+        lines += [
+            f"## {name}",
+            "",
+            f"Dense accuracy {100 * dense:.1f} % on {tests}. Accuracy in % ± standard deviation over {seeds} seeds, "
+            "then KL of the outputs to the dense ones. Seconds and memory are those of the first budget, scoring "
+            f"and all, in one process; throughput is at {SPEED} %, as a multiple of the dense network's.",
+            "",
+            *table(
+                ["", *(f"{budget} % MACs" for budget in BUDGETS), "s", "peak, MB", "throughput"],
+                (
+                    [row, *(cell(by_seed, budget) for budget in BUDGETS), *costs_of(by_seed)]
+                    for row, by_seed in found.items()
+                ),
+            ),
+            "",
+            f"![{name}](peers-{name}.svg)",
+            "",
+        ]
+        picture(name, found, dense)
+        bars += list(comparisons(name, found))
+    return "\n".join([*lines, *bar_table(bars)]).strip() + "\n"
+
+
+def column(by_seed: dict[str, Any], budget: int, key: str) -> list[float]:
+    """One figure at one budget, of every seed."""
+    return [point[key] for found in by_seed.values() for point in found["points"] if point["budget"] == budget]
+
+
+def cell(by_seed: dict[str, Any], budget: int) -> str:
+    """Accuracy and KL."""
+    accuracy, kl = (column(by_seed, budget, metric) for metric in METRICS)
+    if not accuracy:
+        return ""
+    spread = f" ± {100 * statistics.stdev(accuracy):.1f}" if len(accuracy) > 1 else ""
+    return f"{100 * statistics.mean(accuracy):.1f}{spread}, {statistics.mean(kl):.4f}"
+
+
+def costs_of(by_seed: dict[str, Any]) -> list[str]:
+    """Seconds, peak memory and throughput."""
+    figures = (("seconds", ".0f"), ("peak", ".0f"), ("speedup", ".2f"))
+    means = ([found[key] for found in by_seed.values() if key in found] for key, _ in figures)
+    return [
+        f"{statistics.mean(values):{form}}" if values else ""
+        for values, (_, form) in zip(means, figures, strict=True)
+    ]
+
+
+def comparisons(name: str, found: dict[str, Any]) -> Iterator[tuple[str, str, bool]]:
+    """At every budget: the best of ours against the best peer, by KL."""
+    for budget in BUDGETS:
+        by_row = {row: statistics.mean(kl) for row, seeds in found.items() if (kl := column(seeds, budget, "kl"))}
+        ours = {row: kl for row, kl in by_row.items() if row.startswith("optin")}
+        peers = {row: kl for row, kl in by_row.items() if row not in ours}
+        if ours and peers:
+            best, other = min(ours, key=ours.__getitem__), min(peers, key=peers.__getitem__)
+            measured = f"{best} {ours[best]:.4f}, {other} {peers[other]:.4f}"
+            yield f"{name} at {budget} %: KL below every peer's", measured, ours[best] <= peers[other]
+
+
+def picture(name: str, found: dict[str, Any], dense: float) -> None:
+    """Accuracy and KL against the MACs that were left."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "optin"
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for row, by_seed in found.items():
+        left = [100 * statistics.mean(column(by_seed, b, "macs")) for b in BUDGETS if column(by_seed, b, "macs")]
+        for axis, metric in zip(axes, METRICS, strict=True):
+            values = [statistics.mean(column(by_seed, b, metric)) for b in BUDGETS if column(by_seed, b, metric)]
+            width = 2.5 if row.startswith("optin") else 1
+            axis.plot(left, values, marker="o", markersize=3, linewidth=width, label=row)
+    axes[0].axhline(dense, color="grey", linestyle="--", linewidth=1)
+    axes[1].set_yscale("log")
+    for axis, title in zip(axes, ("accuracy", "KL to the dense outputs"), strict=True):
+        axis.set_xlabel("MACs, % of the dense network's")
+        axis.set_title(title, fontsize=10)
+    axes[1].legend(frameon=False, fontsize=8)
+    figure.savefig(RESULTS / f"peers-{name}.svg", metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("networks", nargs="*", help=f"some of: {', '.join(NETWORKS)}")
+    parser.add_argument("--rows", nargs="+", help="some of the rows")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--job", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.job:
+        name, row, seed = arguments.job
+        job(name, row, int(seed))
+        return
+    results = Stored("peers")
+    jobs = [
+        (name, row, seed)
+        for seed in arguments.seeds
+        for name in arguments.networks or NETWORKS
+        for row in rows(name)
+        if arguments.rows is None or row in arguments.rows
+        if str(seed) not in results.get(f"{name}: {row}", {})
+    ]
+    for name, row, seed in progress(jobs, description="peers", console=Console(stderr=True)):
+        key = f"{name}: {row}"
+        results[key] = {**results.get(key, {}), str(seed): measured(name, row, seed)}
+    results.show(render(results))
+
+
+if __name__ == "__main__":
+    main()
