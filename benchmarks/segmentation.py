@@ -25,7 +25,7 @@ from measuring import RESULTS, Stored, forward_seconds, peak
 from scenes import scenes
 from text_tables import bar_table, table
 from torch import Tensor, nn
-from train_segmentation import EPOCHS, HELD_OUT, TRAINING, foreground, load_trained, trained
+from train_segmentation import CYCLES, HELD_OUT, TRAINING, foreground, load_trained, trained
 
 import optin
 from optin.arch import describe
@@ -184,7 +184,7 @@ def shape_table(found: dict[str, Any]) -> list[str]:
 def render(results: dict[str, Any]) -> str:
     """The tables in Markdown."""
     lines, bars = [], []
-    for name in (name for name in EPOCHS if name in results):
+    for name in (name for name in CYCLES if name in results):
         found = results[name]
         lines += [f"## {name}", "", *quality_table(found, BUDGETS, f"{HELD_OUT} test scenes", "miou"), ""]
         lines += [f"![scenes]({name}-{index}.png)" for index in range(3)] + [""]
@@ -203,12 +203,12 @@ def render(results: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", help=f"some of: {', '.join((*EPOCHS, SHAPE))}")
+    parser.add_argument("parts", nargs="*", help=f"some of: {', '.join((*CYCLES, SHAPE))}")
     parser.add_argument("--data", default=DATA, help="folder of the IDX files of Fashion-MNIST")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
     results, fixed = Stored("segmentation"), {"magnitude, masks only"}
-    for name in arguments.parts or (*EPOCHS, SHAPE):
+    for name in arguments.parts or (*CYCLES, SHAPE):
         if name == SHAPE:
             results[name] = shape()
             continue

@@ -1,11 +1,11 @@
 """A tiny SegFormer and a tiny Mask2Former with a Swin backbone, trained on scenes of Fashion-MNIST items.
 
     python benchmarks/train_segmentation.py segformer
-    python benchmarks/train_segmentation.py mask2former --epochs 30
+    python benchmarks/train_segmentation.py mask2former
 
-They are kept in the cache, in half precision, and their folders also in weights/. Every epoch leaves a checkpoint,
-from which a run that was stopped goes on. Prints the loss of each epoch and the figures on 400 test scenes, which
-figures.json keeps.
+They are kept in the cache, in half precision; weights/ holds copies of their folders. Every epoch leaves a
+checkpoint, from which a run that was stopped goes on. Prints the loss of each epoch and the figures on 400 test
+scenes, which figures.json keeps.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ import torch
 from dinov2 import DATA
 from scenes import CLASSES, SIDE, scenes
 from torch import Tensor, nn
-from training import autocast, folder_of, train
+from training import Loss, autocast, folder_of, train
 
 from optin.tasks import load_model, load_processor, segmentation
 from optin.tasks.segmentation import Scenes
 from optin.trajectory import answers
 
 MEAN, DEVIATION = 0.3, 0.25  # of the pixels, about
-TRAINING, HELD_OUT = 8000, 400  # scenes
-EPOCHS = {"segformer": 20, "mask2former": 16}
+TRAINING, HELD_OUT = 8000, 400  # scenes, to calibrate on as well, and to test on
+# Cycles of the learning rate, as (scenes, epochs): each takes scenes that no other has seen, at half the rate before.
+CYCLES = {"segformer": ((TRAINING, 20), (3 * TRAINING, 8)), "mask2former": ((TRAINING, 16),)}
 BATCH, DECAY = 32, 0.01
 HIGHEST_RATE = {"segformer": 2e-3, "mask2former": 1e-3}
 
@@ -76,33 +77,40 @@ def network(name: str) -> nn.Module:
     )
 
 
-def trained(name: str, data: str = DATA, epochs: int | None = None) -> Path:
+def trained(name: str, data: str = DATA) -> Path:
     """Folder of the trained network, made at the first call."""
     folder = folder_of(f"{name}-scenes")
     if (folder / "figures.json").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    model, known = network(name), scenes(data, "calibration", TRAINING)
+    model, first, rate = network(name), 0, HIGHEST_RATE[name]
     supervised = Supervised(model)
-    pixels, classes = tensors(known)
-
-    def loss(chosen: Tensor, generator: torch.Generator) -> Tensor:
-        images, truth = pixels[chosen], classes[chosen]
-        if torch.rand((), generator=generator) < 0.5:
-            images, truth = images.flip(-1), truth.flip(-1)
-        with autocast():
-            return supervised((images / 255 - MEAN) / DEVIATION, truth)
-
-    optimiser = torch.optim.AdamW(supervised.parameters(), HIGHEST_RATE[name], weight_decay=DECAY)
-    checkpoint = folder / "training.safetensors"
-    train(supervised, optimiser, loss, TRAINING, epochs or EPOCHS[name], checkpoint, BATCH)
+    for cycle, (count, epochs) in enumerate(CYCLES[name], 1):
+        known = scenes(data, "calibration", first + count).select(range(first, first + count))
+        optimiser = torch.optim.AdamW(supervised.parameters(), rate, weight_decay=DECAY)
+        loss = loss_of(supervised, *tensors(known))
+        train(supervised, optimiser, loss, count, epochs, folder / f"training-{cycle}.safetensors", BATCH)
+        first, rate = first + count, rate / 2
     model.half().save_pretrained(folder)
     processor().save_pretrained(folder)
     test = scenes(data, "evaluation", HELD_OUT)
     figures = segmentation.evaluate(load_trained(folder), load_processor(str(folder)), test)
     (folder / "figures.json").write_text(json.dumps(figures | {"foreground": foreground(figures)}) + "\n")
     return folder
+
+
+def loss_of(supervised: Supervised, pixels: Tensor, classes: Tensor) -> Loss:
+    """The loss of some scenes, half of the time mirrored."""
+
+    def loss(chosen: Tensor, generator: torch.Generator) -> Tensor:
+        images, truth = pixels[chosen], classes[chosen].long()
+        if torch.rand((), generator=generator) < 0.5:
+            images, truth = images.flip(-1), truth.flip(-1)
+        with autocast():
+            return supervised((images / 255 - MEAN) / DEVIATION, truth)
+
+    return loss
 
 
 class Supervised(nn.Module):
@@ -144,10 +152,10 @@ def load_trained(folder: Path) -> nn.Module:
 
 
 def tensors(known: Scenes) -> tuple[Tensor, Tensor]:
-    """Shape (scene, 3, 64, 64), uint8, and (scene, 64, 64), int64."""
+    """Shape (scene, 3, 64, 64) and (scene, 64, 64), uint8."""
     assert known.mask is not None
     pixels = np.stack([np.asarray(known.read(index)) for index in range(len(known))])
-    classes = np.stack([known.mask(index) for index in range(len(known))])
+    classes = np.stack([known.mask(index).astype(np.uint8) for index in range(len(known))])
     return torch.tensor(pixels).permute(0, 3, 1, 2).contiguous(), torch.tensor(classes)
 
 
@@ -165,11 +173,10 @@ def processor() -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("network", choices=sorted(EPOCHS))
+    parser.add_argument("network", choices=sorted(CYCLES))
     parser.add_argument("--data", default=DATA, help="folder of the IDX files of Fashion-MNIST")
-    parser.add_argument("--epochs", type=int)
     arguments = parser.parse_args()
-    folder = trained(arguments.network, arguments.data, arguments.epochs)
+    folder = trained(arguments.network, arguments.data)
     print(folder, (folder / "figures.json").read_text().strip())
 
 

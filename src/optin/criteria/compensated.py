@@ -32,6 +32,7 @@ from ..units import Gate, UnitGroup, UnitSpace
 from .scoring import Scoring
 from .sketch import UnitTotals, part_scales
 
+COMPACT = 0.75  # share of a reader's features from which those that are gone are cut out
 CHUNK = 16  # neurons that leave between two updates of C^-1; of channels this part of those left
 
 
@@ -140,24 +141,41 @@ class Reader:
         alone = (read * root[:, own]).sum((0, 2))
         return cls(torch.cat([root, root.new_zeros(len(root), 1)], 1), inverse, block, alone)
 
+    def __post_init__(self) -> None:
+        self.left = torch.arange((self.inverse.shape[0] - 1) // self.block, device=self.inverse.device)
+
     def costs(self) -> Float[Tensor, " unit"]:
         """cost({u}) of every unit still there."""
-        return _unit_costs(self.root, self.inverse, self.block)
+        return _unit_costs(self.root, self.inverse, self.block, self.left)
 
     def remove(self, chosen: Tensor) -> Float[Tensor, " chosen"]:
-        """Take units out; returns what each costs after those before it."""
-        block = self.block
-        gone = (chosen[:, None] * block + torch.arange(block, device=chosen.device)).flatten()
+        """Take units out, by their places among those still there; returns what each costs after those before it.
+
+        Matrices are updated in place. What is gone stays in them, and is read by nothing, until it is a quarter.
+        """
+        gone = self._features(self.left[chosen])
         # Cholesky of (C^-1)_SS: column j of R_S L^-T is what feature j adds after those before it.
         factor = torch.linalg.cholesky(self.inverse[gone][:, gone])
         solved = torch.linalg.solve_triangular(factor, self.inverse[gone], upper=False)
         whitened = torch.linalg.solve_triangular(factor, self.root[:, gone].mT, upper=False)
-        stay = torch.ones(self.inverse.shape[0], dtype=torch.bool, device=gone.device)
-        stay[gone] = False
-        self.inverse = (self.inverse - solved.mT @ solved)[stay][:, stay]
-        self.root = (self.root - whitened.mT @ solved)[:, stay]
-        cost: Tensor = whitened.square().sum(1).view(-1, block).sum(1)
+        self.inverse.addmm_(solved.mT, solved, alpha=-1)
+        self.root.addmm_(whitened.mT, solved, alpha=-1)
+        stays = torch.ones(len(self.left), dtype=torch.bool, device=gone.device)
+        stays[chosen] = False
+        self.left = self.left[stays]
+        if len(self.left) * self.block <= COMPACT * (self.inverse.shape[0] - 1):
+            self._compact()
+        cost: Tensor = whitened.square().sum(1).view(-1, self.block).sum(1)
         return cost
+
+    def _compact(self) -> None:
+        constant = self.left.new_tensor([self.inverse.shape[0] - 1])
+        kept = torch.cat([self._features(self.left), constant])
+        self.inverse, self.root = self.inverse[kept][:, kept], self.root[:, kept]
+        self.left = torch.arange(len(self.left), device=kept.device)
+
+    def _features(self, units: Tensor) -> Tensor:
+        return (units[:, None] * self.block + torch.arange(self.block, device=units.device)).flatten()
 
 
 def eliminate(
@@ -183,11 +201,10 @@ def eliminate(
     return torch.cat(order), torch.cat(steps)
 
 
-def _unit_costs(root: Tensor, inverse: Tensor, block: int) -> Tensor:
-    features = inverse.shape[0] - 1
+def _unit_costs(root: Tensor, inverse: Tensor, block: int, units: Tensor) -> Tensor:
     if block == 1:
-        return root[:, :features].square().sum(0) / inverse.diagonal()[:features]
-    blocks = torch.arange(features, device=inverse.device).view(-1, block)
+        return root[:, units].square().sum(0) / inverse.diagonal()[units]
+    blocks = units[:, None] * block + torch.arange(block, device=units.device)
     factors = torch.linalg.cholesky(inverse[blocks[:, :, None], blocks[:, None, :]])
     columns = root[:, blocks].permute(1, 2, 0)
     whitened: Tensor = torch.linalg.solve_triangular(factors, columns, upper=False)
