@@ -8,7 +8,11 @@ from hypothesis import strategies as st
 
 from optin.errors import InputError, OptinError
 from optin.recipe import PRESETS, Recipe, Training, preset
-from optin.tasks import TASKS
+from optin.runs import Placement, run_prune
+from optin.tasks import TASKS, task_spec
+from tests.networks import WORDS, build, tokenizer
+
+RECIPES = Path(__file__).parent.parent / "recipes"
 
 
 def test_yaml_and_back(tmp_path):
@@ -85,9 +89,7 @@ def test_presets():
     assert preset("tau") == preset("beta").override(tokens__merge="search", trajectory__coupling=0.0)
 
 
-@pytest.mark.parametrize(
-    "path", sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml")), ids=lambda p: p.stem
-)
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
 def test_the_recipes_of_the_repository_can_be_read(path):
     recipe = Recipe.load(path)
     assert recipe.task.name in TASKS
@@ -96,3 +98,26 @@ def test_the_recipes_of_the_repository_can_be_read(path):
         return
     assert recipe.model and recipe.budget
     assert recipe.tokens.merge == ("search" if path.stem.endswith("tau") else "none")
+
+
+@pytest.mark.parametrize("task", ("mnli", "qqp", "qnli", "sst2", "stsb", "mrpc"))
+def test_the_recipes_for_glue_run(task, tmp_path):
+    """On a small network and a few examples with the task's own columns."""
+    recipe = Recipe.load(RECIPES / f"bert-base-{task}.yaml")
+    spec = task_spec(recipe.task.name)
+    labels = 1 if spec.kind == "regression" else len(spec.names) or 2
+    build("bert", num_labels=labels).save_pretrained(tmp_path / "dense")
+    tokenizer().save_pretrained(tmp_path / "dense")
+    columns = [name for name in (spec.text, spec.text_pair) if name]
+    rows = [
+        [f"{WORDS[i % 10]} {WORDS[i % 7]}" for _ in columns] + [f"{i % 5}.0" if labels == 1 else str(i % labels)]
+        for i in range(32)
+    ]
+    for part in spec.splits:
+        lines = [",".join(row) for row in ([*columns, spec.label], *rows)]
+        (tmp_path / f"{part}.csv").write_text("\n".join(lines) + "\n")
+    data = {"task__data": str(tmp_path), "calibration__examples": 16}
+    here = recipe.override(model=str(tmp_path / "dense"), calibration__max_length=8, **data)
+    report = run_prune(here, tmp_path / "small", Placement())
+    assert report["macs"]["pruned"] <= 0.6 * report["macs"]["dense"]
+    assert set(spec.metrics) <= set(report["quality"]["pruned"])
