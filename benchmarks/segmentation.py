@@ -153,6 +153,7 @@ def shape() -> dict[str, Any]:
         "job": seconds,
         "passes": seconds / forward,
         "peak": highest / 2**20,
+        "threads": torch.get_num_threads(),
         "difference": difference,
     }
 
@@ -174,7 +175,8 @@ def shape_table(found: dict[str, Any]) -> list[str]:
         "",
         *table(["GMACs", "dense", "pruned", ""], lines),
         "",
-        f"The job on {EXAMPLES} images took {found['job']:.0f} s, {found['passes']:.1f} dense passes over them, and "
+        f"The job on {EXAMPLES} images, threads: {found['threads']}, took {found['job']:.0f} s, "
+        f"{found['passes']:.1f} dense passes over them, and "
         f"{found['peak']:,.0f} MB above the model; one image takes {found['forward']:.2f} s before and "
         f"{found['pruned_forward']:.2f} s after.",
         "",
