@@ -187,6 +187,8 @@ def plan(
     ):
         raise InputError(f"the scores are of another network than this {space.architecture}. Score this one.")
     target = Budget.parse(recipe.budget or "")
+    if recipe.tokens.merge != "none" and target.quantity != "MACs":
+        raise InputError(f"token schedules are chosen under a budget of MACs, not of {target.quantity}.")
     length, width = (recipe.length, None) if recipe.length else (scores.length, scores.width)
     macs, parameters = costs(model, space, length, width)
     cost = macs if target.quantity == "MACs" else parameters
@@ -224,8 +226,6 @@ def _choose(
     space: UnitSpace, scores: Scores, cost: CostModel, budget: Budget, recipe: Recipe
 ) -> tuple[dict[str, int], tuple[int, ...]]:
     """Units to keep per group, and the token schedule."""
-    if recipe.tokens.merge != "none" and budget.quantity != "MACs":
-        raise InputError(f"token schedules are chosen under a budget of MACs, not of {budget.quantity}.")
     if recipe.tokens.merge == "search":
         if scores.tokens is None:
             raise InputError("the scores say nothing about tokens. Score again with tokens.merge 'search'.")
