@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from dinov2 import SPEC, held_out
@@ -58,7 +58,7 @@ class Setting:
         self.quality = {"dense_accuracy": float((self.dense.argmax(-1) == self.labels).float().mean())}
 
     @classmethod
-    def of_fashion(cls, folder: Path, data: str) -> Setting:
+    def of_fashion(cls, folder: Path, data: str) -> Self:
         """A network in a folder, on Fashion-MNIST."""
         train = load_images(SPEC, Task("fashion-mnist", data), "calibration", labelled=True)
         return cls(load_model(str(folder)), load_processor(str(folder)), train, held_out(data))

@@ -54,10 +54,7 @@ class Sentences(text.Setting):
 class FashionImages(Setting):
     """A network on Fashion-MNIST."""
 
-    def __init__(self, folder: Any, ours: tuple[str, ...]) -> None:
-        read = Setting.of_fashion(folder, DATA)
-        self.__dict__.update(vars(read))
-        self.ours = {f"optin, {preset}": optin.PRESETS[preset] for preset in ours}
+    ours: dict[str, Recipe]
 
     def labelled(self, recipe: Recipe) -> Batches:
         labels = class_indices(self.model, SPEC, self.train)
@@ -68,9 +65,10 @@ def network(name: str) -> Network:
     """A trained network by name."""
     if name == "minilm":
         return Sentences()
-    if name == "dinov2":
-        return FashionImages(classifier(DATA), ("beta", "tau"))
-    return FashionImages(trained(name, DATA), ("beta",))
+    found = FashionImages.of_fashion(classifier(DATA) if name == "dinov2" else trained(name, DATA), DATA)
+    presets = ("beta", "tau") if name == "dinov2" else ("beta",)
+    found.ours = {f"optin, {preset}": optin.PRESETS[preset] for preset in presets}
+    return found
 
 
 NETWORKS = {"minilm": "1,000 held-out sentences", "dinov2": "2,000 test images", "resnet56": "2,000 test images"}
