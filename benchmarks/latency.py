@@ -27,7 +27,7 @@ from torch import nn
 
 import optin
 from optin.arch.inputs import example_inputs
-from optin.latency import milliseconds
+from optin.latency import forward_ms
 from optin.recipe import Recipe
 
 BATCHES = (1, 32)
@@ -56,7 +56,10 @@ def network(name: str) -> nn.Module:
 
 def in_turn(models: list[nn.Module], inputs: dict[str, torch.Tensor]) -> list[float]:
     """Median milliseconds of each, all timed once a round."""
-    rounds = [[milliseconds(model, inputs, rounds=1) for model in models] for _ in range(ROUNDS)]
+    with torch.inference_mode():
+        for model in models:
+            model(**inputs)
+        rounds = [[forward_ms(model, inputs) for model in models] for _ in range(ROUNDS)]
     return [statistics.median(times) for times in zip(*rounds, strict=True)]
 
 

@@ -42,9 +42,10 @@ class Network(Protocol):
 class Sentences(text.Setting):
     """MiniLM on Rotten Tomatoes."""
 
+    ours: dict[str, Recipe]
+
     def __init__(self) -> None:
         super().__init__()
-        self.ours = {"optin": optin.PRESETS["default"]}
         self.quality = {"dense_accuracy": self.measure(self.model)["accuracy"]}
 
     def labelled(self, recipe: Recipe) -> Batches:
@@ -64,11 +65,16 @@ class FashionImages(Setting):
 def network(name: str) -> Network:
     """A trained network by name."""
     if name == "minilm":
-        return Sentences()
-    found = FashionImages.of_fashion(classifier(DATA) if name == "dinov2" else trained(name, DATA), DATA)
-    presets = ("beta", "tau") if name == "dinov2" else ("beta",)
-    found.ours = {f"optin, {preset}": optin.PRESETS[preset] for preset in presets}
+        found: Any = Sentences()
+    else:
+        found = FashionImages.of_fashion(classifier(DATA) if name == "dinov2" else trained(name, DATA), DATA)
+    found.ours = {row: optin.PRESETS[preset] for row, preset in OURS[name].items()}
     return found
 
 
+OURS = {
+    "minilm": {"optin": "default"},
+    "dinov2": {"optin, beta": "beta", "optin, tau": "tau"},
+    "resnet56": {"optin, beta": "beta"},
+}
 NETWORKS = {"minilm": "1,000 held-out sentences", "dinov2": "2,000 test images", "resnet56": "2,000 test images"}

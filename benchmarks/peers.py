@@ -23,8 +23,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from measuring import RESULTS, Stored, forward_seconds, peak
-from peer_networks import NETWORKS, Network, network
+from measuring import RESULTS, Stored, peak
+from peer_networks import NETWORKS, OURS, Network, network
 from rich.console import Console
 from rich.progress import track as progress
 from text_tables import bar_table, table
@@ -50,8 +50,7 @@ METRICS = ("accuracy", "kl")
 
 def rows(name: str) -> list[str]:
     """The rows of one network."""
-    ours = {"minilm": ["optin"], "dinov2": ["optin, beta", "optin, tau"]}.get(name, ["optin, beta"])
-    return [*ours, *PEERS, *([MERGING] if name == "dinov2" else [])]
+    return [*OURS[name], *PEERS, *([MERGING] if name == "dinov2" else [])]
 
 
 def networks(setting: Network, row: str, seed: int) -> Iterator[tuple[int, torch.nn.Module]]:
@@ -114,24 +113,20 @@ def fits(work: CostModel, kept: dict[str, int], budget: int) -> bool:
 def job(name: str, row: str, seed: int) -> None:
     """One row of one network and seed; prints JSON."""
     setting = network(name)
-    few = setting.calibration(Recipe())
-    example = {key: value[:1] for key, value in few[0].items()}
+    example = {key: value[:1] for key, value in setting.calibration(Recipe())[0].items()}
     dense = macs(setting.model, example)
-    forward_seconds(setting.model, few[:1])
-    found: dict[str, Any] = {**setting.quality, "forward": forward_seconds(setting.model, few), "points": []}
-    before, start, measuring = peak(), time.perf_counter(), 0.0
+    found: dict[str, Any] = {**setting.quality, "points": []}
+    before, start = peak(), time.perf_counter()
     for budget, small in networks(setting, row, seed):
-        paused = time.perf_counter()
         if not found["points"]:
-            found |= {"seconds": paused - start, "peak": (peak() - before) / 2**20}
+            found |= {"seconds": time.perf_counter() - start, "peak": (peak() - before) / 2**20}
         figures = setting.measure(small)
         share = macs(small, example) / dense
         found["points"].append({"budget": budget, "macs": share, **{metric: figures[metric] for metric in METRICS}})
         if budget == SPEED:
             (speed,) = compare_speed(setting.model, small, rounds=5, lengths=[32] if name == "minilm" else None)
             found["speedup"] = speed.speedup
-        measuring += time.perf_counter() - paused
-    print(json.dumps(found | {"all": time.perf_counter() - start - measuring}))
+    print(json.dumps(found))
 
 
 def measured(name: str, row: str, seed: int) -> dict[str, Any]:

@@ -95,7 +95,6 @@ def job(shape: str, examples: int, dtype: str, exact: bool) -> None:
         "search": searched - scored,
         "apply": end - searched,
         "peak": (highest - before) / 2**20,
-        "kept": plan.kept,
     }
     if exact:
         found["exact_over_sketch"] = exact_seconds(model, batches) / sketch_seconds(model, batches)

@@ -3,9 +3,10 @@
     python benchmarks/train_segmentation.py segformer
     python benchmarks/train_segmentation.py mask2former
 
-They are kept in the cache, in half precision; weights/ holds copies of their folders. Every epoch leaves a
-checkpoint, from which a run that was stopped goes on. Prints the loss of each epoch and the figures on 400 test
-scenes, which figures.json keeps.
+They are kept in the cache, in half precision. A copy of a network's folder in weights/ is taken instead, and nothing
+is trained: remove it to train anew, or to go on with a further cycle. Every epoch leaves a checkpoint, from which a
+run that was stopped goes on. Prints the loss of each epoch and the figures on 400 test scenes, which figures.json
+keeps.
 """
 
 from __future__ import annotations

@@ -12,10 +12,8 @@ from torch import nn
 
 from .arch import describe
 from .arch.inputs import default_length, example_inputs, image_input
-from .batches import Batch
-from .budget import PER_MS
-from .latency import now
-from .modules import device_of, inference_mode_of
+from .latency import forward_ms
+from .modules import inference_mode_of
 from .pipeline import costs
 from .progress import Track, silent
 
@@ -73,7 +71,7 @@ def compare_speed(
             for model in (dense, pruned):
                 model(**inputs)
             for _ in track(range(rounds), f"speed at length {length}", rounds):
-                times.append((_milliseconds(dense, inputs), _milliseconds(pruned, inputs)))
+                times.append((forward_ms(dense, inputs), forward_ms(pruned, inputs)))
         ideal = costs(dense, space, length)[0].dense / costs(pruned, describe(pruned), length)[0].dense
         results.append(
             Speed(
@@ -86,10 +84,3 @@ def compare_speed(
             )
         )
     return results
-
-
-def _milliseconds(model: nn.Module, inputs: Batch) -> float:
-    device = device_of(model)
-    start = now(device)
-    model(**inputs)
-    return (now(device) - start) / PER_MS

@@ -90,7 +90,7 @@ def sensitivities(
     weights = TokenWeights(space, recipe, store)
     once = itertools.takewhile(lambda micro: not micro.again, micro_batches(batches, options.draws))
     for micro in track(once, "token sensitivities", options.draws):
-        weights.add(micro, differentiate(dense, space, micro.batch, objective))
+        weights.add(micro, weights.of(differentiate(dense, space, micro.batch, objective)))
     return weights
 
 

@@ -7,7 +7,7 @@ by its output, token by token. No weight needs a gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -224,16 +224,17 @@ class TokenWeights:
         """Whether there are any."""
         return self.index >= 0
 
-    def add(self, micro: Micro, probe: Probe) -> None:
-        """Add one draw; the micro-batches of a batch come one after the other."""
-        if micro.again:
-            return
+    def of(self, probe: Probe) -> dict[str, list[Tensor]]:
+        """Those of one draw, by consumer: see `token_weights`."""
+        return {name: token_weights(probe, name, self.floor, self.balance) for name in self.consumers}
+
+    def add(self, micro: Micro, weights: Mapping[str, list[Tensor]]) -> None:
+        """Keep those of a first draw; the micro-batches of a batch come one after the other."""
         if micro.index != self.index:
             self._finish()
             self.index, self.parts = micro.index, {name: [] for name in self.consumers}
         for name, parts in self.parts.items():
-            weights = torch.stack(token_weights(probe, name, self.floor, self.balance))
-            parts.append(nn.functional.pad(weights, (0, micro.padding)))
+            parts.append(nn.functional.pad(torch.stack(weights[name]), (0, micro.padding)))
 
     def __call__(self, index: int, consumer: str) -> list[Tensor]:
         """For every call of a consumer in a batch, shape (batch, token)."""

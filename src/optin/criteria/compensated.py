@@ -17,14 +17,14 @@ they do is known of each unit alone, from its trajectory I(u), and a part kappa 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..consumers import features_per_unit, matrix
-from ..probe import PARTS, Probe, draw_probes, token_weights
+from ..probe import PARTS, Probe, draw_probes
 from ..recipe import Recipe
 from ..scores import Curve
 from ..statistics import Moments, factored
@@ -42,8 +42,10 @@ def compensated(scoring: Scoring) -> Mapping[str, Curve]:
     statistics = Sensitivities(model, space, recipe)
     draws = draw_probes(model, space, scoring.batches, recipe.trajectory, recipe.seed, scoring.track, "score")
     for micro, probe in draws:
-        statistics.add(probe)
-        scoring.weights.add(micro, probe)
+        weights = scoring.weights.of(probe)
+        statistics.add(probe, weights)
+        if not micro.again:
+            scoring.weights.add(micro, weights)
     scales = statistics.scales
     scoring.scales.update(scales)
     groups = scoring.track(space, "removal curves", len(space))
@@ -67,16 +69,12 @@ class Sensitivities:
                         weight.shape[0], weight.shape[0], dtype=torch.float64
                     )
 
-    def add(self, probe: Probe) -> None:
-        """Add one draw."""
+    def add(self, probe: Probe, weights: Mapping[str, list[Tensor]]) -> None:
+        """Add one draw and its weights of tokens."""
         self.units.add(probe)
-        options = self.recipe
         for name, moments in self.moments.items():
-            weights, mask = (
-                token_weights(probe, name, options.refit.floor, options.trajectory.balance),
-                probe.masks[name],
-            )
-            for x, w in zip(probe.inputs[name], weights, strict=True):
+            mask = probe.masks[name]
+            for x, w in zip(probe.inputs[name], weights[name], strict=True):
                 moments.add(x[mask], weights=w[mask])
             for part in PARTS:
                 g = torch.cat([value[mask] for value in probe.outputs[part][name]]).float()
@@ -117,12 +115,14 @@ class Reader:
         inverse: C^-1, ridge included, the constant last (it never leaves).
         block: features per unit.
         alone: shape (unit,): tr(W_u^T G W_u C_uu), what each unit costs if it goes first and nothing makes up for it.
+        left: places in the matrices of the units still there.
     """
 
     root: Float[Tensor, "out features+1"]
     inverse: Float[Tensor, "features+1 features+1"]
     block: int
     alone: Float[Tensor, " unit"]
+    left: Tensor = field(init=False)
 
     @classmethod
     def of(

@@ -25,7 +25,8 @@ def sketch(scoring: Scoring) -> Mapping[str, Curve]:
         scoring.model, scoring.space, scoring.batches, options, scoring.recipe.seed, scoring.track
     ):
         total.add(probe)
-        scoring.weights.add(micro, probe)
+        if not micro.again:
+            scoring.weights.add(micro, scoring.weights.of(probe))
     scoring.scales.update(part_scales(total.mean, options.balance))
     return {name: Curve.from_importance(value) for name, value in balanced(total.mean, options.balance).items()}
 
