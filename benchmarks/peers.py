@@ -167,7 +167,7 @@ def render(results: dict[str, Any]) -> str:
         ]
         picture(name, found, dense)
         bars += list(comparisons(name, found))
-    return "\n".join([*lines, *bar_table(bars)]).strip() + "\n"
+    return "\n".join([*lines, *(bar_table(bars) if bars else [])]).strip() + "\n"
 
 
 def column(by_seed: dict[str, Any], budget: int, key: str) -> list[float]:
