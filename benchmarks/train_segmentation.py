@@ -3,10 +3,9 @@
     python benchmarks/train_segmentation.py segformer
     python benchmarks/train_segmentation.py mask2former
 
-They are kept in the cache, in half precision. A copy of a network's folder in weights/ is taken instead, and nothing
-is trained: remove it to train anew, or to go on with a further cycle. Every epoch leaves a checkpoint, from which a
-run that was stopped goes on. Prints the loss of each epoch and the figures on 400 test scenes, which figures.json
-keeps.
+They are kept in the cache, in half precision, with the figures on 400 test scenes in figures.json. A copy of such a
+folder in weights/ is taken instead. Only cycles of training that a network does not have behind it are run. Every
+epoch leaves a checkpoint, from which a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -21,18 +20,21 @@ import torch
 from dinov2 import DATA
 from scenes import CLASSES, SIDE, scenes
 from torch import Tensor, nn
-from training import Loss, autocast, folder_of, train
+from training import WEIGHTS, Loss, autocast, train
 
+from optin.files import cache_folder
 from optin.tasks import load_model, load_processor, segmentation
 from optin.tasks.segmentation import Scenes
 from optin.trajectory import answers
 
 MEAN, DEVIATION = 0.3, 0.25  # of the pixels, about
 TRAINING, HELD_OUT = 8000, 400  # scenes, to calibrate on as well, and to test on
-# Cycles of the learning rate, as (scenes, epochs): each takes scenes that no other has seen, at half the rate before.
-CYCLES = {"segformer": ((TRAINING, 20), (3 * TRAINING, 8)), "mask2former": ((TRAINING, 16),)}
+# Cycles of the learning rate, as (scenes, epochs, highest rate): each takes scenes that no other has seen.
+CYCLES = {
+    "segformer": ((TRAINING, 20, 2e-3), (3 * TRAINING, 8, 1e-3), (8 * TRAINING, 6, 1e-3)),
+    "mask2former": ((TRAINING, 16, 1e-3), (8 * TRAINING, 6, 1e-3)),
+}
 BATCH, DECAY = 32, 0.01
-HIGHEST_RATE = {"segformer": 2e-3, "mask2former": 1e-3}
 
 
 def network(name: str) -> nn.Module:
@@ -80,25 +82,36 @@ def network(name: str) -> nn.Module:
 
 def trained(name: str, data: str = DATA) -> Path:
     """Folder of the trained network, made at the first call."""
-    folder = folder_of(f"{name}-scenes")
-    if (folder / "figures.json").exists():
-        return folder
+    folders = [parent / f"{name}-scenes" for parent in (WEIGHTS, cache_folder())]
+    start = max(folders, key=cycles_behind)
+    behind = cycles_behind(start)
+    if behind == len(CYCLES[name]):
+        return start
+    folder = folders[-1]
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    model, first, rate = network(name), 0, HIGHEST_RATE[name]
+    model, first = load_trained(start) if behind else network(name), 0
     supervised = Supervised(model)
-    for cycle, (count, epochs) in enumerate(CYCLES[name], 1):
-        known = scenes(data, "calibration", first + count).select(range(first, first + count))
-        optimiser = torch.optim.AdamW(supervised.parameters(), rate, weight_decay=DECAY)
-        loss = loss_of(supervised, *tensors(known))
-        train(supervised, optimiser, loss, count, epochs, folder / f"training-{cycle}.safetensors", BATCH)
-        first, rate = first + count, rate / 2
+    for cycle, (count, epochs, rate) in enumerate(CYCLES[name]):
+        if cycle >= behind:
+            known = scenes(data, "calibration", first + count).select(range(first, first + count))
+            optimiser = torch.optim.AdamW(supervised.parameters(), rate, weight_decay=DECAY)
+            loss = loss_of(supervised, *tensors(known))
+            train(supervised, optimiser, loss, count, epochs, folder / f"training-{cycle + 1}.safetensors", BATCH)
+        first += count
     model.half().save_pretrained(folder)
     processor().save_pretrained(folder)
     test = scenes(data, "evaluation", HELD_OUT)
     figures = segmentation.evaluate(load_trained(folder), load_processor(str(folder)), test)
-    (folder / "figures.json").write_text(json.dumps(figures | {"foreground": foreground(figures)}) + "\n")
+    figures = {"cycles": len(CYCLES[name]), "foreground": foreground(figures)} | figures
+    (folder / "figures.json").write_text(json.dumps(figures) + "\n")
     return folder
+
+
+def cycles_behind(folder: Path) -> int:
+    """How many cycles of training the network in a folder has behind it, 0 where there is none."""
+    figures = folder / "figures.json"
+    return json.loads(figures.read_text())["cycles"] if figures.exists() else 0
 
 
 def loss_of(supervised: Supervised, pixels: Tensor, classes: Tensor) -> Loss:
