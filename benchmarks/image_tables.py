@@ -105,11 +105,11 @@ def measure_rows(
         if seed == seeds[0] or name not in fixed
         if (missing := [b for b in budgets if (renewed(name) if norms else name, seed, b) not in known])
     ]
-    scores: dict[tuple[str, str, int], optin.Scores] = {}
+    scores: dict[Any, optin.Scores] = {}
     weights = Weights(setting)
     for name, recipe, missing in progress(jobs, description="quality", console=Console(stderr=True)):
         batches = setting.calibration(recipe)
-        key = (recipe.criterion, recipe.tokens.merge, recipe.seed)
+        key = (recipe.criterion, recipe.trajectory, recipe.tokens.merge, recipe.seed)
         if key not in scores:
             scores[key] = optin.score(setting.model, batches, recipe=recipe)
         for budget in missing:
@@ -147,17 +147,18 @@ class Weights:
 
     def __init__(self, setting: Measured) -> None:
         self.model, self.space = setting.model, describe(setting.model)
-        self.stores: dict[int, tuple[Store, Any]] = {}
+        self.stores: dict[Any, tuple[Store, Any]] = {}
 
     def compensate(
         self, small: Any, batches: list[dict[str, torch.Tensor]], recipe: Recipe, plan: optin.Plan
     ) -> None:
         """What `optin.apply` does after shrinking; the same in every digit."""
         read = Batches.of(batches, torch.device("cpu"))
-        if recipe.seed not in self.stores:
+        key = (recipe.trajectory, recipe.seed)
+        if key not in self.stores:
             store = Store()
-            self.stores[recipe.seed] = (store, sensitivities(self.model, self.space, read, recipe, store))
-        compensate(self.model, small, self.space, read, recipe, plan.keep, weights=self.stores[recipe.seed][1])
+            self.stores[key] = (store, sensitivities(self.model, self.space, read, recipe, store))
+        compensate(self.model, small, self.space, read, recipe, plan.keep, weights=self.stores[key][1])
 
 
 @torch.no_grad()

@@ -7,8 +7,8 @@
 Networks, calibration and test data of the other benchmarks: MiniLM on sentences, DINOv2 ViT-S/14 and ResNet-56 on
 Fashion-MNIST. Every row and seed runs in a process of its own, all budgets in turn, so that its peak memory is its
 own. Peers that need labels get those of the calibration set; optin gets none. Needs `pip install torch-pruning`.
-Rows that are done are kept, so a run can be continued. Prints the tables, and stores them in docs/results/peers.md,
-the figures in docs/results/peers.json, and for each network a picture of quality against MACs.
+Rows that are done are kept, so a run can be continued. Prints the tables, and stores them in docs/results/peers.md
+and in the README, the figures in docs/results/peers.json, and for each network a picture of quality against MACs.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ UNIFORM, RANDOM, MERGING = "uniform width", "random", "constant merging"
 TORCH_PRUNING = "torch-pruning, "
 PEERS = ("paper", "kwon", f"{TORCH_PRUNING}magnitude", f"{TORCH_PRUNING}taylor", UNIFORM, RANDOM)
 METRICS = ("accuracy", "kl")
+README = RESULTS.parent.parent / "README.md"
+BEGIN, END = "<!-- benchmarks/peers.py -->", "<!-- end -->"  # between them the README holds the tables
 
 
 def rows(name: str) -> list[str]:
@@ -254,7 +256,12 @@ def main() -> None:
     for name, row, seed in progress(jobs, description="peers", console=Console(stderr=True)):
         key = f"{name}: {row}"
         results[key] = {**results.get(key, {}), str(seed): measured(name, row, seed)}
-    results.show(render(results))
+    tables = render(results)
+    results.show(tables)
+    head, _, rest = README.read_text().partition(BEGIN)
+    README.write_text(
+        f"{head}{BEGIN}\n{tables.replace('](peers-', '](docs/results/peers-')}{END}{rest.partition(END)[2]}"
+    )
 
 
 if __name__ == "__main__":

@@ -91,15 +91,16 @@ def rows() -> Rows:
     """Every row of a table by name, with its budgets."""
     found: Rows = {}
     for criterion in CRITERIA:
-        recipe = PRESETS["beta"].override(criterion=criterion)
+        recipe = PRESETS["segmentation"].override(criterion=criterion)
         found[f"{criterion} + compensation"] = (recipe, BUDGETS)
         found[f"{criterion}, masks only"] = (recipe.override(refit__enabled=False), BUDGETS)
+    found[f"{MAIN}, temperature 4"] = (PRESETS["beta"], BUDGETS)
     return found
 
 
 def picture(setting: SceneSetting, name: str) -> None:
     """Three test scenes, segmented by the dense network and by the one pruned to 65 % of its MACs."""
-    recipe = PRESETS["beta"]
+    recipe = PRESETS["segmentation"]
     small = optin.prune(setting.model, setting.calibration(recipe), budget="65%", recipe=recipe).model
     for index in range(3):
         image = setting.test.read(index)
@@ -123,7 +124,7 @@ def shape() -> dict[str, Any]:
     ).eval()
     batches = [{"pixel_values": torch.randn(1, 3, *SIZE)} for _ in range(EXAMPLES)]
     budget = Recipe.load(RESULTS.parent.parent / "recipes" / "mask2former-swin-tiny-cityscapes.yaml").budget
-    recipe = PRESETS["beta"].override(trajectory__draws=EXAMPLES)
+    recipe = PRESETS["segmentation"].override(trajectory__draws=EXAMPLES)
     forward_seconds(model, batches[:1])
     before, forward, start = peak(), forward_seconds(model, batches), time.perf_counter()
     result = optin.prune(model, batches, budget=budget, recipe=recipe)

@@ -1,4 +1,4 @@
-"""The table of the README: MiniLM on Rotten Tomatoes sentences, pruned by every criterion.
+"""The text tables: MiniLM on Rotten Tomatoes sentences, pruned by every criterion.
 
     python benchmarks/text.py                 everything
     python benchmarks/text.py quality jobs    some parts of: quality, agreement, jobs, speed
@@ -6,7 +6,7 @@
 The dense network is fine-tuned first (benchmarks/finetune_text.py, cached). Calibration draws 256 unlabelled
 training sentences a seed; `exact`, which evaluates every unit, and the paper's preset score on 8 of them. Quality
 is measured on 1,000 held-out sentences. Prints the tables, and stores them in docs/results/text.md, the figures
-in docs/results/text.json, and both in the README.
+in docs/results/text.json.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from finetune_text import finetune
-from measuring import forward_seconds, peak
+from measuring import Stored, forward_seconds, peak
 from rich.console import Console
 from rich.progress import track as progress
 from scipy.stats import spearmanr
@@ -45,8 +44,6 @@ from optin.tasks import Examples, load_model, load_tokenizer, task_spec
 from optin.tasks.text import calibration_batches, evaluate
 from optin.trajectory import Positions, manifold_loss, output_loss
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "docs" / "results"
 BUDGETS = (70, 60, 50, 40, 30)
 SEEDS = (0, 1, 2)
 CRITERIA = ("compensated", "sketch", "exact", "fisher", "magnitude", "random")
@@ -54,7 +51,6 @@ CRITERIA = ("compensated", "sketch", "exact", "fisher", "magnitude", "random")
 FEW: dict[str, Any] = {"calibration__examples": 8, "trajectory__draws": 2}
 EXAMPLES = (64, 256, 1024, 4096)  # calibration sentences of the default job, for its memory
 LENGTH = 128  # tokens at most
-BEGIN, END = "<!-- benchmarks/text.py -->", "<!-- end -->"  # between them the README holds the tables
 
 
 class Setting:
@@ -271,19 +267,10 @@ def main() -> None:
         return
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"unknown part {sorted(unknown)[0]!r}")
-    stored = RESULTS / "text.json"
-    results = json.loads(stored.read_text()) if stored.exists() else {}
-    setting = Setting()
-    RESULTS.mkdir(parents=True, exist_ok=True)
+    results, setting = Stored("text"), Setting()
     for name in arguments.parts or PARTS:
         results[name] = PARTS[name](setting)
-        stored.write_text(json.dumps(results, indent=1) + "\n")
-    tables = render(results)
-    print(tables)
-    (RESULTS / "text.md").write_text(tables)
-    readme = (ROOT / "README.md").read_text()
-    head, _, rest = readme.partition(BEGIN)
-    (ROOT / "README.md").write_text(f"{head}{BEGIN}\n{tables}{END}{rest.partition(END)[2]}")
+    results.show(render(results))
 
 
 if __name__ == "__main__":

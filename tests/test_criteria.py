@@ -68,6 +68,18 @@ def test_exact_resumed_and_stacked_equals_one_full_forward_per_unit(architecture
                 assert float(final[place]) == pytest.approx(expected[1], rel=1e-2, abs=2e-6)
 
 
+def test_exact_compares_the_last_embeddings_alone_if_asked(bert):
+    space, batch = describe(bert), inputs(bert)
+    options = RECIPE.override(trajectory__embeddings="last").trajectory
+    with inference_mode_of(bert), torch.inference_mode():
+        everything = Reference.of(bert, space, batch, RECIPE.trajectory, seed=3)
+        last = Reference.of(bert, space, batch, options, seed=3)
+        for group in space:
+            (all_middle, all_final), (middle, final) = everything.losses(group, [0, 1]), last.losses(group, [0, 1])
+            assert torch.equal(final, all_final)
+            assert torch.equal(middle, all_middle) if group.layer == 2 else (middle < all_middle).all()
+
+
 def test_exact_skips_what_it_can(bert):
     """Removing units of the last block must not run the blocks before it."""
     space, batch = describe(bert), tokens(bert)
@@ -119,7 +131,8 @@ def test_partial_scores_of_another_run_are_refused(bert, batches, tmp_path):
         exact_parts(Scoring(bert, space, calibration, RECIPE, silent, file))
 
 
-def test_the_sketch_converges_to_the_squared_jacobian(bert, batches):
+@pytest.mark.parametrize(("embeddings", "first"), [("all", 0), ("last", 2)])
+def test_the_sketch_converges_to_the_squared_jacobian(embeddings, first, bert, batches):
     """For one micro-batch and one choice of rows the estimate tends to || d phi / d m ||^2, computed in full."""
     space, batch = describe(bert), batches[0]
     group = space["layers.1.neurons"]
@@ -130,12 +143,13 @@ def test_the_sketch_converges_to_the_squared_jacobian(bert, batches):
         blocks = []
         with gated(bert, space, {group.name: multiplier}), recorded_blocks(bert, space.blocks, blocks):
             bert(**batch)
-        return torch.cat([gram(unit_rows(hidden_of(block), rows)).flatten() for block in blocks])
+        return torch.cat([gram(unit_rows(hidden_of(block), rows)).flatten() for block in blocks[first:]])
 
     with inference_mode_of(bert):
         jacobian = torch.autograd.functional.jacobian(phi, torch.ones(group.size))
     expected = jacobian.square().sum(0).double()
-    objective = trajectory_objective(bert, space, Trajectory(rows=99), torch.Generator().manual_seed(0))
+    options = Trajectory(rows=99, embeddings=embeddings)
+    objective = trajectory_objective(bert, space, options, torch.Generator().manual_seed(0))
     totals = UnitTotals(space)
     for _ in range(1500):
         totals.add(differentiate(bert, space, batch, objective))

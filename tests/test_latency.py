@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,10 +17,12 @@ from optin.arch.inputs import example_inputs
 from optin.budget import PER_MS
 from optin.cost import mac_cost
 from optin.errors import BudgetError, CheckpointError, InputError
-from optin.latency import block_times, coefficients, latency_cost, nonnegative, sizes_to_time
+from optin.latency import block_times, coefficients, latency_cost, multiple_of, nonnegative, sizes_to_time
 from optin.plans import Plan
 from optin.recipe import Recipe
-from optin.units import lies_in
+from optin.scores import Curve
+from optin.search import Choices
+from optin.units import UnitGroup, lies_in
 from tests.networks import build
 
 RECIPE = Recipe().override(trajectory__draws=8)
@@ -96,7 +100,8 @@ def test_the_sizes_are_spread_over_every_group(bert):
     assert plans[0].kept == space.sizes
     for group in space:
         counts = [plan.kept[group.name] for plan in plans]
-        assert min(counts) == group.min_keep and len(set(counts)) >= min(group.size, len(plans)) - 1
+        assert min(counts) == group.min_keep and max(counts) == group.size
+        assert len(set(counts)) >= min(group.size // multiple_of(group), len(plans)) - 1
     for plan in plans:
         plan.validate(space)
 
@@ -126,6 +131,30 @@ def test_a_budget_of_latency_is_kept_to(name, batches, proportional):
     absolute = optin.plan(model, scores, f"{0.7 * plan.latency.dense_ms} ms", recipe=RECIPE)
     assert absolute.latency.predicted_ms <= 0.7 * plan.latency.dense_ms * (1 + 1e-6)
     assert sum(absolute.kept.values()) == pytest.approx(sum(plan.kept.values()), abs=1)
+
+
+@pytest.mark.parametrize(("units", "multiple"), [(3072, 16), (100, 8), (9, 1), (3, 1)])
+def test_sizes_are_rounded_for_speed(units, multiple):
+    group = UnitGroup("layers.0.neurons", "neuron", units, 0, (), ())
+    assert multiple_of(group) == multiple and multiple_of(dataclasses.replace(group, kind="head")) == 1
+    counts = set(Choices.of(group, Curve.from_importance(torch.ones(units)), multiple).counts.tolist())
+    assert len(counts) >= min(units, 8) and all(count % multiple == 0 for count in counts - {units})
+
+
+def test_rounding_is_up_to_the_recipe(batches, proportional):
+    sizes = {"hidden_size": 24, "intermediate_size": 256, "num_attention_heads": 4, "num_hidden_layers": 3}
+    model = transformers.BertForSequenceClassification(transformers.BertConfig(vocab_size=60, **sizes)).eval()
+    scores = optin.score(model, batches, recipe=RECIPE)
+    plans = {
+        (budget, round_to): optin.plan(model, scores, budget, recipe=RECIPE.override(round_to=round_to))
+        for budget in ("60%", "60% latency")
+        for round_to in (None, 1, 32)
+    }
+    for (budget, round_to), plan in plans.items():
+        neurons = [count for name, count in plan.kept.items() if name.endswith("neurons")]
+        multiple = round_to or (16 if "latency" in budget else 1)
+        assert all(count % multiple == 0 for count in neurons)
+        assert any(count % (2 * multiple) for count in neurons)
 
 
 def test_times_are_measured_once_for_networks_of_one_shape(bert, cache, monkeypatch):

@@ -50,6 +50,7 @@ def test_a_recipe_may_start_from_a_preset(tmp_path):
         "refit: {ridge: .nan}",
         "trajectory: {temperature: 0}",
         "trajectory: {pooling: last}",
+        "trajectory: {embeddings: first}",
         "calibration: {max_length: 0}",
         "length: 0",
         "round_to: 0",
@@ -85,11 +86,12 @@ def test_any_mapping_is_read_or_refused_in_one_line(data):
 
 def test_presets():
     assert preset("default") == Recipe()
-    assert set(PRESETS) == {"default", "paper", "beta", "tau", "kwon"}
+    assert set(PRESETS) == {"default", "paper", "beta", "tau", "segmentation", "kwon"}
+    assert preset("segmentation") == preset("beta").override(trajectory__temperature=1.0)
     assert preset("tau") == preset("beta").override(tokens__merge="search", trajectory__coupling=0.0)
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda p: p.stem)
 def test_the_recipes_of_the_repository_can_be_read(path):
     recipe = Recipe.load(path)
     assert recipe.task.name in TASKS

@@ -86,7 +86,7 @@ def test_paper_takes_the_best_of_all_head_counts():
 
 def test_counts_are_rounded_as_asked():
     space, curves, cost = problem([4, 40, 4, 40], [11, 2, 11, 2], 3)
-    kept = find(space, curves, cost, Budget(0.6), "lagrange", round_to=8)
+    kept = find(space, curves, cost, Budget(0.6), "lagrange", {"g1": 8, "g3": 8})
     assert kept["g1"] % 8 == 0 and kept["g3"] % 8 == 0
     assert cost(kept) <= 0.6 * cost.dense
 

@@ -29,7 +29,8 @@ app = typer.Typer(
 Model = Annotated[str, typer.Argument(help="Local folder or hub id.")]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="YAML recipe; the other options override it.")]
 Preset = Annotated[
-    str | None, typer.Option("--preset", help="Named recipe to start from: default, beta, tau, paper or kwon.")
+    str | None,
+    typer.Option("--preset", help="Named recipe to start from: default, beta, tau, segmentation, paper or kwon."),
 ]
 Budget = Annotated[
     str | None, typer.Option(help="'50%', '2.1 GMACs', '40 Mparams', '60% params', '12 ms' or '60% latency'.")
@@ -114,7 +115,7 @@ def plan(
     recipe: RecipeFile = None,
     preset_name: Preset = None,
     search: SearchName = None,
-    round_to: Annotated[int | None, typer.Option(help="Kept neurons are multiples of this.")] = None,
+    round_to: Annotated[int | None, typer.Option(help="Kept neurons and channels are multiples of this.")] = None,
     latency_batch: LatencyBatch = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -143,7 +144,7 @@ def prune(
     criterion: CriterionName = None,
     search: SearchName = None,
     compensate: Compensate = None,
-    round_to: Annotated[int | None, typer.Option(help="Kept neurons are multiples of this.")] = None,
+    round_to: Annotated[int | None, typer.Option(help="Kept neurons and channels are multiples of this.")] = None,
     latency_batch: LatencyBatch = None,
     examples: Examples = None,
     max_length: MaxLength = None,

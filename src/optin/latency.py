@@ -36,12 +36,13 @@ from .modules import device_of, hooks, inference_mode_of
 from .plans import Cost, Plan
 from .progress import Track, silent
 from .surgery import shrink
-from .units import UnitSpace, lies_in
+from .units import UnitGroup, UnitSpace, lies_in
 
 SIZES = 16  # networks that are timed
 SECONDS = 0.5  # that the forwards of each of them take together, about
 FEWEST, MOST = 3, 30  # forwards of each of them
 PRIOR = 1e-2  # weight of times in proportion to the MACs, against one timed network
+MULTIPLE = 16  # that processors like sizes to be of
 REST = ""  # what lies in no block
 
 Groups = tuple[str, ...]
@@ -117,7 +118,7 @@ def sizes_to_time(space: UnitSpace) -> list[Plan]:
     for group in space:
         spread = torch.linspace(1, 0, SIZES)[1:][torch.randperm(SIZES - 1, generator=generator)]
         shares = [1.0, *spread.tolist()]
-        counts[group.name] = [group.min_keep + round(share * (group.size - group.min_keep)) for share in shares]
+        counts[group.name] = [_count(group, share) for share in shares]
     return [
         Plan(
             space.architecture,
@@ -129,6 +130,17 @@ def sizes_to_time(space: UnitSpace) -> list[Plan]:
         )
         for index in range(SIZES)
     ]
+
+
+def multiple_of(group: UnitGroup) -> int:
+    """Of what the counts of a group are multiples, for speed; at least eight of them are in every group."""
+    return 1 if group.kind == "head" else min(MULTIPLE, 2 ** int(math.log2(max(group.size // 8, 1))))
+
+
+def _count(group: UnitGroup, share: float) -> int:
+    """So much of a group as a multiple, if it may keep that few."""
+    rounded = round(share * group.size / multiple_of(group)) * multiple_of(group)
+    return min(max(rounded, group.min_keep), group.size) if share < 1 else group.size
 
 
 def block_times(model: nn.Module, blocks: tuple[str, ...], inputs: Batch, rounds: int) -> dict[str, float]:

@@ -23,7 +23,7 @@ from .cost import CostModel, mac_cost, parameter_cost
 from .criteria import Scoring, criterion
 from .errors import InputError, OptinError, first_line
 from .gating import gated, masks
-from .latency import latency_cost, milliseconds
+from .latency import latency_cost, milliseconds, multiple_of
 from .merging import all_tokens
 from .modules import check_weights, device_of, inference_mode_of
 from .plans import Cost, Latency, Plan
@@ -226,14 +226,19 @@ def _choose(
     space: UnitSpace, scores: Scores, cost: CostModel, budget: Budget, recipe: Recipe
 ) -> tuple[dict[str, int], tuple[int, ...]]:
     """Units to keep per group, and the token schedule."""
+    multiples = {
+        group.name: recipe.round_to or (multiple_of(group) if budget.quantity == "latency" else 1)
+        for group in space
+        if group.kind != "head"
+    }
     if recipe.tokens.merge == "search":
         if scores.tokens is None:
             raise InputError("the scores say nothing about tokens. Score again with tokens.merge 'search'.")
-        return find_jointly(space, scores.curves, scores.tokens, cost, budget, recipe.round_to)
+        return find_jointly(space, scores.curves, scores.tokens, cost, budget, multiples)
     if recipe.tokens.merge == "constant":
         token_space(space)
         return dict(space.sizes), constant(cost, budget.limit(cost.dense))
-    return find(space, scores.curves, cost, budget, recipe.search, recipe.round_to), ()
+    return find(space, scores.curves, cost, budget, recipe.search, multiples), ()
 
 
 def apply(

@@ -63,7 +63,7 @@ def trajectory_objective(
         positions = Positions(batch, options.rows, generator, space.channels_first)
         for name, state in zip(space.blocks, hidden, strict=True):
             check_activations(name, state, positions.mask(state))
-        maps = [positions.manifold(state) for state in hidden]
+        maps = [positions.manifold(hidden[place]) for place in options.compared(len(hidden))]
         final = read_final(model, output, positions, options)
         probes = [manifold_probe(phi, generator) for phi in maps]
         return {

@@ -24,6 +24,7 @@ def _require(option: str, value: object, condition: bool, expected: str) -> None
 
 
 POOLINGS = ("mean", "first", "pooler")
+EMBEDDINGS = ("all", "last")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class Trajectory:
             made of; 0 leaves it out.
         draws: random projections of the sketch, at least one a micro-batch.
         stack: units that `exact` evaluates in one forward.
+        embeddings: which are compared: "all" from the unit's block on, or the "last" block's alone.
         pooling: how a bare encoder's output is read: mean over tokens, the first token, or its own pooler.
     """
 
@@ -47,6 +49,7 @@ class Trajectory:
     coupling: float = 0.0
     draws: int = 128
     stack: int = 32
+    embeddings: str = "all"
     pooling: str = "mean"
 
     def __post_init__(self) -> None:
@@ -56,7 +59,12 @@ class Trajectory:
         _require("trajectory.coupling", self.coupling, 0 <= self.coupling <= 1, "between 0 and 1")
         _require("trajectory.draws", self.draws, self.draws >= 1, "at least 1")
         _require("trajectory.stack", self.stack, self.stack >= 1, "at least 1")
+        _require("trajectory.embeddings", self.embeddings, self.embeddings in EMBEDDINGS, "'all' or 'last'")
         _require("trajectory.pooling", self.pooling, self.pooling in POOLINGS, "'mean', 'first' or 'pooler'")
+
+    def compared(self, blocks: int, since: int = 0) -> range:
+        """The places, among so many blocks, of those whose embeddings are compared from one place on."""
+        return range(blocks - 1 if self.embeddings == "last" else since, blocks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +199,8 @@ class Recipe:
         search: key of `optin.search.SEARCHES`.
         rearrange: choose the units of each group anew for the counts found, by how their removals add up; needs
             scores of the fisher criterion.
-        round_to: kept counts of neurons are multiples of this.
+        round_to: kept counts of neurons and channels are multiples of this; None takes what processors like
+            under a budget of latency, and 1 under others.
         length: tokens per example at which MACs are counted; None takes the calibration set's mean.
         latency_batch: examples of that length in the forward that a budget of latency is for.
         seed: of every random draw.
@@ -202,7 +211,7 @@ class Recipe:
     criterion: str = "compensated"
     search: str = "lagrange"
     rearrange: bool = False
-    round_to: int = 1
+    round_to: int | None = None
     length: int | None = None
     latency_batch: int = 1
     seed: int = 0
@@ -214,7 +223,8 @@ class Recipe:
     training: Training = field(default_factory=Training)
 
     def __post_init__(self) -> None:
-        _require("round_to", self.round_to, self.round_to >= 1, "at least 1")
+        if self.round_to is not None:
+            _require("round_to", self.round_to, self.round_to >= 1, "at least 1")
         _require("latency_batch", self.latency_batch, self.latency_batch >= 1, "at least 1")
         _require("seed", self.seed, 0 <= self.seed < 2**63, "between 0 and 2^63")
         if self.length is not None:
@@ -283,8 +293,10 @@ BETA = Recipe(trajectory=Trajectory(balance=0.1, coupling=0.5), refit=Refit(floo
 PRESETS: Mapping[str, Recipe] = types.MappingProxyType(
     {
         "default": Recipe(),
-        # Vision transformers: heads and neurons alone, or tokens too (where coupling made no difference).
+        # Vision transformers: heads and neurons alone, or tokens too (where coupling made no difference); maps of
+        # classes, which are read at their highest score.
         "beta": BETA,
+        "segmentation": dataclasses.replace(BETA, trajectory=dataclasses.replace(BETA.trajectory, temperature=1.0)),
         "tau": dataclasses.replace(BETA, trajectory=Trajectory(balance=0.1), tokens=Tokens(merge="search")),
         # The paper's recipe: one masked forward per unit on one batch of 32, global ranking, masks only.
         "paper": Recipe(

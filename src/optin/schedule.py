@@ -34,7 +34,7 @@ from .probe import read_final
 from .recipe import Trajectory
 from .replay import recorded_blocks, resumed_at, standing_in
 from .scores import Curve
-from .search import Choices, cheapest, fill, limit_of, total_cost
+from .search import Choices, cheapest, choices_of, fill, limit_of, total_cost
 from .trajectory import Output, Positions, manifold_loss, output_loss
 from .units import TokenSpace, UnitSpace
 
@@ -119,8 +119,8 @@ class _Reference:
         finally:
             merging.remove(self.model)
         middle = sum(
-            float(manifold_loss(self.positions.manifold(state), phi))
-            for state, phi in zip(states[place:], self.maps[place:], strict=True)
+            float(manifold_loss(self.positions.manifold(states[other]), self.maps[other]))
+            for other in self.options.compared(len(states), place)
         )
         last = float(output_loss(final, self.output, self.options.temperature))
         return scales["manifold"] * middle + scales["output"] * last
@@ -143,7 +143,7 @@ def find_jointly(
     costs: Float[Tensor, "block tokens+1"],
     cost: CostModel,
     budget: Budget,
-    round_to: int = 1,
+    multiples: Mapping[str, int],
 ) -> tuple[dict[str, int], tuple[int, ...]]:
     """Units to keep per group and tokens to merge per block, at the least total cost under one budget of MACs.
 
@@ -160,7 +160,7 @@ def find_jointly(
             f"the token costs were measured with {costs.shape[1] - 1} tokens, and {cost.tokens} are asked for. "
             "Score at the image size that MACs are counted at."
         )
-    choices = {group.name: Choices.of(group, curves[group.name], round_to) for group in space}
+    choices = choices_of(space, curves, multiples)
     limit = limit_of(budget, cost, choices)
     steps = steps_of(costs, tokens.protected)
     best: tuple[float, dict[str, int], tuple[int, ...]] | None = None

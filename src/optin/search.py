@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
@@ -36,11 +37,10 @@ class Choices:
     cost: Tensor
 
     @classmethod
-    def of(cls, group: UnitGroup, curve: Curve, round_to: int) -> Choices:
-        """Counts from `min_keep` up; those of neurons and channels are multiples of `round_to`, or everything."""
-        step = 1 if group.kind == "head" else round_to
-        first = -(-group.min_keep // step) * step
-        counts = sorted({*range(first, group.size + 1, step), group.size})
+    def of(cls, group: UnitGroup, curve: Curve, multiple: int) -> Choices:
+        """Multiples from `min_keep` up, and everything."""
+        first = -(-group.min_keep // multiple) * multiple
+        counts = sorted({*range(first, group.size + 1, multiple), group.size})
         kept = torch.tensor(counts)
         return cls(kept, curve.cost[group.size - kept])
 
@@ -59,9 +59,17 @@ class Search(Protocol):
 
 
 def find(
-    space: UnitSpace, curves: Mapping[str, Curve], cost: CostModel, budget: Budget, method: str, round_to: int = 1
+    space: UnitSpace,
+    curves: Mapping[str, Curve],
+    cost: CostModel,
+    budget: Budget,
+    method: str,
+    multiples: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, int]:
     """Units to keep per group under a budget.
+
+    Args:
+        multiples: of what the counts of some groups are multiples.
 
     Raises:
         InputError: no such search.
@@ -69,8 +77,13 @@ def find(
     """
     if method not in SEARCHES:
         raise InputError(unknown("search", method, SEARCHES))
-    choices = {group.name: Choices.of(group, curves[group.name], round_to) for group in space}
+    choices = choices_of(space, curves, multiples)
     return SEARCHES[method](curves, choices, space, cost, limit_of(budget, cost, choices))
+
+
+def choices_of(space: UnitSpace, curves: Mapping[str, Curve], multiples: Mapping[str, int]) -> dict[str, Choices]:
+    """Of every group."""
+    return {group.name: Choices.of(group, curves[group.name], multiples.get(group.name, 1)) for group in space}
 
 
 def limit_of(budget: Budget, cost: CostModel, choices: Mapping[str, Choices]) -> int:

@@ -140,7 +140,7 @@ class Reference:
         hidden = states(self.space, blocks)
         manifolds = [
             manifold_loss(self.positions.manifold(hidden[place], stack), self.maps[place])
-            for place in range(group.layer, len(blocks))
+            for place in self.options.compared(len(blocks), group.layer)
         ]
         output = read_final(self.model, result, self.positions, self.options, stack)
         return torch.stack(manifolds).sum(0), output_loss(output, self.output, self.options.temperature)
