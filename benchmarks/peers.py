@@ -152,7 +152,7 @@ def render(results: dict[str, Any]) -> str:
         lines += [
             f"## {name}",
             "",
-            f"Dense accuracy {100 * dense:.1f} % on {tests}. Accuracy in % ± standard deviation over {seeds} seeds, "
+            f"Dense accuracy {100 * dense:.1f} % on {tests}. Accuracy in % ± standard deviation (seeds: {seeds}), "
             "then KL of the outputs to the dense ones. Seconds and memory are those of the first budget, scoring "
             f"and all, in one process; throughput is at {SPEED} %, as a multiple of the dense network's.",
             "",
