@@ -13,21 +13,19 @@ docs/results/ablations.md, the figures in docs/results/ablations.json.
 from __future__ import annotations
 
 import argparse
-import statistics
 from pathlib import Path
 from typing import Any
 
+from experiments import BUDGETS, networks
 from measuring import Stored
 from rich.console import Console
 from rich.progress import track as progress
 from text import SEEDS, Setting
-from text_tables import table
+from text_tables import mean_and_spread, table
 
-import optin
 from optin.recipe import Recipe
 
 RECIPES = Path(__file__).parent.parent / "recipes" / "ablations"
-BUDGETS = (60, 50, 40)
 KINDS: dict[str, dict[str, Any]] = {
     "refitted": {},
     "masks": {"criterion": "sketch", "refit__enabled": False},
@@ -42,14 +40,7 @@ def recipes() -> dict[str, Recipe]:
 def measure(setting: Setting, recipe: Recipe) -> dict[str, float]:
     """KL at every budget."""
     batches = setting.calibration(recipe)
-    scores = optin.score(setting.model, batches, recipe=recipe)
-    plans = {budget: optin.plan(setting.model, scores, f"{budget}%", recipe=recipe) for budget in BUDGETS}
-    return {
-        str(budget): setting.measure(optin.apply(setting.model, plan, batches, recipe=recipe, scores=scores).model)[
-            "kl"
-        ]
-        for budget, plan in plans.items()
-    }
+    return {str(budget): setting.measure(small)["kl"] for budget, small in networks(setting, recipe, batches).items()}
 
 
 def render(results: dict[str, Any]) -> str:
@@ -73,8 +64,7 @@ def render(results: dict[str, Any]) -> str:
 def cell(results: dict[str, Any], name: str, kind: str, budget: int) -> str:
     """Mean and spread over the seeds."""
     values = [found[str(budget)] for seed in SEEDS if (found := results.get(f"{name}, {kind}, {seed}"))]
-    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.4f}{spread}" if values else ""
+    return mean_and_spread(values, 4) if values else ""
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from measuring import Stored
 from rich.console import Console
 from rich.progress import track as progress
 from text import SEEDS, Setting
-from text_tables import table
+from text_tables import mean_and_spread, table
 from torch import nn
 
 import optin
@@ -75,7 +75,7 @@ def two_rounds(setting: Setting, recipe: Recipe, batches: Inputs) -> dict[int, n
         again = optin.score(half, batches, recipe=recipe)
         plan = optin.plan(half, again, f"{plan.dense.macs * budget // 100} MACs", recipe=recipe)
         establish(half, plan)
-        compensate(dense, half, describe(dense), calibration, recipe, plan.keep)
+        compensate(dense, half, describe(dense), calibration, recipe, plan.keep, weights=scores.weights)
         made[budget] = half
     return made
 
@@ -123,20 +123,20 @@ def lambda_by_held_out(setting: Setting, recipe: Recipe, batches: Inputs) -> dic
     """The lambda of the least KL on a part of the calibration set, at each budget; then all of the set with it."""
     test = batches[::HELD_OUT]
     rest = [batch for place, batch in enumerate(batches) if place % HELD_OUT]
+    dense = outputs(setting.model, test)
     found: dict[int, dict[float, float]] = {budget: {} for budget in BUDGETS}
     for value in LAMBDAS:
         for budget, small in networks(setting, recipe.override(trajectory__balance=value), rest).items():
-            found[budget][value] = kl(setting.model, small, test)
+            found[budget][value] = float(divergence(dense, outputs(small, test)))
     best = {budget: min(values, key=values.__getitem__) for budget, values in found.items()}
     made = {v: networks(setting, recipe.override(trajectory__balance=v), batches) for v in set(best.values())}
     return {budget: made[value][budget] for budget, value in best.items()}
 
 
 @torch.inference_mode()
-def kl(dense: nn.Module, small: nn.Module, batches: Inputs) -> float:
-    """Of the outputs on some inputs."""
-    outputs = (torch.cat([answers(model(**batch)) for batch in batches]) for model in (dense, small))
-    return float(divergence(*outputs))
+def outputs(model: nn.Module, batches: Inputs) -> torch.Tensor:
+    """Logits for some inputs."""
+    return torch.cat([answers(model(**batch)) for batch in batches])
 
 
 def exact_at_the_boundary(setting: Setting, recipe: Recipe, batches: Inputs) -> dict[int, nn.Module]:
@@ -172,9 +172,8 @@ def _near(scores: optin.Scores, plan: Plan, name: str) -> list[int]:
 def random_tokens(setting: Setting, recipe: Recipe, batches: Inputs) -> dict[int, nn.Module]:
     """Calibrated on tokens drawn evenly from the vocabulary, between the special ones, as many as in sentences."""
     generator = torch.Generator().manual_seed(recipe.seed)
-    tokenizer = setting.tokenizer
-    special = torch.tensor(tokenizer.all_special_ids)
-    ordinary = torch.tensor([i for i in range(len(tokenizer)) if i not in set(tokenizer.all_special_ids)])
+    special, known = torch.tensor(setting.tokenizer.all_special_ids), torch.arange(len(setting.tokenizer))
+    ordinary = known[~torch.isin(known, special)]
     drawn = []
     for batch in batches:
         ids = batch["input_ids"]
@@ -243,10 +242,8 @@ def render(results: dict[str, Any]) -> str:
 
 def cell(by_seed: dict[str, Any], budget: str) -> str:
     """Means and spread."""
-    values = [found[budget]["kl"] for found in by_seed.values()]
-    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    accuracy = 100 * statistics.mean(found[budget]["accuracy"] for found in by_seed.values())
-    return f"{statistics.mean(values):.4f}{spread}, {accuracy:.1f}"
+    kl, accuracy = ([found[budget][key] for found in by_seed.values()] for key in ("kl", "accuracy"))
+    return f"{mean_and_spread(kl, 4)}, {100 * statistics.mean(accuracy):.1f}"
 
 
 def main() -> None:

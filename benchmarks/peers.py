@@ -27,7 +27,7 @@ from measuring import RESULTS, Stored, peak
 from peer_networks import NETWORKS, OURS, Network, network
 from rich.console import Console
 from rich.progress import track as progress
-from text_tables import bar_table, table
+from text_tables import bar_table, mean_and_spread, table
 from torch_pruning_peer import macs, pruned
 
 import optin
@@ -182,8 +182,7 @@ def cell(by_seed: dict[str, Any], budget: int) -> str:
     accuracy, kl = (column(by_seed, budget, metric) for metric in METRICS)
     if not accuracy:
         return ""
-    spread = f" ± {100 * statistics.stdev(accuracy):.1f}" if len(accuracy) > 1 else ""
-    return f"{100 * statistics.mean(accuracy):.1f}{spread}, {statistics.mean(kl):.4f}"
+    return f"{mean_and_spread([100 * value for value in accuracy], 1)}, {statistics.mean(kl):.4f}"
 
 
 def costs_of(by_seed: dict[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 DEFAULT = "compensated + compensation"
@@ -27,6 +27,12 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
+def mean_and_spread(values: Sequence[float], digits: int) -> str:
+    """The mean, and the standard deviation if there are several."""
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}"
+
+
 def bar_table(checks: Iterable[tuple[str, str, bool]]) -> list[str]:
     """What was asked for, what was measured, and whether it was reached, in Markdown."""
     return table(
@@ -44,8 +50,7 @@ def quality(found: Mapping[str, Any]) -> list[str]:
         cells = [_bold(name)]
         for budget in budgets:
             accuracy, kl = (_column(figures, name, budget, key) for key in ("accuracy", "kl"))
-            mean, deviation = 100 * statistics.mean(accuracy), 100 * statistics.stdev(accuracy)
-            cells.append(f"{mean:.1f} ± {deviation:.1f}, {statistics.mean(kl):.4f}")
+            cells.append(f"{mean_and_spread([100 * a for a in accuracy], 1)}, {statistics.mean(kl):.4f}")
         rows.append(cells)
     return [
         f"Dense accuracy {100 * found['dense_accuracy']:.1f} % on 1,000 held-out sentences; mean of {seeds} seeds, "

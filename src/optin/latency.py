@@ -236,6 +236,7 @@ def _key(model: nn.Module, space: UnitSpace, inputs: Batch) -> dict[str, Any]:
         "inputs": {name: list(value.shape) for name, value in inputs.items()},
         "machine": [platform.node(), platform.machine(), str(device), kind],
         "threads": torch.get_num_threads(),
+        "multiple": MULTIPLE,
         "torch": torch.__version__,
     }
 
