@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from optin.files import write_text
+
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 
 
@@ -28,15 +30,25 @@ def peak() -> int:
 
 
 class Stored(dict[str, Any]):
-    """Figures by name, kept in docs/results/NAME.json: a run that was stopped finds what it had done."""
+    """Figures by name, kept in docs/results/NAME.json: a run that was stopped finds what it had done.
+
+    Runs of one benchmark beside each other find each other's figures.
+    """
 
     def __init__(self, name: str) -> None:
         self.file, self.tables = RESULTS / f"{name}.json", RESULTS / f"{name}.md"
-        super().__init__(json.loads(self.file.read_text()) if self.file.exists() else {})
+        super().__init__()
+        self.reload()
+
+    def reload(self) -> None:
+        """Take over what the file holds."""
+        if self.file.exists():
+            self.update(json.loads(self.file.read_text()))
 
     def __setitem__(self, name: str, value: Any) -> None:
+        self.reload()
         super().__setitem__(name, value)
-        self.file.write_text(json.dumps(self, indent=1) + "\n")
+        write_text(self.file, json.dumps(self, indent=1) + "\n")
 
     def show(self, tables: str) -> None:
         """Print the tables made of the figures, and store them in docs/results/NAME.md."""

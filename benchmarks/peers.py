@@ -254,7 +254,9 @@ def main() -> None:
     ]
     for name, row, seed in progress(jobs, description="peers", console=Console(stderr=True)):
         key = f"{name}: {row}"
-        results[key] = {**results.get(key, {}), str(seed): measured(name, row, seed)}
+        figures = measured(name, row, seed)
+        results.reload()
+        results[key] = {**results.get(key, {}), str(seed): figures}
     tables = render(results)
     results.show(tables)
     head, _, rest = README.read_text().partition(BEGIN)

@@ -12,10 +12,12 @@ from .errors import (
     NumericalError,
     OptinError,
 )
+from .exporting import export
 from .pipeline import Result, apply, inspect, plan, prune, score, sweep
 from .plans import Plan
 from .progress import rich_track
 from .recipe import PRESETS, Recipe
+from .runtimes import open_exported
 from .scores import Scores
 
 __all__ = [
@@ -34,9 +36,11 @@ __all__ = [
     "Result",
     "Scores",
     "apply",
+    "export",
     "inspect",
     "load",
     "load_scores",
+    "open_exported",
     "plan",
     "prune",
     "rich_track",

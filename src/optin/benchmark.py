@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +13,7 @@ from torch import nn
 
 from .arch import describe
 from .arch.inputs import default_length, example_inputs, image_input
+from .batches import Batch
 from .latency import forward_ms
 from .modules import inference_mode_of
 from .pipeline import costs
@@ -66,12 +68,7 @@ def compare_speed(
         lengths = (default_length(dense),) if image_input(dense) else (32, 128)
     for length in lengths:
         inputs = example_inputs(dense, length, batch)
-        times = []
-        with inference_mode_of(dense), inference_mode_of(pruned), torch.inference_mode():
-            for model in (dense, pruned):
-                model(**inputs)
-            for _ in track(range(rounds), f"speed at length {length}", rounds):
-                times.append((forward_ms(dense, inputs), forward_ms(pruned, inputs)))
+        times = side_by_side((dense, pruned), inputs, rounds, track)
         ideal = costs(dense, space, length)[0].dense / costs(pruned, describe(pruned), length)[0].dense
         results.append(
             Speed(
@@ -84,3 +81,18 @@ def compare_speed(
             )
         )
     return results
+
+
+def side_by_side(
+    networks: Sequence[nn.Module], inputs: Batch, rounds: int = 15, track: Track = silent
+) -> list[tuple[float, ...]]:
+    """Milliseconds of one forward of each network, in rounds that take all of them in turn."""
+    with contextlib.ExitStack() as stack:
+        for network in networks:
+            stack.enter_context(inference_mode_of(network))
+        stack.enter_context(torch.inference_mode())
+        for network in networks:
+            network(**inputs)
+        return [
+            tuple(forward_ms(network, inputs) for network in networks) for _ in track(range(rounds), "speed", rounds)
+        ]

@@ -24,7 +24,7 @@ from .card import model_card
 from .errors import ArchitectureError, CheckpointError, InputError, OptinError, first_line
 from .files import new_folder, read_json, write_text
 from .merging import Merging
-from .other_models import create_from, fill, is_other, save_other
+from .other_models import create_from, fill, is_other, save_origin, save_other
 from .plans import Cost, Plan
 from .quiet import quiet
 from .scores import Curve, Scores
@@ -122,6 +122,15 @@ def save(result: Result, folder: str | Path, tokenizer: Any = None) -> Path:
         if not is_other(model):
             write_text(work / f"{STUB}.py", _STUB_SOURCE.format(name=name))
     return target
+
+
+def save_configuration(model: nn.Module, folder: Path) -> None:
+    """Write config.json of a network, dense or pruned, without its weights."""
+    if is_other(model):
+        save_origin(model, folder, getattr(model, SECTION, None))
+    else:
+        network: Any = model
+        network.config.save_pretrained(folder)
 
 
 def load(folder: str | Path, *, into: nn.Module | None = None, **options: Any) -> nn.Module:

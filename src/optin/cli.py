@@ -286,6 +286,47 @@ def bench(
 
 
 @app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Folder of a pruned (or dense) network.")],
+    to: Annotated[
+        list[str] | None,
+        typer.Option(help="onnx, onnx-int8, openvino or torch-export; may be repeated; onnx if not given."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for one folder per format; the network's own if not given.")
+    ] = None,
+    recipe: RecipeFile = None,
+    task: Task = None,
+    data: Data = None,
+    text: Text = None,
+    label: Label = None,
+    max_length: MaxLength = None,
+    batch: Annotated[int, typer.Option(min=2, help="Examples per timed forward.")] = 8,
+    reference: Annotated[str | None, typer.Option(help="Dense network, timed and evaluated beside it.")] = None,
+    dtype: Dtype = "float32",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a network for other runtimes, checked against itself and timed beside itself (needs optin[export])."""
+    from . import runs, tables
+
+    options = _recipe(recipe, None).override(
+        task__name=task, task__data=data, task__text=text, task__label=label, calibration__max_length=max_length
+    )
+    result = runs.run_export(
+        model,
+        to or ["onnx"],
+        options,
+        runs.Placement("cpu", dtype),
+        out=out,
+        batch=batch,
+        reference=reference,
+        track=_track(as_json, quiet),
+    )
+    _print(result, tables.exports, as_json, quiet)
+
+
+@app.command()
 def finetune(
     model: Model,
     out: Annotated[Path, typer.Option(help="Folder for the trained network.")],

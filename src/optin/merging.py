@@ -36,7 +36,7 @@ def match(keys: Float[Tensor, "batch token dim"], r: int, protected: int) -> Int
     similarity, partner = (first @ second.mT).max(-1)
     rank = similarity.argsort(-1, descending=True).argsort(-1)
     staying = protected + first.shape[1] - r  # where the second half begins
-    places = torch.arange(keys.shape[1], device=keys.device).repeat(len(keys), 1)
+    places = torch.arange(keys.shape[1], device=keys.device).repeat(keys.shape[0], 1)
     places[:, protected::2] = torch.where(rank < r, staying + partner, protected + rank - r)
     places[:, protected + 1 :: 2] = staying + torch.arange(second.shape[1], device=keys.device)
     return places
@@ -47,7 +47,7 @@ def merge(
 ) -> Float[Tensor, "batch left dim"]:
     """The sum of the tokens that share a place."""
     index = places.unsqueeze(-1).expand_as(hidden)
-    return hidden.new_zeros(len(hidden), left, hidden.shape[-1]).scatter_add(1, index, hidden)
+    return hidden.new_zeros(hidden.shape[0], left, hidden.shape[-1]).scatter_add(1, index, hidden)
 
 
 def most(tokens: int, protected: int) -> int:
@@ -136,11 +136,11 @@ class Merging:
         places, left = match(keys, r, protected), tokens - r
         if self.sizes is None or self.places is None or self.origins is None:
             self.sizes = hidden.new_ones(*hidden.shape[:2], 1)
-            self.places = self.origins = torch.arange(tokens, device=hidden.device).repeat(len(hidden), 1)
+            self.places = self.origins = torch.arange(tokens, device=hidden.device).repeat(hidden.shape[0], 1)
         merged, self.sizes = merge(hidden * self.sizes, places, left), merge(self.sizes, places, left)
         self.places = places.gather(1, self.places)
         second = slice(protected + 1, None, 2)
-        moved = self.origins.new_zeros(len(hidden), left).scatter(1, places, self.origins)
+        moved = self.origins.new_zeros(hidden.shape[0], left).scatter(1, places, self.origins)
         self.origins = moved.scatter(1, places[:, second], self.origins[:, second])
         return merged / self.sizes
 

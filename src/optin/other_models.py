@@ -107,15 +107,20 @@ def fill(model: nn.Module, folder: Path) -> None:
 
 
 def save_other(model: nn.Module, folder: Path, section: Mapping[str, Any] | None = None) -> None:
-    """Write config.json, with the plan as its section "optin" if there is one, and the weights."""
+    """Write config.json and the weights."""
+    save_origin(model, folder, section)
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def save_origin(model: nn.Module, folder: Path, section: Mapping[str, Any] | None = None) -> None:
+    """Write config.json: how the dense network is made, with the plan as its section "optin" if there is one."""
     if timm_models.is_timm(model):
         origin = timm_models.describe_creation(model)
     else:
         origin = dict(getattr(model, ORIGIN, {"library": None, "architecture": type(model).__name__}))
     config = {**origin, **({} if section is None else {"optin": section})}
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
-    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
 def processor_settings(source: str) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import statistics
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,12 @@ import torch
 from torch import nn
 
 from .arch import describe
+from .arch.inputs import default_length, example_inputs, image_input
 from .batches import Batch
-from .benchmark import compare_speed
-from .checkpoint import load_scores, save_scores
-from .errors import InputError, first_line
+from .benchmark import compare_speed, side_by_side
+from .checkpoint import SECTION, load_scores, save_scores
+from .errors import InputError, first_line, unknown
+from .exporting import export
 from .files import disk_errors, write_text
 from .finetune import finetune
 from .pictures import draw, draw_sweep
@@ -23,6 +27,7 @@ from .pipeline import Result, apply, inspect, plan, prune, score, summary, sweep
 from .plans import Plan
 from .progress import Track, silent
 from .recipe import Recipe
+from .runtimes import FILES, open_exported
 from .tasks import (
     Examples,
     Images,
@@ -187,6 +192,73 @@ def run_bench(
     """`optin bench`: both networks timed in turn."""
     networks = (placement.load(dense), placement.load(pruned))
     return [speed.to_dict() for speed in compare_speed(*networks, batch=batch, lengths=lengths, track=track)]
+
+
+def run_export(
+    source: str,
+    formats: Sequence[str],
+    recipe: Recipe,
+    placement: Placement,
+    *,
+    out: Path | None = None,
+    batch: int = 8,
+    reference: str | None = None,
+    track: Track = silent,
+) -> dict[str, Any]:
+    """`optin export`: a network in other runtimes, compared with itself and timed beside itself.
+
+    With data, inputs are real, and networks in every runtime are evaluated where it has labels.
+
+    Args:
+        out: one folder per format is made there; in the network's own folder if not given.
+        batch: examples in the forward that is timed.
+        reference: the dense network, exported for the time of the run, timed and evaluated as well.
+    """
+    for name in formats:
+        if name not in FILES:
+            raise InputError(unknown("format", name, FILES))
+    home = Path(source) if out is None else out
+    if out is None and not home.is_dir():
+        raise InputError("say where to, with --out: this network comes from no local folder.")
+    model, preprocessor, inputs = _export_inputs(source, recipe, placement, batch)
+    spec = task_spec(recipe.task.name)
+    examples = None if recipe.task.data is None else _load(spec, recipe, "evaluation")
+    with tempfile.TemporaryDirectory() as scratch:
+        places = {"pruned": (model, home)}
+        if reference is not None:
+            places = {"dense": (placement.load(reference, spec.kind), Path(scratch)), **places}
+        rows: list[dict[str, Any]] = []
+        networks: list[nn.Module] = []
+        for network, (original, place) in places.items():
+            rows.append({"network": network, "runtime": "torch"})
+            networks.append(original)
+            for name in track(formats, f"export, {network}", len(formats)):
+                figures = export(original, inputs, place / name, name, preprocessor)
+                rows.append({"network": network, "runtime": figures.pop("format"), **figures})
+                networks.append(open_exported(place / name, trusted=True))
+        times = side_by_side(networks, inputs, track=track)
+        for row, runnable, measured in zip(rows, networks, zip(*times, strict=True), strict=True):
+            row["ms"] = statistics.median(measured)
+            if examples is not None:
+                row |= _measure(runnable, preprocessor, recipe, examples, networks[0], track)
+    shape = " x ".join(str(size) for size in next(iter(inputs.values())).shape)
+    return {"inputs": f"{shape}, {'random' if examples is None else 'real'}", "rows": rows}
+
+
+def _export_inputs(source: str, recipe: Recipe, placement: Placement, batch: int) -> tuple[nn.Module, Any, Batch]:
+    """The network, what prepares its inputs if that is known, and inputs: of the data, or random without any."""
+    if recipe.task.data is not None:
+        options = {"model": source, "calibration__examples": batch, "calibration__batch_size": batch}
+        job = Job.of(recipe.override(**options), placement)
+        return job.model, job.preprocessor, job.batches[0]
+    model = placement.load(source)
+    try:
+        preprocessor = load_processor(source) if image_input(model) else load_tokenizer(source)
+    except InputError:
+        preprocessor = None
+    section = getattr(getattr(model, "config", model), SECTION, None)
+    length, width = (section["length"], section.get("width")) if section else (default_length(model), None)
+    return model, preprocessor, example_inputs(model, length, batch, width)
 
 
 def run_finetune(

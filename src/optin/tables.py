@@ -89,6 +89,25 @@ def speeds(result: list[dict[str, Any]]) -> Table:
     return table
 
 
+def exports(result: dict[str, Any]) -> RenderableType:
+    """`optin export`: a line per network and runtime."""
+    fixed = ("network", "runtime", "file", "bytes", "difference", "ms")
+    names = [name for name in result["rows"][0] if name not in fixed]
+    table = _table("network", "runtime", "MB", "difference", "ms", *names)
+    table.columns[1].justify = "left"
+    for row in result["rows"]:
+        table.add_row(
+            row["network"],
+            row["runtime"],
+            f"{row['bytes'] / 1e6:.1f}" if "bytes" in row else "",
+            f"{row['difference']:.1e}" if "difference" in row else "",
+            f"{row['ms']:.1f}",
+            *(f"{row[name]:.4f}" for name in names),
+        )
+    written = {row["runtime"]: row["file"] for row in result["rows"] if row["network"] == "pruned" and "file" in row}
+    return Group(table, entries({"inputs": result["inputs"], **written}))
+
+
 def demo(result: dict[str, Any]) -> RenderableType:
     """`optin demo`: everything, and where it lies."""
     return Group(pruning(result["pruning"]), speeds(result["speed"]), entries(result["files"]))

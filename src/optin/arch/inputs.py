@@ -15,8 +15,8 @@ SIDES = (32, 64, 28, 96, 128, 160, 192, 224, 256, 299, 384)  # of images, tried 
 
 
 def takes(model: nn.Module, name: str) -> bool:
-    """Whether the forward has an argument of this name, for example "pixel_values"."""
-    return name in inspect.signature(model.forward).parameters
+    """Whether the forward has an argument of this name, for example "pixel_values"; exported networks say theirs."""
+    return name in (getattr(model, "input_names", None) or inspect.signature(model.forward).parameters)
 
 
 def default_length(model: nn.Module) -> int:

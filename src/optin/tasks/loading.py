@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..files import read_json
 from ..other_models import load_dense, of_other, processor_settings
 from ..quiet import quiet
+from ..runtimes import of_export, open_exported
 
 _AUTO = {
     "classification": "AutoModelForSequenceClassification",
@@ -27,7 +28,7 @@ _AUTO = {
 
 
 def load_model(source: str, kind: str | None = None, **options: Any) -> nn.Module:
-    """A network for a task, from a local folder (dense or pruned) or from the hub, in evaluation mode.
+    """A network for a task, from a local folder (dense, pruned or exported) or from the hub, in evaluation mode.
 
     Args:
         kind: a `TaskSpec.kind`; None takes the class that the checkpoint names.
@@ -39,6 +40,8 @@ def load_model(source: str, kind: str | None = None, **options: Any) -> nn.Modul
     import transformers
 
     folder = Path(source)
+    if of_export(folder):
+        return open_exported(folder)
     config = read_json(folder / "config.json") if folder.is_dir() else None
     if isinstance(config, dict) and SECTION in config:
         return load(folder, **options)

@@ -1,0 +1,190 @@
+"""Networks out of Python: to ONNX, OpenVINO and torch.export, each compared with the network that it was made of.
+
+One trace of `torch.export` serves every format; the number of examples stays free, and of texts their length.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .arch.inputs import max_positions
+from .batches import Batch, size_of, split
+from .checkpoint import save_configuration
+from .errors import DependencyError, InputError, OptinError, first_line, unknown
+from .files import new_folder, write_text
+from .modules import inference_mode_of
+from .quiet import quiet
+from .runtimes import DESCRIPTION, FILES, open_exported
+
+PACKAGES = {
+    "onnx": ("onnxscript", "onnxruntime"),
+    "onnx-int8": ("onnxscript", "onnxruntime"),
+    "openvino": ("onnxscript", "openvino"),
+    "torch-export": (),
+}
+ONE_FILE = 2**30  # bytes of weights at most that stay inside an ONNX file, which ends at 2 GB
+TOLERANCE = 1e-4  # of the largest output, or of 1 if that is more
+
+
+class _ByPlace(nn.Module):
+    """A network with inputs and outputs by their place instead of their name."""
+
+    def __init__(self, network: nn.Module, inputs: tuple[str, ...], outputs: tuple[str, ...] | None) -> None:
+        super().__init__()
+        self.network, self.inputs, self.outputs = network, inputs, outputs
+
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        found = self.network(**dict(zip(self.inputs, values, strict=True)))
+        return (found,) if self.outputs is None else tuple(found[name] for name in self.outputs)
+
+
+def export(
+    model: nn.Module, batch: Mapping[str, Tensor], folder: str | Path, to: str = "onnx", preprocessor: Any = None
+) -> dict[str, Any]:
+    """Write a network for another runtime, and compare the outputs there with its own.
+
+    Args:
+        batch: real inputs, by which the network is traced and compared; at least two examples. For images and merged
+            tokens, only images of this size will do afterwards.
+        to: "onnx", "onnx-int8" (weights and activations of linear maps in 8 bits), "openvino" or "torch-export".
+        preprocessor: a tokenizer or image processor to write beside it.
+
+    Returns:
+        "format", "file", "bytes", "difference": the largest, of all outputs on `batch` and on one shorter example.
+
+    Raises:
+        InputError: an unknown format, too few examples, or a network that cannot be traced.
+        OptinError: the exported network computes something else; nothing is written.
+        DependencyError: a package is missing.
+    """
+    if to not in FILES:
+        raise InputError(unknown("format", to, FILES))
+    _check_packages(to)
+    inputs = dict(batch)
+    if size_of(inputs) < 2:
+        raise InputError("an export needs at least two examples, to tell their number from a constant.")
+    target = Path(folder)
+    with inference_mode_of(model), torch.no_grad(), _silence():
+        single, names = _outputs(model, inputs)
+        network = _ByPlace(model, tuple(inputs), None if single else names)
+        description = {"format": to, "inputs": list(inputs), "outputs": list(names), "single": single}
+        with new_folder(target) as work:
+            save_configuration(model, work)
+            if preprocessor is not None:
+                preprocessor.save_pretrained(work)
+            write_text(work / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+            _write(_trace(network, inputs, _longest(model)), work, to, inputs, names)
+            difference = _difference(model, open_exported(work, trusted=True), inputs)
+            if to != "onnx-int8" and not difference <= TOLERANCE:
+                raise OptinError(
+                    f"the network exported to {to} differs from the original by {difference:.1e}, more than "
+                    f"{TOLERANCE:g}. Nothing was written; please report this network."
+                )
+            write_text(work / DESCRIPTION, json.dumps({**description, "difference": difference}, indent=2) + "\n")
+    size = sum(file.stat().st_size for file in target.glob(f"{Path(FILES[to]).stem}.*"))
+    return {"format": to, "file": str(target / FILES[to]), "bytes": size, "difference": difference}
+
+
+def _check_packages(to: str) -> None:
+    for package in PACKAGES[to]:
+        try:
+            importlib.import_module(package)
+        except ImportError:
+            raise DependencyError(f"this needs the package {package!r}: pip install 'optin[export]'") from None
+
+
+def _outputs(model: nn.Module, inputs: Batch) -> tuple[bool, tuple[str, ...]]:
+    """Whether the network returns one tensor, and the names of its outputs."""
+    found = model(**inputs)
+    if isinstance(found, Tensor):
+        return True, ("output",)
+    return False, tuple(name for name, value in found.items() if isinstance(value, Tensor))
+
+
+def _longest(model: nn.Module) -> int | None:
+    """Tokens at most; where positions are relative and any length would do, as many as the network was made for."""
+    config: Any = getattr(model, "config", None)
+    limit: int | None = max_positions(model) or getattr(config, "max_position_embeddings", None)
+    return limit
+
+
+def _trace(network: nn.Module, inputs: Batch, limit: int | None) -> Any:
+    """The operations of a network, for any number of examples; for texts of any length."""
+    examples = torch.export.Dim("batch")
+    lengths = torch.export.Dim("length", max=limit) if limit else torch.export.Dim("length")
+    texts = {name for name, value in inputs.items() if value.dim() == 2}
+    axes = tuple({0: examples, 1: lengths} if name in texts else {0: examples} for name in inputs)
+    try:
+        return torch.export.export(network, tuple(inputs.values()), dynamic_shapes=(axes,), strict=False)
+    except OptinError:
+        raise
+    except Exception as error:  # whatever the forward meets
+        raise InputError(f"this network cannot be traced by torch.export: {first_line(error)}") from error
+
+
+def _write(program: Any, folder: Path, to: str, inputs: Batch, outputs: tuple[str, ...]) -> None:
+    file = folder / FILES[to]
+    if to == "torch-export":
+        torch.export.save(program, str(file))
+        return
+    onnx = file if to == "onnx" else folder / FILES["onnx"]
+    torch.onnx.export(
+        program,
+        f=str(onnx),
+        input_names=list(inputs),
+        output_names=list(outputs),
+        external_data=sum(value.nbytes for value in program.state_dict.values()) > ONE_FILE,
+        dynamo=True,
+        verbose=False,
+    )
+    if to == "openvino":
+        import openvino
+
+        openvino.save_model(openvino.convert_model(str(onnx)), str(file), compress_to_fp16=False)
+    if to == "onnx-int8":
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        quantize_dynamic(str(onnx), str(file), per_channel=True, weight_type=QuantType.QInt8)
+    if onnx != file:
+        for part in folder.glob(f"{onnx.name}*"):
+            part.unlink()
+
+
+def _difference(model: nn.Module, other: nn.Module, inputs: Batch) -> float:
+    """The largest between two networks, relative to the largest output but at least to 1, whatever the shape."""
+    one = next(split(inputs, 1))
+    if "attention_mask" in one:
+        # Another length as well: half of the first text.
+        half = max(2, int(one["attention_mask"].sum()) // 2)
+        one = {name: value[:, :half] if value.dim() == 2 else value for name, value in one.items()}
+    worst = 0.0
+    for batch in (inputs, one):
+        expected, got = model(**batch), other(**batch)
+        pairs = [(expected, got)] if isinstance(expected, Tensor) else [(expected[name], got[name]) for name in got]
+        for a, b in pairs:
+            worst = max(worst, float((a - b).abs().max() / a.abs().max().clamp(min=1)))
+    return worst
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """The exporters tell much that a user can do nothing about; what is wrong with the result is measured."""
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), quiet():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

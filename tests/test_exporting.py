@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+import transformers
+
+import optin
+from optin import exporting
+from optin.arch import describe
+from optin.errors import CheckpointError, DependencyError, InputError, OptinError
+from optin.exporting import export
+from optin.merging import Merging
+from optin.other_models import create
+from optin.runtimes import FILES
+from optin.surgery import shrink
+from tests.contract.test_architectures import random_plan
+from tests.networks import EAGER_ONLY, HEADS_OF, build, inputs, tokenizer, tokens
+from tests.test_cli import run, workspace  # noqa: F401
+from tests.test_cnn import of_transformers
+
+IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def pruned(architecture: str, head: str | None = None):
+    model = build(architecture, head, "eager" if architecture in EAGER_ONLY else "sdpa")
+    shrink(model, describe(model), random_plan(model))
+    return model
+
+
+def test_every_architecture_is_traced_with_free_examples_and_lengths(architecture, tmp_path):
+    model = pruned(architecture)
+    assert export(model, inputs(model), tmp_path / "out", "torch-export")["difference"] < 1e-5
+
+
+@pytest.mark.parametrize("head", [head for head in HEADS_OF["bert"] if head != "SequenceClassification"])
+def test_every_head_is_traced(head, tmp_path):
+    model = pruned("bert", head)
+    export(model, inputs(model), tmp_path / "out", "torch-export")
+    got = optin.open_exported(tmp_path / "out", trusted=True)(**inputs(model, batch=2, seed=3))
+    expected = model(**inputs(model, batch=2, seed=3))
+    assert set(got) == {name for name, value in expected.items() if isinstance(value, torch.Tensor)}
+
+
+@pytest.mark.parametrize("to", sorted(FILES))
+def test_other_numbers_of_examples_and_lengths(to, tmp_path):
+    model = pruned("bert")
+    figures = export(model, tokens(model, batch=3, length=9), tmp_path / "out", to, tokenizer())
+    assert figures["bytes"] > 0 and (tmp_path / "out" / "tokenizer.json").is_file()
+    other = optin.open_exported(tmp_path / "out", trusted=True)
+    for batch, length in ((1, 4), (5, 17)):
+        sample = tokens(model, batch, length, seed=1)
+        with torch.no_grad():
+            expected = model(**sample).logits
+        torch.testing.assert_close(
+            other(**sample).logits, expected, atol=0.5 if to == "onnx-int8" else 1e-4, rtol=1e-4
+        )
+
+
+@pytest.mark.parametrize("to", ["onnx", "openvino"])
+def test_merging_is_exported(to, tmp_path):
+    model = build("dinov2", attention="sdpa")
+    space = describe(model).tokens
+    Merging(model, space, (0, 3, 2))
+    batch = inputs(model)
+    assert export(model, batch, tmp_path / "out", to)["difference"] < 1e-4
+    one = {name: value[:1] for name, value in batch.items()}
+    with torch.no_grad():
+        expected = model(**one).logits
+    torch.testing.assert_close(optin.open_exported(tmp_path / "out")(**one).logits, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_network_that_returns_a_tensor(tmp_path):
+    model = create("optin:resnet20")
+    assert export(model, {"input": IMAGES}, tmp_path / "out")["difference"] < 1e-4
+    with torch.no_grad():
+        expected = model(IMAGES[:1])
+    torch.testing.assert_close(
+        optin.open_exported(tmp_path / "out")(input=IMAGES[:1]), expected, atol=1e-4, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("family", ["ConvNext", "Mask2Former", "Segformer", "UperNet"])
+def test_networks_of_channels_and_scenes_are_traced(family, tmp_path):
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    figures = export(of_transformers(family), {"pixel_values": images}, tmp_path / "out", "torch-export")
+    assert figures["difference"] < 1e-4
+
+
+def test_nothing_is_written_that_computes_something_else(bert, tmp_path, monkeypatch):
+    class Wrong(torch.nn.Module):
+        def forward(self, **batch):
+            return {"logits": bert(**batch).logits + 1}
+
+    monkeypatch.setattr(exporting, "open_exported", lambda *_, **__: Wrong())
+    with pytest.raises(OptinError, match="differs"):
+        export(bert, tokens(bert), tmp_path / "out", "torch-export")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_exported_is_said(bert, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="Did you mean 'onnx'"):
+        export(bert, tokens(bert), tmp_path / "out", "onxx")
+    with pytest.raises(InputError, match="two examples"):
+        export(bert, tokens(bert, batch=1), tmp_path / "out")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine").touch()
+    with pytest.raises(InputError, match="not written by optin"):
+        export(bert, tokens(bert), tmp_path / "other", "torch-export")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(DependencyError, match=r"optin\[export\]"):
+        export(bert, tokens(bert), tmp_path / "out")
+
+    class Branching(torch.nn.Module):
+        def forward(self, x):
+            return x + 1 if x.sum() > 0 else x
+
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), Branching())
+    with pytest.raises(InputError, match=r"torch\.export"):
+        export(model, {"input": IMAGES}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_untrusted_and_damaged_exports_are_refused(bert, tmp_path):
+    export(bert, tokens(bert), tmp_path / "pt2", "torch-export")
+    with pytest.raises(InputError, match="unpickling"):
+        optin.open_exported(tmp_path / "pt2")
+    export(bert, tokens(bert), tmp_path / "onnx")
+    with pytest.raises(InputError, match="attention_mask"):
+        optin.open_exported(tmp_path / "onnx")(input_ids=torch.ones(1, 3, dtype=torch.int64))
+    description = json.loads((tmp_path / "onnx" / "export.json").read_text())
+    for change, error in (
+        ({"format": "pickle"}, InputError),
+        ({"format": ["onnx"]}, InputError),
+        ({"inputs": "input_ids"}, CheckpointError),
+        ({"outputs": []}, CheckpointError),
+    ):
+        (tmp_path / "onnx" / "export.json").write_text(json.dumps({**description, **change}))
+        with pytest.raises(error):
+            optin.open_exported(tmp_path / "onnx")
+    (tmp_path / "onnx" / "export.json").write_text(json.dumps(description))
+    (tmp_path / "onnx" / "model.onnx").write_bytes(b"no network")
+    with pytest.raises(CheckpointError, match="cannot be opened"):
+        optin.open_exported(tmp_path / "onnx")
+    (tmp_path / "onnx" / "model.onnx").unlink()
+    with pytest.raises(InputError, match="no such file"):
+        optin.open_exported(tmp_path / "onnx")
+
+
+def test_exports_on_the_command_line(run, workspace, tmp_path):  # noqa: F811
+    common = ("--data", workspace, "--examples", 32, "--quiet")
+    assert run("prune", workspace / "dense", "--budget", "60%", "--out", tmp_path / "small", *common)[0] == 0
+    options = ("--to", "onnx", "--to", "onnx-int8", "--data", workspace, "--reference", workspace / "dense")
+    code, out, _ = run("export", tmp_path / "small", *options, "--json")
+    assert code == 0
+    rows = json.loads(out)["rows"]
+    assert [(row["network"], row["runtime"]) for row in rows] == [
+        (network, runtime) for network in ("dense", "pruned") for runtime in ("torch", "onnx", "onnx-int8")
+    ]
+    assert abs(rows[4]["kl"] - rows[3]["kl"]) < 1e-5 and rows[4]["accuracy"] == rows[3]["accuracy"]
+    code, out, _ = run("evaluate", tmp_path / "small" / "onnx", "--data", workspace, "--json")
+    assert code == 0 and json.loads(out)["accuracy"] == rows[4]["accuracy"]
+    # Without data on random inputs, and beside no other network.
+    code, out, _ = run("export", tmp_path / "small", "--to", "torch-export", "--out", tmp_path / "there", "--json")
+    assert code == 0 and "random" in json.loads(out)["inputs"]
+    assert (tmp_path / "there" / "torch-export" / "model.pt2").is_file()
+    assert run("export", tmp_path / "small", "--to", "tflite")[0] == 2
+    shutil.rmtree(tmp_path / "small" / "onnx")
+    assert run("evaluate", tmp_path / "small" / "onnx", "--data", workspace)[0] == 2
+
+
+def test_results_work_in_pipelines_and_compiled(bert, batches, tmp_path):
+    result = optin.prune(bert, batches, "60%")
+    result.save(tmp_path / "small", tokenizer())
+    model = optin.load(tmp_path / "small")
+    classify = transformers.pipeline("text-classification", model=model, tokenizer=tokenizer(), device="cpu")
+    (answer,) = classify("good film")
+    assert answer["label"] in model.config.id2label.values()
+    sample = tokens(model, 2, 7)
+    with torch.no_grad():
+        compiled = torch.compile(model, backend="aot_eager")(**sample).logits
+        torch.testing.assert_close(compiled, model(**sample).logits, atol=1e-5, rtol=1e-5)
