@@ -120,7 +120,7 @@ def test_what_cannot_be_exported_is_said(bert, tmp_path, monkeypatch):
 
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), Branching())
     with pytest.raises(InputError, match=r"torch\.export"):
-        export(model, {"input": IMAGES}, tmp_path / "out")
+        export(model, {"input": IMAGES}, tmp_path / "out", "torch-export")
     assert not (tmp_path / "out").exists()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -10,20 +12,32 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from .other_models import is_other
 from .timm_models import is_timm
 
+TASKS = {
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+    "ForImageClassification": "image-classification",
+    "ForSemanticSegmentation": "image-segmentation",
+    "ForUniversalSegmentation": "image-segmentation",
+}
+
 if TYPE_CHECKING:
     from .pipeline import Result
 
 
 def model_card(result: Result, name: str, auto: str | None) -> str:
     """README.md of a checkpoint."""
-    base = result.recipe.model or getattr(getattr(result.model, "config", None), "_name_or_path", "") or name
     environment = Environment(
         loader=PackageLoader("optin", ""), undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True
     )
     plan, report = result.plan, result.report
     costs = [(f"MACs per example of length {plan.size}", plan.dense.macs, plan.pruned.macs)]
     costs.append(("parameters", plan.dense.parameters, plan.pruned.parameters))
-    metadata = {"library_name": _library(result.model), "tags": ["optin", "pruned"]}
+    base = base_model(result)
+    metadata: dict[str, Any] = {"library_name": _library(result.model), "tags": ["optin", "pruned"]}
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not Path(base).exists():
+        metadata["base_model"] = base
+    metadata |= _index(result, name)
     return environment.get_template("card.md.j2").render(
         metadata=yaml.safe_dump(metadata, sort_keys=False),
         name=name,
@@ -34,6 +48,30 @@ def model_card(result: Result, name: str, auto: str | None) -> str:
         quality=_quality(report.get("quality", {})),
         groups=report["groups"],
     )
+
+
+def base_model(result: Result) -> str:
+    """The network that a result was made of: a hub id, the name of a folder, or its class."""
+    config = getattr(result.model, "config", None)
+    source = result.recipe.model or getattr(config, "_name_or_path", "") or type(result.model).__name__
+    return Path(source).name if Path(source).is_dir() else source
+
+
+def _index(result: Result, name: str) -> dict[str, Any]:
+    """The metadata that the hub reads quality from; empty if none was measured."""
+    quality = result.report.get("quality", {}).get("pruned", {})
+    if not quality:
+        return {}
+    task = next((task for suffix, task in TASKS.items() if name.endswith(suffix)), "feature-extraction")
+    if is_other(result.model):
+        task = "image-classification"
+    data = result.recipe.task.name
+    found = {
+        "task": {"type": task},
+        "dataset": {"type": data, "name": data},
+        "metrics": [{"type": metric, "value": round(value, 6)} for metric, value in quality.items()],
+    }
+    return {"model-index": [{"name": f"{name}, pruned", "results": [found]}]}
 
 
 def _library(model: Any) -> str:

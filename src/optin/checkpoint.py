@@ -20,13 +20,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from .arch import architectures, describe
-from .card import model_card
+from .card import base_model, model_card
 from .errors import ArchitectureError, CheckpointError, InputError, OptinError, first_line
 from .files import new_folder, read_json, write_text
 from .merging import Merging
 from .other_models import create_from, fill, is_other, save_origin, save_other
 from .plans import Cost, Plan
 from .quiet import quiet
+from .report import render
 from .scores import Curve, Scores
 from .surgery import shrink
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from .pipeline import Result
 
 SECTION = "optin"
+REPORT = "report.html"
 STUB = "modeling_optin"
 
 _STUB_SOURCE = '''"""Lets the Auto classes of transformers load this pruned network (trust_remote_code=True).
@@ -94,7 +96,7 @@ def save(result: Result, folder: str | Path, tokenizer: Any = None) -> Path:
     """Write a pruned network.
 
     The folder holds config.json, safetensors weights, the tokenizer if given, plan.json, recipe.yaml,
-    report.json, a model card and a stub for `trust_remote_code`. It appears whole or not at all.
+    report.json, report.html, a model card and a stub for `trust_remote_code`. It appears whole or not at all.
 
     Args:
         tokenizer: anything with `save_pretrained`.
@@ -119,6 +121,7 @@ def save(result: Result, folder: str | Path, tokenizer: Any = None) -> Path:
         result.recipe.save(work / "recipe.yaml")
         write_text(work / "report.json", json.dumps(result.report, indent=2) + "\n")
         write_text(work / "README.md", model_card(result, name, auto))
+        write_text(work / REPORT, render(result.report, result.plan, result.recipe, base_model(result)))
         if not is_other(model):
             write_text(work / f"{STUB}.py", _STUB_SOURCE.format(name=name))
     return target

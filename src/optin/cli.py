@@ -379,6 +379,26 @@ def draw(
 
 
 @app.command()
+def report(
+    model: Annotated[Path, typer.Argument(help="Folder of a pruned network.")],
+    out: Annotated[Path | None, typer.Option(help="HTML file; report.html in the folder if not given.")] = None,
+    sweep: Annotated[Path | None, typer.Option(help="sweep.json, to show quality against MACs.")] = None,
+    task: Annotated[str, typer.Option(help="Task of the images.")] = "image-classification",
+    data: Annotated[str | None, typer.Option(help="Images to show merged tokens on, or scenes to segment.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Images to draw.")] = 4,
+    reference: Annotated[str | None, typer.Option(help="The dense network, to segment the same scenes.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write the report of a pruned network anew, with a sweep and with pictures: one HTML file."""
+    from . import runs, tables
+
+    recipe = Recipe().override(task__name=task, task__data=data)
+    result = runs.run_report(model, recipe, out, sweep_file=sweep, count=count, reference=reference)
+    _print(result, tables.entries, as_json, quiet)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for what it writes.")] = Path("demo-output"),
     as_json: Json = False,

@@ -47,10 +47,11 @@ def run_demo(out: Path, track: Track = silent) -> dict[str, Any]:
         "dense": evaluate(dense, tokenizer, spec, examples, track=track),
         "pruned": evaluate(pruned, tokenizer, spec, examples, reference=dense, track=track),
     }
-    # Once more, with the quality that only the reloaded network could show.
-    result.save(out / "pruned", tokenizer)
     speed = [item.to_dict() for item in compare_speed(dense, pruned, track=track)]
-    files = {name: str(out / "pruned" / name) for name in ("README.md", "model.safetensors", "plan.json")}
+    result.report["speed"] = speed
+    # Once more, with the figures that only the reloaded network could show.
+    result.save(out / "pruned", tokenizer)
+    files = {name: str(out / "pruned" / name) for name in ("report.html", "README.md", "model.safetensors")}
     return {"pruning": {**result.report, "saved": str(out / "pruned")}, "speed": speed, "files": files}
 
 

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -49,15 +50,15 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Replace a file: a kill at any moment leaves either the old or the new one."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        work = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         try:
-            with os.fdopen(descriptor, "wb") as handle:
+            with work.open("xb") as handle:
                 handle.write(data)
                 handle.flush()
                 os.fsync(handle.fileno())
-            Path(name).replace(path)
+            work.replace(path)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            work.unlink(missing_ok=True)
             raise
 
 
@@ -106,9 +107,12 @@ def _replaceable(folder: Path) -> bool:
 
 
 def _flush(folder: Path) -> None:
-    (folder / MARKER).touch()
+    marker = folder / MARKER
+    marker.touch()
+    readable = marker.stat().st_mode  # as the user's own files are; some libraries keep theirs to the user alone
     for file in folder.rglob("*"):
         if file.is_file():
+            file.chmod(readable)
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
 

@@ -42,6 +42,13 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of all parameters and buffers that a checkpoint holds; tied ones count once."""
+    return sum(
+        value.nbytes for value in {id(value): value for value in model.state_dict(keep_vars=True).values()}.values()
+    )
+
+
 @contextlib.contextmanager
 def inference_mode_of(model: nn.Module) -> Iterator[None]:
     """Dropout off and no gradient for any weight; both restored afterwards."""

@@ -25,7 +25,7 @@ from .errors import InputError, OptinError, first_line
 from .gating import gated, masks
 from .latency import latency_cost, milliseconds, multiple_of
 from .merging import all_tokens
-from .modules import check_weights, device_of, inference_mode_of
+from .modules import check_weights, device_of, inference_mode_of, weight_bytes
 from .plans import Cost, Latency, Plan
 from .progress import Track, silent
 from .recipe import Recipe
@@ -35,6 +35,8 @@ from .search import find, rearranged
 from .trajectory import answers
 from .units import UnitSpace
 from .versions import versions
+
+CURVE = 33  # points of a removal curve in a report
 
 
 @dataclass(frozen=True)
@@ -280,7 +282,7 @@ def apply(
             compensate(dense, pruned, space, calibration, recipe, plan.keep, track, weights)
             clock.lap("compensate")
     attach(pruned, plan)
-    report = {**summary(plan), "seconds": clock.laps}
+    report = {**summary(plan), **_figures(dense, pruned, space, plan, scores), "seconds": clock.laps}
     if plan.latency is not None:
         inputs = example_inputs(pruned, plan.length, plan.latency.batch, plan.width)
         report["latency"]["measured_ms"] = milliseconds(pruned, inputs)
@@ -355,6 +357,21 @@ def summary(plan: Plan) -> dict[str, Any]:
         "groups": {name: {"kept": kept, "of": plan.sizes[name]} for name, kept in plan.kept.items()},
         **({"tokens": list(plan.tokens)} if plan.tokens else {}),
         **({} if plan.latency is None else {"latency": dataclasses.asdict(plan.latency)}),
+    }
+
+
+def _figures(
+    dense: nn.Module, pruned: nn.Module, space: UnitSpace, plan: Plan, scores: Scores | None
+) -> dict[str, Any]:
+    """Figures of a pruned network that its plan does not hold: bytes of weights, MACs by module, removal curves."""
+    work, _ = costs(dense, space, plan.length, plan.width)
+    after = work.merged(plan.tokens).breakdown(plan.kept)
+    return {
+        "bytes": {"dense": weight_bytes(dense), "pruned": weight_bytes(pruned)},
+        "breakdown": {
+            module: {"dense": macs, "pruned": after[module]} for module, macs in work.breakdown(work.sizes).items()
+        },
+        **({} if scores is None else {"curves": {name: c.sampled(CURVE) for name, c in scores.curves.items()}}),
     }
 
 

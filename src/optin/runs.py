@@ -17,16 +17,17 @@ from .arch import describe
 from .arch.inputs import default_length, example_inputs, image_input
 from .batches import Batch
 from .benchmark import compare_speed, side_by_side
-from .checkpoint import SECTION, load_scores, save_scores
+from .checkpoint import REPORT, SECTION, load_scores, manifest, save_scores
 from .errors import InputError, first_line, unknown
 from .exporting import export
-from .files import disk_errors, write_text
+from .files import disk_errors, read_json, write_text
 from .finetune import finetune
 from .pictures import draw, draw_sweep
 from .pipeline import Result, apply, inspect, plan, prune, score, summary, sweep
 from .plans import Plan
 from .progress import Track, silent
 from .recipe import Recipe
+from .report import PICTURES, render
 from .runtimes import FILES, open_exported
 from .tasks import (
     Examples,
@@ -138,12 +139,15 @@ def run_prune(
     if plan_file is not None:
         result = apply(job.model, Plan.load(plan_file), job.batches, recipe=recipe, track=track)
     elif scores is not None:
-        chosen = plan(job.model, load_scores(scores), recipe=recipe, track=track)
-        result = apply(job.model, chosen, job.batches, recipe=recipe, track=track)
+        known = load_scores(scores)
+        chosen = plan(job.model, known, recipe=recipe, track=track)
+        result = apply(job.model, chosen, job.batches, recipe=recipe, scores=known, track=track)
     else:
         result = prune(job.model, job.batches, recipe=recipe, track=track)
     if quality:
         result.report["quality"] = _quality(job, result, track)
+        speeds = compare_speed(job.model, result.model, batch=1, lengths=[result.plan.length])
+        result.report["speed"] = [speed.to_dict() for speed in speeds]
     result.save(out, job.preprocessor)
     return {**result.report, "saved": str(out)}
 
@@ -282,6 +286,28 @@ def run_draw(folder: Path, recipe: Recipe, out: Path, count: int, reference: str
         images = _load(spec, recipe, "evaluation", labelled=False)
     dense = None if reference is None else load_model(reference, spec.kind)
     return {f"picture {index}": str(path) for index, path in enumerate(draw(folder, out, images, count, dense), 1)}
+
+
+def run_report(
+    folder: Path,
+    recipe: Recipe,
+    out: Path | None = None,
+    *,
+    sweep_file: Path | None = None,
+    count: int = 4,
+    reference: str | None = None,
+) -> dict[str, Any]:
+    """`optin report`: report.html anew, with what `sweep` found and with pictures if there is data."""
+    plan_, report = Plan.from_dict(manifest(folder)), read_json(folder / "report.json")
+    known = Recipe.load(folder / "recipe.yaml")
+    if recipe.task.data is not None:
+        run_draw(folder, recipe, folder, count, reference)
+    pictures = sorted(path for pattern in PICTURES for path in folder.glob(pattern))
+    found = None if sweep_file is None else read_json(sweep_file)
+    name = Path(known.model or folder).name
+    target = out or folder / REPORT
+    write_text(target, render(report, plan_, known, name, pictures, found))
+    return {"report": str(target), "pictures": len(pictures)}
 
 
 def model_of(recipe: Recipe) -> str:

@@ -27,6 +27,11 @@ class Curve:
         removed = len(self.order) - count
         return tuple(sorted(self.order[removed:].tolist()))
 
+    def sampled(self, points: int) -> list[float]:
+        """The cost of removing none to all units, at evenly spread counts."""
+        last = len(self.cost) - 1
+        return [float(self.cost[round(last * index / (points - 1))]) for index in range(points)]
+
     @classmethod
     def from_importance(cls, importance: Tensor) -> Curve:
         """Independent scores of n units: least important first, costs add up. Ties go by index."""

@@ -1,0 +1,180 @@
+"""The report: one HTML file without scripts or links, which opens with the verdict and shows how it came about."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from .plans import Plan
+from .recipe import Recipe
+
+CELLS = 64  # parts at most that a group's units are gathered into
+WIDTH, HEIGHT = 320, 180  # of a plot, in its own units
+PICTURES = ("tokens-*.png", "scene-*.png")
+
+
+def render(
+    report: Mapping[str, Any],
+    plan: Plan,
+    recipe: Recipe,
+    name: str,
+    pictures: Sequence[Path] = (),
+    sweep: Mapping[str, Any] | None = None,
+) -> str:
+    """The page.
+
+    Args:
+        report: what `report.json` holds; parts that it lacks are left out.
+        name: of the network.
+        pictures: PNG files to put in.
+        sweep: what `optin sweep` stores.
+    """
+    environment = Environment(
+        loader=PackageLoader("optin", ""), undefined=StrictUndefined, autoescape=True, trim_blocks=True
+    )
+    provenance = dict(plan.provenance)
+    return environment.get_template("report.html.j2").render(
+        name=name,
+        budget=report.get("budget"),
+        verdict=verdict(report),
+        units=units(plan),
+        layers=layers(report.get("breakdown", {})),
+        curves=curves(report.get("curves", {}), plan),
+        sweep=[] if sweep is None else sweep_plots(sweep),
+        pictures=[(path.stem, base64.b64encode(path.read_bytes()).decode()) for path in pictures],
+        tokens=plan.tokens,
+        seconds=report.get("seconds", {}),
+        recipe=yaml.safe_dump(recipe.to_dict(), sort_keys=False),
+        data=provenance.get("data", {}),
+        versions=provenance.get("versions", {}),
+        warnings=warnings(report),
+    )
+
+
+def verdict(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Lines of (figure, before, after, ratio): quality first."""
+    quality = report.get("quality", {})
+    dense, pruned = quality.get("dense", {}), quality.get("pruned", {})
+    lines = [(name, shown(dense.get(name)), shown(value), "") for name, value in pruned.items()]
+    for name, title, unit in (
+        ("macs", "MACs per example", 1),
+        ("parameters", "parameters", 1),
+        ("bytes", "weights, MB", 1e6),
+    ):
+        if name in report:
+            before, after = (report[name][key] / unit for key in ("dense", "pruned"))
+            lines.append((title, shown(before), shown(after), f"{after / before:.1%}"))
+    for speed in report.get("speed", ()):
+        title = f"ms, batch {speed['batch']} of length {speed['length']}"
+        lines.append((title, shown(speed["dense_ms"]), shown(speed["pruned_ms"]), f"{1 / speed['speedup']:.1%}"))
+    return lines
+
+
+def shown(value: float | None) -> str:
+    """A figure for people."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 1000 or float(value).is_integer() else f"{value:.4g}"
+
+
+def units(plan: Plan) -> list[dict[str, Any]]:
+    """Of every group: its cells, each the share of its units that stayed."""
+    rows = []
+    for name, size in plan.sizes.items():
+        stays = [0] * size
+        for unit in plan.keep[name]:
+            stays[unit] = 1
+        count = min(CELLS, size)
+        edges = [size * cell // count for cell in range(count + 1)]
+        cells = [sum(stays[a:b]) / (b - a) for a, b in pairwise(edges)]
+        rows.append({"name": name, "kept": sum(stays), "of": size, "cells": cells})
+    return rows
+
+
+def layers(breakdown: Mapping[str, Mapping[str, int]]) -> list[dict[str, Any]]:
+    """MACs of every block before and after, with their shares of the most expensive one."""
+    parts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for module, macs in breakdown.items():
+        # Up to the first number: the block that a module lies in.
+        found = re.match(r".*?\.\d+(?=\.|$)", module)
+        block = found.group() if found else module.partition(".")[0] or "network"
+        parts[block][0] += macs["dense"]
+        parts[block][1] += macs["pruned"]
+    most = max((dense for dense, _ in parts.values()), default=0)
+    return [
+        {"name": name, "dense": dense, "pruned": pruned, "before": dense / most, "after": pruned / most}
+        for name, (dense, pruned) in sorted(parts.items(), key=lambda item: _natural(item[0]))
+        if dense
+    ]
+
+
+def curves(found: Mapping[str, Sequence[float]], plan: Plan) -> list[dict[str, Any]]:
+    """Removal curves on a scale of roots, since they climb by orders; with the share that the plan removed."""
+    lines = []
+    for name, values in found.items():
+        line = plot(name, [max(value, 0.0) ** 0.5 for value in values], name)
+        for point, value in zip(line["points"], values, strict=True):
+            point["value"] = shown(value)
+        lines.append({**line, "high": shown(max(values)), "cut": WIDTH * (1 - plan.kept[name] / plan.sizes[name])})
+    return lines
+
+
+def plot(title: str, values: Sequence[float], label: str, places: Sequence[float] | None = None) -> dict[str, Any]:
+    """A line: points in the units of the picture, and the figures that they stand for.
+
+    Args:
+        places: where each value lies from 0 to 1; evenly spread if not given.
+    """
+    places = places or [index / max(len(values) - 1, 1) for index in range(len(values))]
+    low, high = min(0.0, *values), max(values)
+    span = (high - low) or 1.0
+    points = [
+        {
+            "x": round(WIDTH * place, 1),
+            "y": round(HEIGHT * (1 - (value - low) / span), 1),
+            "place": f"{place:.0%}",
+            "value": shown(value),
+        }
+        for place, value in zip(places, values, strict=True)
+    ]
+    return {"title": title, "label": label, "points": points, "high": shown(high)}
+
+
+def sweep_plots(sweep: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every figure of a sweep against the share of the MACs."""
+    points = sorted(sweep["points"], key=lambda point: float(point["macs"]))
+    names = [name for name in points[0] if name not in ("budget", "macs", "parameters", "skipped")]
+    dense = sweep.get("dense", {})
+    return [
+        plot(
+            f"{name} (dense: {shown(dense[name])})" if name in dense else name,
+            [point[name] for point in points],
+            name,
+            [point["macs"] for point in points],
+        )
+        for name in names
+    ]
+
+
+def warnings(report: Mapping[str, Any]) -> list[str]:
+    """What a reader should know before relying on the figures."""
+    found = []
+    quality = report.get("quality")
+    if quality is None:
+        found.append("Quality was not measured: no labelled data was given.")
+    elif quality.get("examples", 0) < 1000:
+        found.append(f"Quality was measured on {quality.get('examples', 0)} examples only.")
+    return found
+
+
+def _natural(name: str) -> list[Any]:
+    """Sorts 10 behind 9."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+import yaml
+
+import optin
+from optin.recipe import Recipe
+from optin.report import layers, plot, render, shown
+from tests.networks import tokenizer
+from tests.test_cli import run, workspace  # noqa: F401
+
+
+class Page(HTMLParser):
+    """What a page holds: tags that were opened and not closed, images, figures and their texts."""
+
+    VOID = ("meta", "link", "br", "img", "circle", "path", "polyline")
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.images: list[dict[str, str | None]] = []
+        self.links: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag in ("svg", "img") or given.get("role") == "img":
+            self.images.append(given)
+        self.links += [given[name] for name in ("src", "href") if given.get(name)]
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+@pytest.fixture
+def result(bert, batches):
+    found = optin.prune(bert, batches, "60%", recipe=Recipe(model="someone/something"))
+    found.report["quality"] = {"examples": 40, "dense": {"accuracy": 0.9}, "pruned": {"accuracy": 0.875, "kl": 0.01}}
+    return found
+
+
+def test_the_page_stands_alone_and_says_everything(result, tmp_path):
+    folder = result.save(tmp_path / "small")
+    html = (folder / "report.html").read_text()
+    page = Page(html)
+    assert page.open == [] and "<script" not in html and all(link.startswith("data:") for link in page.links)
+    assert len(page.images) == 6 + len(layers(result.report["breakdown"])) + 6  # units, work, curves
+    assert all(image.get("aria-label") or image.get("alt") for image in page.images)
+    for words in ("0.875", f"{result.plan.pruned.macs:,}", "40 examples only", "weights, MB", "someone/something"):
+        assert words in html
+    assert html.index("0.875") < html.index("What stayed")
+
+
+def test_words_of_others_are_text(result):
+    hostile = Recipe(model="<script>alert(1)</script>")
+    html = render(result.report, result.plan, hostile, "<img src=x>")
+    assert "<script" not in html and "<img src=x>" not in html
+    bare = render({}, dataclasses.replace(result.plan, provenance={}), Recipe(), "bare")
+    assert Page(bare).open == [] and "Quality was not measured" in bare
+
+
+def test_the_work_is_all_there(result):
+    found = layers(result.report["breakdown"])
+    assert sum(layer["dense"] for layer in found) == result.plan.dense.macs
+    assert sum(layer["pruned"] for layer in found) == result.plan.pruned.macs
+    names = [layer["name"] for layer in layers({f"a.{n}.x": {"dense": 1, "pruned": 1} for n in (10, 9, 1)})]
+    assert names == ["a.1", "a.9", "a.10"]
+
+
+def test_figures_and_lines():
+    assert [shown(value) for value in (None, 0.12345, 12.0, 1234.5, 0.0)] == ["", "0.1235", "12", "1,234", "0"]
+    line = plot("t", [0.0, 1.0, 4.0], "t")
+    assert [(point["x"], point["y"]) for point in line["points"]] == [(0, 180), (160, 135), (320, 0)]
+    assert plot("t", [0.0, 0.0], "t")["points"][1]["y"] == 180
+
+
+def test_the_card_tells_the_hub(result, tmp_path):
+    card = (result.save(tmp_path / "small") / "README.md").read_text()
+    metadata = yaml.safe_load(card.split("---")[1])
+    assert metadata["base_model"] == "someone/something" and metadata["library_name"] == "transformers"
+    (found,) = metadata["model-index"][0]["results"]
+    assert found["task"]["type"] == "text-classification"
+    assert {metric["type"]: metric["value"] for metric in found["metrics"]} == result.report["quality"]["pruned"]
+
+
+def test_others_can_read_what_was_saved(result, tmp_path):
+    folder = result.save(tmp_path / "small", tokenizer())
+    (tmp_path / "plain").touch()
+    modes = {path.stat().st_mode for path in folder.iterdir()}
+    assert modes == {(tmp_path / "plain").stat().st_mode}
+
+
+def test_reports_on_the_command_line(run, workspace, tmp_path):  # noqa: F811
+    common = ("--data", workspace, "--examples", 32, "--quiet")
+    assert run("prune", workspace / "dense", "--budget", "60%", "--out", tmp_path / "small", *common)[0] == 0
+    first = (tmp_path / "small" / "report.html").read_text()
+    assert "ms, batch 1 of length" in first
+    sweep = {
+        "dense": {"accuracy": 0.5},
+        "points": [{"budget": "60%", "macs": 0.6, "parameters": 0.7, "accuracy": 0.4}],
+    }
+    (tmp_path / "sweep.json").write_text(json.dumps(sweep))
+    (tmp_path / "small" / "tokens-0.png").write_bytes(b"png")
+    code, out, _ = run("report", tmp_path / "small", "--sweep", tmp_path / "sweep.json", "--json")
+    assert code == 0 and json.loads(out)["pictures"] == 1
+    second = (tmp_path / "small" / "report.html").read_text()
+    assert "Quality against MACs" in second and "data:image/png;base64,cG5n" in second
+    assert run("report", tmp_path / "nowhere")[0] == 2
+
+
+def test_in_a_browser(result, tmp_path):
+    """No error, nothing asked of the network, nothing wider than a phone."""
+    driver = pytest.importorskip("playwright.sync_api")
+    browser = shutil.which("chromium")
+    if browser is None:
+        pytest.skip("needs chromium")
+    page_file = result.save(tmp_path / "small") / "report.html"
+    with driver.sync_playwright() as play:
+        chromium = play.chromium.launch(executable_path=browser, args=["--headless", "--no-sandbox"])
+        for scheme in ("light", "dark"):
+            page = chromium.new_page(viewport={"width": 390, "height": 800}, color_scheme=scheme)
+            wrong: list[str] = []
+            page.on("console", lambda message: wrong.append(message.text))  # noqa: B023
+            page.on("pageerror", lambda error: wrong.append(str(error)))  # noqa: B023
+            page.on("request", lambda asked: wrong.append(asked.url) if re.match("http|ws", asked.url) else None)  # noqa: B023
+            page.goto(page_file.as_uri())
+            assert wrong == [] and page.locator("svg").count() == 6
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390
+            colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+            assert (colour == "rgb(255, 255, 255)") == (scheme == "light")
+        chromium.close()
