@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .other_models import is_other
 from .timm_models import is_timm
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
 
 def model_card(result: Result, name: str, auto: str | None) -> str:
     """README.md of a checkpoint."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     environment = Environment(
         loader=PackageLoader("optin", ""), undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True
     )

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 SECTION = "optin"
 REPORT = "report.html"
+LARGEST = 10**7  # number in a configuration: beyond any vocabulary, width or image
 STUB = "modeling_optin"
 
 _STUB_SOURCE = '''"""Lets the Auto classes of transformers load this pruned network (trust_remote_code=True).
@@ -151,7 +152,8 @@ def load(folder: str | Path, *, into: nn.Module | None = None, **options: Any) -
     path = Path(folder)
     section = manifest(path)
     plan = Plan.from_dict(section)
-    _check_weights_file(path)
+    tensors = _check_weights_files(path)
+    _check_sizes(read_json(path / "config.json"), tensors)
     if "architecture" in read_json(path / "config.json"):
         network = create_from(path) if into is None else into
         establish(network, plan)
@@ -299,17 +301,48 @@ def _class_name(config: Any) -> str:
     return names[0]
 
 
-def _check_weights_file(folder: Path) -> None:
-    """Report a truncated or damaged file as such, before the library meets it."""
+def _check_weights_files(folder: Path) -> int:
+    """Report truncated or damaged files as such, before the library meets them; returns how many tensors there are.
+
+    Nothing outside of the folder is read: an index of parts may name only files that lie beside it.
+    """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise CheckpointError(f"{folder} holds no safetensors weights.")
+    for index in folder.glob("*.index.json"):
+        parts = read_json(index)
+        named = parts.get("weight_map") if isinstance(parts, dict) else None
+        if not isinstance(named, dict) or not set(map(str, named.values())) <= {file.name for file in files}:
+            raise CheckpointError(f"{index} names weights that do not lie beside it.")
+    tensors = 0
     for file in files:
         try:
             with safe_open(file, "pt") as handle:
-                handle.keys()
+                tensors += len(handle.keys())
         except SafetensorError as error:
             raise CheckpointError(f"{file} is damaged: {error}") from None
+    return tensors
+
+
+def _check_sizes(config: Any, tensors: int) -> None:
+    """Refuse a configuration that asks for absurd memory: numbers beyond all networks, or blocks without weights."""
+    for name, value in _numbers({key: value for key, value in config.items() if key != SECTION}):
+        if abs(value) > LARGEST:
+            raise CheckpointError(f"config.json asks for {name!r} of {value}, which no network has.")
+        if name in ("num_hidden_layers", "num_layers", "n_layers", "depths", "depth") and value > tensors:
+            raise CheckpointError(f"config.json asks for {name!r} of {value}, and there are only {tensors} tensors.")
+
+
+def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, int]]:
+    """All integers in a configuration, with the names that they stand under."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from _numbers(part, str(key))
+    elif isinstance(value, list):
+        for part in value:
+            yield from _numbers(part, name)
+    elif isinstance(value, int):
+        yield name, value
 
 
 def _auto_class(model: nn.Module) -> str | None:

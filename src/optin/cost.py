@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from .errors import BudgetError
 from .merging import all_tokens, merging_of, most
@@ -162,7 +161,7 @@ def mac_cost(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Tensor]) -
             handles.append(module.register_forward_hook(record, with_kwargs=True))
     tokens = Recorder([Tap(space.tokens.blocks[0], "input")] if space.tokens else [])
     made = Recorder([Tap(name, "output") for product in space.attention for name in product.maps or ()])
-    counter = FlopCounterMode(display=False, custom_mapping=_ATTENTION_ON_CPU) if space.channels_first else None
+    counter = _flop_counter() if space.channels_first else None
     everything = counter or contextlib.nullcontext()
     with (
         hooks(*handles),
@@ -201,13 +200,16 @@ def mac_cost(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Tensor]) -
     return model_cost if merging is None else model_cost.merged(merging.schedule)
 
 
-def _attention_on_cpu(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    flops: int = sdpa_flop_count(query, key, value)
-    return flops
+def _flop_counter() -> Any:
+    """The counter of torch, taught the attention that it counts as nothing; it takes long to import."""
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+    def on_cpu(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+        flops: int = sdpa_flop_count(query, key, value)
+        return flops
 
-# What torch counts as nothing.
-_ATTENTION_ON_CPU = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_on_cpu}
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return FlopCounterMode(display=False, custom_mapping={attention: on_cpu})
 
 
 def _places(space: UnitSpace) -> Callable[[str], int | None]:

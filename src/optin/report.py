@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .plans import Plan
 from .recipe import Recipe
@@ -37,6 +36,8 @@ def render(
         pictures: PNG files to put in.
         sweep: what `optin sweep` stores.
     """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     environment = Environment(
         loader=PackageLoader("optin", ""), undefined=StrictUndefined, autoescape=True, trim_blocks=True
     )

@@ -1,0 +1,127 @@
+"""What a user may be unlucky with: hostile folders, kills, neighbours, odd weights."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import optin
+from optin.errors import CheckpointError
+from optin.other_models import create
+from tests.contract.test_architectures import random_plan
+from tests.networks import build, tokens
+
+SAVER = (
+    "import sys, optin\n"
+    "from tests.networks import build\n"
+    "from tests.contract.test_architectures import random_plan\n"
+    "model = build('bert')\n"
+    "result = optin.apply(model, random_plan(model, int(sys.argv[2])))\n"
+    "for _ in range(20): result.save(sys.argv[1])\n"
+)
+EXPORTER = (
+    "import sys, torch, optin\n"
+    "from tests.networks import build, tokens\n"
+    "torch.manual_seed(0)\n"
+    "model = build('bert')\n"
+    "while True:\n"
+    "    print('export', flush=True)\n"
+    "    optin.export(model, tokens(model), sys.argv[1], 'torch-export')\n"
+)
+
+
+@pytest.fixture
+def small(bert, tmp_path):
+    result = optin.apply(bert, random_plan(bert))
+    return result.save(tmp_path / "small")
+
+
+def changed(folder, **entries) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | entries))
+
+
+@pytest.mark.parametrize("target", ["../secret.safetensors", "/etc/passwd", "elsewhere.safetensors"])
+def test_weights_outside_of_the_folder_are_not_read(small, target):
+    index = {"metadata": {}, "weight_map": {"bert.embeddings.word_embeddings.weight": target}}
+    (small / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="do not lie beside it"):
+        optin.load(small)
+    (small / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(CheckpointError, match="do not lie beside it"):
+        optin.load(small)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"num_hidden_layers": 10**6},
+        {"num_hidden_layers": 10**12},
+        {"hidden_size": 10**9},
+        {"vocab_size": 2**62},
+        {"intermediate_size": [[10**9]]},
+    ],
+)
+def test_absurd_sizes_are_refused_before_anything_is_made(small, entries):
+    changed(small, **entries)
+    with pytest.raises(CheckpointError, match="asks for"):
+        optin.load(small)
+
+
+def test_absurd_sizes_of_other_networks_are_refused(tmp_path):
+    model = create("optin:resnet20")
+    optin.apply(model, random_plan(model)).save(tmp_path / "small")
+    changed(tmp_path / "small", model_args={"classes": 10**10})
+    with pytest.raises(CheckpointError, match="asks for 'classes'"):
+        optin.load(tmp_path / "small")
+
+
+def test_two_processes_may_write_to_one_folder(tmp_path):
+    folder = tmp_path / "small"
+    writers = [subprocess.Popen([sys.executable, "-c", SAVER, str(folder), str(seed)]) for seed in (1, 2)]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    model = build("bert")
+    plans = [random_plan(model, seed) for seed in (1, 2)]
+    assert optin.load(folder).config.optin in [plan.to_dict() for plan in plans]
+    assert [path.name for path in tmp_path.iterdir()] == ["small"], "nothing else is left behind"
+
+
+def test_a_kill_leaves_a_whole_export_or_none(tmp_path):
+    model = build("bert")
+    command = [sys.executable, "-c", EXPORTER, str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert not (tmp_path / "out").exists()
+        process.stdout.readline()  # the second begins, so the first is done
+        process.send_signal(signal.SIGKILL)
+    batch = tokens(model)
+    with torch.no_grad():
+        expected = model(**batch).logits
+    torch.testing.assert_close(optin.open_exported(tmp_path / "out", trusted=True)(**batch).logits, expected)
+
+
+def test_weights_that_are_views_or_shared(bert, batches, tmp_path):
+    """Transposed storage, and one tensor under two names."""
+    expected = optin.prune(bert, batches, "50%")
+    for module in bert.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.weight.data = module.weight.data.mT.contiguous().mT
+    assert not bert.bert.encoder.layer[0].output.dense.weight.is_contiguous()
+    got = optin.prune(bert, batches, "50%")
+    assert got.plan.keep == expected.plan.keep
+    got.save(tmp_path / "views")
+    sample = tokens(bert)
+    with torch.no_grad():
+        torch.testing.assert_close(optin.load(tmp_path / "views")(**sample).logits, got.model(**sample).logits)
+    masked = build("bert", "MaskedLM")
+    tied = optin.prune(masked, batches, "50%")
+    tied.save(tmp_path / "tied")
+    again = optin.load(tmp_path / "tied")
+    assert again.get_output_embeddings().weight is again.get_input_embeddings().weight
+    assert tied.report["bytes"]["dense"] < sum(value.nbytes for value in masked.state_dict().values())
