@@ -3,10 +3,10 @@
     python benchmarks/deploy.py                  minilm, dinov2
     python benchmarks/deploy.py minilm
 
-Both networks at half of the MACs (DINOv2 by merging tokens as well) are exported, and all runtimes are timed in turn in
-one run, on as many threads as torch uses. 8 bits: linear maps by torchao and by ONNX Runtime's dynamic quantisation.
-Needs the extra `export` and `pip install torchao`. Prints the tables, and stores them in docs/results/deploy.md, the
-figures in docs/results/deploy.json.
+Both networks at half of the MACs (DINOv2 by merging tokens as well) are exported, and all runtimes are timed in turn
+in one run, on as many threads as torch uses. 8 bits: linear maps by torchao and by ONNX Runtime's dynamic
+quantisation. Needs the extra `export` and `pip install torchao`. Prints the tables, and stores them in
+docs/results/deploy.md, the figures in docs/results/deploy.json.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def render(results: dict[str, Any]) -> str:
         lines += [
             f"## {name}",
             "",
-            f"{BUDGET} of the MACs. A forward of {examples} examples of {length} {unit}; quality on {NETWORKS[name]}. "
-            f"ONNX Runtime and OpenVINO in float32 differ from torch by {worst:.0e} at most.",
+            f"{BUDGET} of the MACs. A forward of {examples} examples of {length} {unit}; quality on "
+            f"{NETWORKS[name]}. ONNX Runtime and OpenVINO in float32 differ from torch by {worst:.0e} at most.",
             "",
             *table(HEAD, (line(row, rows[0]["ms"]) for row in rows)),
             "",

@@ -39,7 +39,8 @@ def test_public_names_are_documented():
 
 
 def test_importing_the_package_loads_no_library_of_models():
-    code = "import sys, optin; print(sorted({'transformers', 'datasets', 'torchmetrics', 'timm'} & set(sys.modules)))"
+    slow = {"transformers", "datasets", "torchmetrics", "timm", "jinja2", "triton"}
+    code = f"import sys, optin; print(sorted({slow} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

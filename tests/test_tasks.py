@@ -87,6 +87,7 @@ def test_the_labels_of_calibration_are_not_even_read(tmp_path):
         ("none.csv", None, {}, "no such file or folder"),
         ("data.csv", "", {}, "is empty"),
         ("data.csv", "text,label\n", {}, "no data"),
+        ("data.csv", 'text,label\n"a, b",1\nwell, well,0\n', {}, "line 3 .* 3 fields .* quotation marks"),
         ("data.txt", "x", {}, "expected one of .csv"),
         ("data.csv", "text,label\na,1\n", {"text": "txt"}, "Did you mean 'text'"),
         ("data.csv", "text,label\na,1\n", {"label": "lable"}, "Did you mean 'label'"),

@@ -27,7 +27,7 @@ from .latency import latency_cost, milliseconds, multiple_of
 from .merging import all_tokens
 from .modules import check_weights, device_of, inference_mode_of, weight_bytes
 from .plans import Cost, Latency, Plan
-from .progress import Track, silent
+from .progress import Callback, Track, silent, unheard
 from .recipe import Recipe
 from .schedule import constant, find_jointly, token_costs, token_space
 from .scores import Scores
@@ -68,6 +68,7 @@ def prune(
     recipe: Recipe | None = None,
     inplace: bool = False,
     track: Track = silent,
+    callback: Callback = unheard,
 ) -> Result:
     """Turn a trained network into a physically smaller one under a budget. No labels, no training.
 
@@ -79,6 +80,7 @@ def prune(
         budget: "50%", 0.5, "2.1 GMACs", "40 Mparams", "12 ms"; taken from the recipe if not given.
         recipe: all other options.
         track: shows progress; `optin.rich_track` draws bars.
+        callback: called after "score", "search" and "apply" with figures by name, shares of the dense network's.
 
     Raises:
         OptinError: see `optin.errors`; each message says what to do.
@@ -88,9 +90,12 @@ def prune(
     calibration = Batches.of(batches, device_of(model))
     scores = score(model, calibration, recipe=recipe, track=track)
     clock.lap("score")
+    callback("score", {"seconds": clock.laps["score"], "examples": calibration.examples})
     chosen = plan(model, scores, recipe=recipe, track=track)
     clock.lap("search")
+    callback("search", {"seconds": clock.laps["search"], **chosen.shares})
     result = apply(model, chosen, calibration, recipe=recipe, scores=scores, inplace=inplace, track=track)
+    callback("apply", {"seconds": sum(result.report["seconds"].values())})
     result.report["seconds"] = clock.laps | result.report["seconds"]
     return result
 

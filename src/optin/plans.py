@@ -72,6 +72,14 @@ class Plan:
         """Number of units kept per group."""
         return {name: len(units) for name, units in self.keep.items()}
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """What is left of the MACs and of the parameters."""
+        return {
+            "macs": self.pruned.macs / self.dense.macs,
+            "parameters": self.pruned.parameters / self.dense.parameters,
+        }
+
     def validate(self, space: UnitSpace) -> None:
         """Check the plan against the network that it is applied to.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
@@ -12,6 +12,16 @@ class Track(Protocol):
     """Iterate over `items` while showing how far the named stage is."""
 
     def __call__(self, items: Iterable[T], description: str, total: int) -> Iterator[T]: ...
+
+
+class Callback(Protocol):
+    """Told of every stage that is done, with its figures: what trackers of experiments take."""
+
+    def __call__(self, stage: str, figures: Mapping[str, float]) -> None: ...
+
+
+def unheard(stage: str, figures: Mapping[str, float]) -> None:
+    """A `Callback` that does nothing."""
 
 
 def silent(items: Iterable[T], description: str, total: int) -> Iterator[T]:

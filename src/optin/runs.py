@@ -169,10 +169,9 @@ def run_sweep(
     points = []
     known = None if scores is None else load_scores(scores)
     for result in sweep(job.model, job.batches, budgets, recipe=recipe, scores=known, track=track):
-        costs = {
-            name: result.report[name]["pruned"] / result.report[name]["dense"] for name in ("macs", "parameters")
-        }
-        points.append({"budget": result.report["budget"], **costs, **_pruned_quality(job, result, examples, track)})
+        points.append(
+            {"budget": result.report["budget"], **result.plan.shares, **_pruned_quality(job, result, examples, track)}
+        )
     found = {"examples": len(examples), "dense": _dense_quality(job, examples, track), "points": points}
     write_text(out / "sweep.json", json.dumps(found, indent=1) + "\n")
     return {**found, "saved": str(out / "sweep.json"), "picture": str(draw_sweep(found, out / "sweep.svg"))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import math
 from collections.abc import Sequence
@@ -101,6 +102,8 @@ def local_rows(path: Path, split: str, spec: TaskSpec) -> Any:
         raise InputError(f"cannot read {file}: expected one of {', '.join(FORMATS)}.")
     if file.stat().st_size == 0:
         raise InputError(f"{file} is empty.")
+    if file.suffix == ".csv":
+        _check_fields(file)
     datasets = _datasets()
     # Tab-separated files of GLUE hold stray quotation marks, which are plain text.
     reading: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if file.suffix == ".tsv" else {}
@@ -111,6 +114,23 @@ def local_rows(path: Path, split: str, spec: TaskSpec) -> Any:
         return loader(str(file), cache_dir=None, **reading)
     except Exception as error:
         raise InputError(f"cannot read {file}: {_root(error)}") from None
+
+
+def _check_fields(file: Path) -> None:
+    """Refuse a file with a comma in an unquoted text: readers would take what stands before it for a row number.
+
+    Raises:
+        InputError: the row with more fields than the header has.
+    """
+    with file.open(encoding="utf-8", errors="replace", newline="") as handle, contextlib.suppress(csv.Error):
+        rows = csv.reader(handle)
+        width = len(next(rows, []))
+        for row in rows:
+            if len(row) > width:
+                raise InputError(
+                    f"line {rows.line_num} of {file} has {len(row)} fields and the header {width}: put texts that hold "
+                    "commas into quotation marks."
+                )
 
 
 def _first_line(file: Path) -> str:
