@@ -128,8 +128,8 @@ def _check_fields(file: Path) -> None:
         for row in rows:
             if len(row) > width:
                 raise InputError(
-                    f"line {rows.line_num} of {file} has {len(row)} fields and the header {width}: put texts that hold "
-                    "commas into quotation marks."
+                    f"line {rows.line_num} of {file} has {len(row)} fields and the header {width}: put texts that "
+                    "hold commas into quotation marks."
                 )
 
 
