@@ -83,6 +83,8 @@ def score(
     examples: Examples = None,
     max_length: MaxLength = None,
     seed: Seed = None,
+    engine: Annotated[str, typer.Option(help="local, or ray: units of `exact` on many machines.")] = "local",
+    address: Annotated[str | None, typer.Option(help="Of a Ray cluster: auto or HOST:PORT.")] = None,
     device: Device = None,
     dtype: Dtype = None,
     as_json: Json = False,
@@ -102,7 +104,7 @@ def score(
         calibration__examples=examples,
         calibration__max_length=max_length,
     )
-    result = runs.run_score(options, out, runs.Placement(device, dtype), _track(as_json, quiet))
+    result = runs.run_score(options, out, runs.Placement(device, dtype), _track(as_json, quiet), engine, address)
     _print(result, tables.entries, as_json, quiet)
 
 

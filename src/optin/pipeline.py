@@ -21,6 +21,8 @@ from .checkpoint import attach, establish, save
 from .compensation import compensate
 from .cost import CostModel, mac_cost, parameter_cost
 from .criteria import Scoring, criterion
+from .engines import Engine, local
+from .engines import engine as find_engine
 from .errors import InputError, OptinError, first_line
 from .gating import gated, masks
 from .latency import latency_cost, milliseconds, multiple_of
@@ -134,23 +136,33 @@ def score(
     recipe: Recipe | None = None,
     track: Track = silent,
     resume: str | Path | None = None,
+    engine: str | Engine = "local",
+    address: str | None = None,
 ) -> Scores:
     """Removal curves of all groups: what every later choice of a budget needs.
 
     Args:
         resume: a file in which `exact` keeps partial sums, so that a run that was killed continues.
 
+        engine: "local", or "ray" to spread the removals of `exact` over the actors of a Ray cluster.
+        address: of that cluster, "auto" or "HOST:PORT"; without one Ray is started on this machine.
+
     Raises:
         NumericalError: NaN or infinite weights or activations.
-        InputError: no calibration inputs, or an unknown criterion.
+        InputError: no calibration inputs, an unknown criterion, or an engine that cannot be had.
     """
     recipe = recipe or Recipe()
     measure = criterion(recipe.criterion)
+    where = find_engine(engine, address) if isinstance(engine, str) else engine
+    if where is not local and recipe.criterion != "exact":
+        raise InputError(
+            f"only 'exact' has work for many machines; {recipe.criterion!r} takes a few passes, which are done here."
+        )
     space = describe(model)
     check_weights(model)
     calibration = Batches.of(batches, device_of(model))
     check_inputs(model, calibration)
-    scoring = Scoring(model, space, calibration, recipe, track, Path(resume) if resume else None)
+    scoring = Scoring(model, space, calibration, recipe, track, Path(resume) if resume else None, where)
     curves = measure(scoring)
     tokens = token_costs(scoring) if recipe.tokens.merge == "search" else None
     return Scores(

@@ -104,11 +104,18 @@ def run_inspect(model: str, length: int | None, placement: Placement) -> dict[st
     return inspect(placement.load(model), length)
 
 
-def run_score(recipe: Recipe, out: Path, placement: Placement, track: Track = silent) -> dict[str, Any]:
+def run_score(
+    recipe: Recipe,
+    out: Path,
+    placement: Placement,
+    track: Track = silent,
+    engine: str = "local",
+    address: str | None = None,
+) -> dict[str, Any]:
     """`optin score`: removal curves in a folder. A run that is killed goes on where it was."""
     job = Job.of(recipe, placement)
     partial = out.with_name(f"{out.name}.partial")
-    scores = score(job.model, job.batches, recipe=recipe, track=track, resume=partial)
+    scores = score(job.model, job.batches, recipe=recipe, track=track, resume=partial, engine=engine, address=address)
     save_scores(scores, out)
     partial.unlink(missing_ok=True)
     return {"scores": str(out), "criterion": recipe.criterion, "groups": len(scores.curves)}

@@ -7,7 +7,7 @@ unit is the recorded one minus one block of columns; and several units share a f
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 from ..batches import Batch, Batches, size_of, split, tile
 from ..consumers import without_units
 from ..gating import gated
-from ..modules import hidden_of, inference_mode_of, patched_forward
+from ..modules import device_of, hidden_of, inference_mode_of, patched_forward
 from ..probe import PARTS, check_activations, read_final, states
 from ..recipe import Trajectory
 from ..replay import Recorder, Replaced, Trail, recorded_blocks, resumed_at, standing_in
@@ -42,28 +42,60 @@ def exact(scoring: Scoring) -> Mapping[str, Curve]:
 
 def exact_parts(scoring: Scoring, units: Mapping[str, list[int]] | None = None) -> dict[str, dict[str, Tensor]]:
     """L_mid and L_out of the chosen units (all by default), averaged over micro-batches: shape (chosen,)."""
-    model, space, recipe, batches = scoring.model, scoring.space, scoring.recipe, scoring.batches
+    space, recipe, batches = scoring.space, scoring.recipe, scoring.batches
     chosen = {group.name: list(range(group.size)) for group in space} if units is None else dict(units)
-    size = batches.micro_size(recipe.trajectory.draws)
+    size, stack = batches.micro_size(recipe.trajectory.draws), recipe.trajectory.stack
     partial = Partial.open(scoring.resume, PARTS, chosen, f"{batches.digest} {recipe.to_dict()}")
     micro = [(batch, recipe.seed + index) for index, batch in enumerate(_micro_batches(batches, size))]
-    steps = [(index, group) for index in range(partial.done, len(micro)) for group in space if chosen[group.name]]
-    current = -1
-    with inference_mode_of(model), torch.inference_mode():
-        for index, group in scoring.track(steps, "exact", len(steps)):
-            if index != current:
-                partial.commit(index)
-                batch, seed = micro[index]
-                reference, current = Reference.of(model, space, batch, recipe.trajectory, seed), index
-            for start in range(0, len(chosen[group.name]), recipe.trajectory.stack):
-                removed = chosen[group.name][start : start + recipe.trajectory.stack]
-                losses = reference.losses(group, removed)
-                for part, values in zip(PARTS, losses, strict=True):
-                    partial.sums[part][group.name][start : start + len(removed)] += values.double().cpu()
-        partial.commit(len(micro))
+    places = [
+        (index, name, start)
+        for index in range(partial.done, len(micro))
+        for name, removed in chosen.items()
+        for start in range(0, len(removed), stack)
+    ]
+    calls = [(index, name, chosen[name][start : start + stack]) for index, name, start in places]
+    work = Removals(scoring.model, space, micro, recipe.trajectory)
+    results = scoring.track(scoring.engine(work, calls), "exact", len(calls))
+    for (index, name, start), losses in zip(places, results, strict=True):
+        if index > partial.done:
+            partial.commit(index)
+        for part, values in zip(PARTS, losses, strict=True):
+            partial.sums[part][name][start : start + len(values)] += values
+    partial.commit(len(micro))
     return {
         part: {name: value / len(micro) for name, value in groups.items()} for part, groups in partial.sums.items()
     }
+
+
+class Removals:
+    """The losses of removing units, on one of some micro-batches; can be sent to other processes.
+
+    Args:
+        micro: micro-batches and their seeds.
+    """
+
+    def __init__(
+        self, model: nn.Module, space: UnitSpace, micro: Sequence[tuple[Batch, int]], options: Trajectory
+    ) -> None:
+        self.model, self.space, self.micro, self.options = model, space, micro, options
+        self.latest: tuple[int, Reference] | None = None
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the network is on one."""
+        return device_of(self.model).type == "cuda"
+
+    def __call__(self, index: int, group: str, units: list[int]) -> tuple[Tensor, Tensor]:
+        """(L_mid, L_out) on a micro-batch of removing each unit alone: shape (units,), float64 on the CPU."""
+        with inference_mode_of(self.model), torch.inference_mode():
+            if self.latest is None or self.latest[0] != index:
+                batch, seed = self.micro[index]
+                self.latest = index, Reference.of(self.model, self.space, batch, self.options, seed)
+            middle, output = self.latest[1].losses(self.space[group], units)
+        return middle.double().cpu(), output.double().cpu()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "latest": None}
 
 
 def _micro_batches(batches: Batches, size: int) -> Iterator[Batch]:

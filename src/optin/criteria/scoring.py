@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from ..batches import Batches
+from ..engines import Engine, local
 from ..probe import TokenWeights
 from ..progress import Track, silent
 from ..recipe import Recipe
@@ -21,6 +22,7 @@ class Scoring:
     """A network to score, and all that belongs to it.
 
     Attributes:
+        engine: where `exact` computes; the other criteria are a few passes, and compute here.
         resume: a file for partial results, so that a long scoring goes on after a kill.
         scales: what each part of the trajectory is multiplied by in the curves; filled in by criteria that
             measure it.
@@ -33,6 +35,7 @@ class Scoring:
     recipe: Recipe
     track: Track = silent
     resume: Path | None = None
+    engine: Engine = local
     scales: dict[str, float] = field(default_factory=dict)
     gradients: dict[str, list[Tensor]] = field(default_factory=dict)
 

@@ -1,0 +1,156 @@
+"""`exact` spread over workers; with Ray installed, on a real cluster, one of whose workers is killed on the way."""
+
+from __future__ import annotations
+
+import functools
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+import optin
+from optin.engines import engine, local
+from optin.errors import DependencyError, InputError
+from optin.recipe import Recipe
+
+RECIPE = Recipe().override(criterion="exact", trajectory__rows=12, trajectory__draws=4, trajectory__stack=4)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """The address of a head and two more nodes on loopback, with one place each."""
+    pytest.importorskip("ray")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    command = str(Path(sys.executable).with_name("ray"))
+    options = ("--num-cpus=1", "--disable-usage-stats", "--node-ip-address=127.0.0.1")
+    head = ("--head", f"--port={address.partition(':')[2]}", "--include-dashboard=false")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # on loopback, for the time of the test
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+        try:
+            for place in (head, (f"--address={address}",), (f"--address={address}",)):
+                subprocess.run([command, "start", *place, *options], check=True, capture_output=True)
+            yield address
+        finally:
+            subprocess.run([command, "stop", "--force"], capture_output=True, check=False)
+
+
+def workers() -> list[int]:
+    """Processes of actors."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if entry.read_bytes().startswith(b"ray::_Actor"):
+                found.append(int(entry.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.filterwarnings("ignore")  # of Ray and its processes
+def test_many_machines_give_the_same_to_the_bit(bert, batches, cluster, tmp_path):
+    expected = optin.score(bert, batches, recipe=RECIPE)
+    killed = []
+
+    def kill_one(items, description, total):
+        for number, item in enumerate(items):
+            if number == 3:
+                killed.append(workers()[0])
+                os.kill(killed[0], signal.SIGKILL)
+            yield item
+
+    got = optin.score(
+        bert, batches, recipe=RECIPE, engine="ray", address=cluster, track=kill_one, resume=tmp_path / "partial"
+    )
+    assert killed and (tmp_path / "partial").exists()
+    for name, curve in expected.curves.items():
+        assert torch.equal(got.curves[name].order, curve.order) and torch.equal(got.curves[name].cost, curve.cost)
+
+
+class StandIn:
+    """What the engine asks of Ray, answered here: the call given last is done first."""
+
+    def __init__(self, resources: dict[str, float]) -> None:
+        self.resources = resources
+        self.actors: list[object] = []
+        self.killed: list[object] = []
+        self.stopped = False
+
+    def is_initialized(self):
+        return False
+
+    def init(self, **options):
+        assert options["address"] in (None, "auto")
+
+    def cluster_resources(self):
+        return self.resources
+
+    def put(self, value):
+        return pickle.loads(pickle.dumps(value))
+
+    def remote(self, **options):
+        assert options["max_restarts"] == options["max_task_retries"] == -1
+
+        def of(kind):
+            def make(*arguments):
+                actor = kind(*arguments)
+                do = actor.do
+                actor.do = types.SimpleNamespace(remote=lambda *given: functools.partial(do, *given))
+                self.actors.append(actor)
+                return actor
+
+            return types.SimpleNamespace(remote=make)
+
+        return of
+
+    def wait(self, running, num_returns):
+        return [running[-1]], running[:-1]
+
+    def get(self, call):
+        return call()
+
+    def kill(self, actor):
+        self.killed.append(actor)
+
+    def shutdown(self):
+        self.stopped = True
+
+
+def test_answers_come_in_order_from_as_many_workers_as_there_is_room_for(bert, batches, monkeypatch):
+    expected = optin.score(bert, batches, recipe=RECIPE)
+    stand_in = StandIn({"CPU": 3.0})
+    monkeypatch.setitem(sys.modules, "ray", stand_in)
+    got = optin.score(bert, batches, recipe=RECIPE, engine="ray")
+    assert len(stand_in.actors) == 3 and stand_in.killed == stand_in.actors and stand_in.stopped
+    for name, curve in expected.curves.items():
+        assert torch.equal(got.curves[name].cost, curve.cost)
+
+
+def test_no_cluster_is_said(bert, batches, monkeypatch):
+    stand_in = StandIn({})
+    stand_in.init = lambda **_: (_ for _ in ()).throw(ConnectionError("nothing there"))
+    monkeypatch.setitem(sys.modules, "ray", stand_in)
+    with pytest.raises(InputError, match="ray start --head"):
+        optin.score(bert, batches, recipe=RECIPE, engine="ray", address="auto")
+
+
+def test_engines_that_cannot_be_had(bert, batches, monkeypatch):
+    assert engine("local") is local
+    with pytest.raises(InputError, match="Did you mean 'ray'"):
+        engine("rai")
+    with pytest.raises(InputError, match="--engine ray"):
+        engine("local", "auto")
+    with pytest.raises(InputError, match="only 'exact'"):
+        optin.score(bert, batches, engine="ray")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(DependencyError, match=r"optin\[ray\]"):
+        optin.score(bert, batches, recipe=RECIPE, engine="ray")
