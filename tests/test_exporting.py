@@ -53,6 +53,8 @@ def test_other_numbers_of_examples_and_lengths(to, tmp_path):
     other = optin.open_exported(tmp_path / "out", trusted=True)
     for batch, length in ((1, 4), (5, 17)):
         sample = tokens(model, batch, length, seed=1)
+        if batch == 1:  # without a mask, every token counts
+            sample = {"input_ids": sample["input_ids"].clamp(min=5)}
         with torch.no_grad():
             expected = model(**sample).logits
         torch.testing.assert_close(
@@ -129,8 +131,8 @@ def test_untrusted_and_damaged_exports_are_refused(bert, tmp_path):
     with pytest.raises(InputError, match="unpickling"):
         optin.open_exported(tmp_path / "pt2")
     export(bert, tokens(bert), tmp_path / "onnx")
-    with pytest.raises(InputError, match="attention_mask"):
-        optin.open_exported(tmp_path / "onnx")(input_ids=torch.ones(1, 3, dtype=torch.int64))
+    with pytest.raises(InputError, match="'input_ids' is missing"):
+        optin.open_exported(tmp_path / "onnx")(attention_mask=torch.ones(1, 3, dtype=torch.int64))
     description = json.loads((tmp_path / "onnx" / "export.json").read_text())
     for change, error in (
         ({"format": "pickle"}, InputError),

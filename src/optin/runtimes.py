@@ -24,6 +24,7 @@ FILES = {
     "openvino": "openvino_model.xml",
     "torch-export": "model.pt2",
 }
+_DEFAULTS = {"attention_mask": torch.ones_like, "token_type_ids": torch.zeros_like}
 Run = Callable[[Sequence[Tensor]], Sequence[Any]]  # inputs in their order to outputs in theirs
 
 
@@ -49,11 +50,15 @@ class Runtime(nn.Module):
     def forward(self, **inputs: Tensor) -> Any:
         """What the network returns; its inputs are those of `input_names`, others are left out.
 
+        Masks and token types that are not given are those that networks take then: ones and zeros.
+
         Raises:
             InputError: an input is missing.
         """
         from transformers.utils.generic import ModelOutput
 
+        if (ids := inputs.get("input_ids")) is not None:
+            inputs = {name: fill(ids) for name, fill in _DEFAULTS.items()} | inputs
         if missing := [name for name in self.input_names if name not in inputs]:
             raise InputError(f"this exported network takes {', '.join(self.input_names)}; {missing[0]!r} is missing.")
         found = [torch.as_tensor(value) for value in self._run([inputs[name] for name in self.input_names])]
