@@ -17,7 +17,7 @@ from .arch import describe
 from .arch.inputs import default_length, example_inputs, image_input
 from .batches import Batch
 from .benchmark import compare_speed, side_by_side
-from .checkpoint import REPORT, SECTION, load_scores, manifest, save_scores
+from .checkpoint import REPORT, SECTION, load_scores, save_scores
 from .errors import InputError, first_line, unknown
 from .exporting import export
 from .files import disk_errors, read_json, write_text
@@ -304,7 +304,8 @@ def run_report(
     reference: str | None = None,
 ) -> dict[str, Any]:
     """`optin report`: report.html anew, with what `sweep` found and with pictures if there is data."""
-    plan_, report = Plan.from_dict(manifest(folder)), read_json(folder / "report.json")
+    # The configuration that transformers writes has the groups in the order of their names.
+    chosen, report = Plan.load(folder / "plan.json"), read_json(folder / "report.json")
     known = Recipe.load(folder / "recipe.yaml")
     if recipe.task.data is not None:
         run_draw(folder, recipe, folder, count, reference)
@@ -312,7 +313,7 @@ def run_report(
     found = None if sweep_file is None else read_json(sweep_file)
     name = Path(known.model or folder).name
     target = out or folder / REPORT
-    write_text(target, render(report, plan_, known, name, pictures, found))
+    write_text(target, render(report, chosen, known, name, pictures, found))
     return {"report": str(target), "pictures": len(pictures)}
 
 
