@@ -165,6 +165,9 @@ def test_exports_on_the_command_line(run, workspace, tmp_path):  # noqa: F811
     assert abs(rows[4]["kl"] - rows[3]["kl"]) < 1e-5 and rows[4]["accuracy"] == rows[3]["accuracy"]
     code, out, _ = run("evaluate", tmp_path / "small" / "onnx", "--data", workspace, "--json")
     assert code == 0 and json.loads(out)["accuracy"] == rows[4]["accuracy"]
+    options = ("--to", "torch-export", "--data", workspace, "--no-evaluate", "--out", tmp_path / "dense")
+    code, out, _ = run("export", workspace / "dense", *options, "--json")
+    assert code == 0 and "real" in json.loads(out)["inputs"] and "accuracy" not in json.loads(out)["rows"][0]
     # Without data on random inputs, and beside no other network.
     code, out, _ = run("export", tmp_path / "small", "--to", "torch-export", "--out", tmp_path / "there", "--json")
     assert code == 0 and "random" in json.loads(out)["inputs"]

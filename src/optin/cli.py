@@ -305,6 +305,7 @@ def export(
     max_length: MaxLength = None,
     batch: Annotated[int, typer.Option(min=2, help="Examples per timed forward.")] = 8,
     reference: Annotated[str | None, typer.Option(help="Dense network, timed and evaluated beside it.")] = None,
+    evaluate: Annotated[bool, typer.Option(help="With data, measure the network in every runtime.")] = True,
     dtype: Dtype = "float32",
     as_json: Json = False,
     quiet: Quiet = False,
@@ -323,6 +324,7 @@ def export(
         out=out,
         batch=batch,
         reference=reference,
+        quality=evaluate,
         track=_track(as_json, quiet),
     )
     _print(result, tables.exports, as_json, quiet)

@@ -213,16 +213,18 @@ def run_export(
     out: Path | None = None,
     batch: int = 8,
     reference: str | None = None,
+    quality: bool = True,
     track: Track = silent,
 ) -> dict[str, Any]:
     """`optin export`: a network in other runtimes, compared with itself and timed beside itself.
 
-    With data, inputs are real, and networks in every runtime are evaluated where it has labels.
+    With data, inputs are real.
 
     Args:
         out: one folder per format is made there; in the network's own folder if not given.
         batch: examples in the forward that is timed.
         reference: the dense network, exported for the time of the run, timed and evaluated as well.
+        quality: with data, evaluate the network in every runtime.
     """
     for name in formats:
         if name not in FILES:
@@ -232,9 +234,10 @@ def run_export(
         raise InputError("say where to, with --out: this network comes from no local folder.")
     model, preprocessor, inputs = _export_inputs(source, recipe, placement, batch)
     spec = task_spec(recipe.task.name)
-    examples = None if recipe.task.data is None else _load(spec, recipe, "evaluation")
+    real = recipe.task.data is not None
+    examples = _load(spec, recipe, "evaluation") if real and quality else None
     with tempfile.TemporaryDirectory() as scratch:
-        places = {"pruned": (model, home)}
+        places = {"pruned" if _section(model) else "given": (model, home)}
         if reference is not None:
             places = {"dense": (placement.load(reference, spec.kind), Path(scratch)), **places}
         rows: list[dict[str, Any]] = []
@@ -252,7 +255,7 @@ def run_export(
             if examples is not None:
                 row |= _measure(runnable, preprocessor, recipe, examples, networks[0], track)
     shape = " x ".join(str(size) for size in next(iter(inputs.values())).shape)
-    return {"inputs": f"{shape}, {'random' if examples is None else 'real'}", "rows": rows}
+    return {"inputs": f"{shape}, {'real' if real else 'random'}", "rows": rows}
 
 
 def _export_inputs(source: str, recipe: Recipe, placement: Placement, batch: int) -> tuple[nn.Module, Any, Batch]:
@@ -266,7 +269,7 @@ def _export_inputs(source: str, recipe: Recipe, placement: Placement, batch: int
         preprocessor = load_processor(source) if image_input(model) else load_tokenizer(source)
     except InputError:
         preprocessor = None
-    section = getattr(getattr(model, "config", model), SECTION, None)
+    section = _section(model)
     length, width = (section["length"], section.get("width")) if section else (default_length(model), None)
     return model, preprocessor, example_inputs(model, length, batch, width)
 
@@ -292,6 +295,11 @@ def run_draw(folder: Path, recipe: Recipe, out: Path, count: int, reference: str
         images = _load(spec, recipe, "evaluation", labelled=False)
     dense = None if reference is None else load_model(reference, spec.kind)
     return {f"picture {index}": str(path) for index, path in enumerate(draw(folder, out, images, count, dense), 1)}
+
+
+def _section(model: nn.Module) -> Any:
+    """The plan that a network was cut to, as its configuration holds it; None for a dense one."""
+    return getattr(getattr(model, "config", model), SECTION, None)
 
 
 def run_report(

@@ -104,7 +104,7 @@ def exports(result: dict[str, Any]) -> RenderableType:
             f"{row['ms']:.1f}",
             *(f"{row[name]:.4f}" for name in names),
         )
-    written = {row["runtime"]: row["file"] for row in result["rows"] if row["network"] == "pruned" and "file" in row}
+    written = {row["runtime"]: row["file"] for row in result["rows"] if row["network"] != "dense" and "file" in row}
     return Group(table, entries({"inputs": result["inputs"], **written}))
 
 
