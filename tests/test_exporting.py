@@ -188,3 +188,15 @@ def test_results_work_in_pipelines_and_compiled(bert, batches, tmp_path):
     with torch.no_grad():
         compiled = torch.compile(model, backend="aot_eager")(**sample).logits
         torch.testing.assert_close(compiled, model(**sample).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_embedding_models_load_in_sentence_transformers(batches, tmp_path):
+    library = pytest.importorskip("sentence_transformers")
+    small = optin.prune(build("bert", "Model"), batches, "60%")
+    small.save(tmp_path / "small", tokenizer())
+    loaded = library.SentenceTransformer(str(tmp_path / "small"), trust_remote_code=True, device="cpu")
+    got = loaded.encode(["good film"], convert_to_tensor=True)
+    encoded = tokenizer()(["good film"], return_tensors="pt")
+    with torch.no_grad():
+        expected = small.model(**encoded).last_hidden_state.mean(1)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
