@@ -164,11 +164,16 @@ def render(results: dict[str, Any]) -> str:
                 ),
             ),
             "",
+            *(
+                [f"Not run yet: {'; '.join(missing)}.", ""]
+                if (missing := [r for r in rows(name) if r not in found])
+                else []
+            ),
             f"![{name}](peers-{name}.svg)",
             "",
         ]
         picture(name, found, dense)
-        bars += list(comparisons(name, found))
+        bars += [] if missing else list(comparisons(name, found))
     return "\n".join([*lines, *(bar_table(bars) if bars else [])]).strip() + "\n"
 
 
