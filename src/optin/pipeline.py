@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import time
@@ -359,7 +360,7 @@ def costs(model: nn.Module, space: UnitSpace, length: int, width: int | None = N
     inputs = example_inputs(model, length, width=width)
     try:
         return mac_cost(model, space, inputs), parameter_cost(model, space)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, AssertionError) as error:
         raise InputError(f"the network does not take inputs of length {length}: {first_line(error)}") from None
 
 
@@ -381,15 +382,16 @@ def _figures(
     dense: nn.Module, pruned: nn.Module, space: UnitSpace, plan: Plan, scores: Scores | None
 ) -> dict[str, Any]:
     """Figures of a pruned network that its plan does not hold: bytes of weights, MACs by module, removal curves."""
-    work, _ = costs(dense, space, plan.length, plan.width)
-    after = work.merged(plan.tokens).breakdown(plan.kept)
-    return {
-        "bytes": {"dense": weight_bytes(dense), "pruned": weight_bytes(pruned)},
-        "breakdown": {
+    figures: dict[str, Any] = {"bytes": {"dense": weight_bytes(dense), "pruned": weight_bytes(pruned)}}
+    if scores is not None:
+        figures["curves"] = {name: curve.sampled(CURVE) for name, curve in scores.curves.items()}
+    with contextlib.suppress(InputError):  # a plan by hand may name a length that the network does not take
+        work, _ = costs(dense, space, plan.length, plan.width)
+        after = work.merged(plan.tokens).breakdown(plan.kept)
+        figures["breakdown"] = {
             module: {"dense": macs, "pruned": after[module]} for module, macs in work.breakdown(work.sizes).items()
-        },
-        **({} if scores is None else {"curves": {name: c.sampled(CURVE) for name, c in scores.curves.items()}}),
-    }
+        }
+    return figures
 
 
 def self_check(dense: nn.Module, pruned: nn.Module, space: UnitSpace, plan: Plan, batch: Batch) -> None:
