@@ -79,13 +79,14 @@ def render(results: dict[str, Any]) -> str:
     lines = []
     for name, rows in results.items():
         examples, length = SHAPES[name]
+        merged = " in the median example, since tokens merge" if PRESETS[name] == "tau" else ""
         unit = "tokens" if name == "minilm" else "pixels of a side"
         worst = max(row["difference"] for row in rows if row["runtime"] in ("onnx", "openvino"))
         lines += [
             f"## {name}",
             "",
             f"{BUDGET} of the MACs. A forward of {examples} examples of {length} {unit}; quality on "
-            f"{NETWORKS[name]}. ONNX Runtime and OpenVINO in float32 differ from torch by {worst:.0e} at most.",
+            f"{NETWORKS[name]}. ONNX Runtime and OpenVINO in float32 differ from torch by {worst:.0e} at most{merged}.",
             "",
             *table(HEAD, (line(row, rows[0]["ms"]) for row in rows)),
             "",
