@@ -86,7 +86,8 @@ def render(results: dict[str, Any]) -> str:
             f"## {name}",
             "",
             f"{BUDGET} of the MACs. A forward of {examples} examples of {length} {unit}; quality on "
-            f"{NETWORKS[name]}. ONNX Runtime and OpenVINO in float32 differ from torch by {worst:.0e} at most{merged}.",
+            f"{NETWORKS[name]}. ONNX Runtime and OpenVINO in float32 differ from torch by {worst:.0e} at "
+            f"most{merged}.",
             "",
             *table(HEAD, (line(row, rows[0]["ms"]) for row in rows)),
             "",
