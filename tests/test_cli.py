@@ -139,6 +139,11 @@ def test_the_paper_preset_and_labels(run, workspace, tmp_path):
     assert run("prune", *common, "--no-compensate", "--examples", 16, "--dtype", "float64")[0] == 0
 
 
+def test_the_version_is_said(run):
+    code, out, _ = run("--version")
+    assert code == 0 and out.startswith("optin ") and f"torch {torch.__version__.partition('+')[0]}" in out
+
+
 def test_a_killed_scoring_goes_on(run, workspace, tmp_path, monkeypatch):
     arguments = ("score", workspace / "dense", "--out", tmp_path / "s", "--data", workspace, "--criterion", "exact")
     arguments += ("--examples", 8, "--json")

@@ -53,6 +53,23 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON and
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no table.")]
 
 
+def _show_version(wanted: bool) -> None:
+    from .versions import versions
+
+    if wanted:
+        print(", ".join(f"{name} {version}" for name, version in versions().items()))  # noqa: T201
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print versions and end.")
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
 def inspect(
     model: Model,
