@@ -20,20 +20,20 @@ from typing import Any
 
 from measuring import Stored
 from peer_networks import NETWORKS, network
-from rich.console import Console
-from rich.progress import track as progress
 from text_tables import table
 from torch import nn
 
 import optin
 from optin.arch.inputs import example_inputs
 from optin.benchmark import side_by_side
+from optin.exporting import export_all
 from optin.modules import weight_bytes
 
 BUDGET = "50%"
 PRESETS = {"minilm": "default", "dinov2": "tau"}
 SHAPES = {"minilm": (8, 64), "dinov2": (8, 112)}  # examples, and tokens or pixels of a side
 FORMATS = ("onnx", "onnx-int8", "openvino")
+KEPT = ("bytes", "difference")
 HEAD = ["", "runtime", "MB", "ms", "times as fast", "accuracy, %", "KL to dense"]
 
 
@@ -62,12 +62,10 @@ def measured(name: str) -> list[dict[str, Any]]:
                 {"network": kind, "runtime": "torch, int8"},
             ]
             networks += [model, int8(model)]
-            for to in progress(FORMATS, description=f"{name}, {kind}", console=Console(stderr=True)):
-                figures = optin.export(model, batches[0], Path(scratch) / kind / to, to)
-                rows.append(
-                    {"network": kind, "runtime": to, **{key: figures[key] for key in ("bytes", "difference")}}
-                )
-                networks.append(optin.open_exported(Path(scratch) / kind / to))
+            targets = {to: Path(scratch) / kind / to for to in FORMATS}
+            for figures in export_all(model, batches[0], targets, track=optin.rich_track):
+                rows.append({"network": kind, "runtime": figures["format"], **{key: figures[key] for key in KEPT}})
+                networks.append(optin.open_exported(targets[figures["format"]]))
         times = side_by_side(networks, inputs)
         for row, runnable, milliseconds in zip(rows, networks, zip(*times, strict=True), strict=True):
             row |= {"ms": statistics.median(milliseconds), **setting.measure(runnable)}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import sys
@@ -12,7 +13,7 @@ import optin
 from optin import exporting
 from optin.arch import describe
 from optin.errors import CheckpointError, DependencyError, InputError, OptinError
-from optin.exporting import export
+from optin.exporting import export, export_all
 from optin.merging import Merging
 from optin.other_models import create
 from optin.runtimes import FILES
@@ -92,6 +93,24 @@ def test_networks_of_channels_and_scenes_are_traced(family, tmp_path):
     assert figures["difference"] < 1e-4
 
 
+def test_all_formats_come_from_one_trace(bert, tmp_path, monkeypatch):
+    made = []
+    for name in ("_trace", "_write_onnx"):
+        whole = getattr(exporting, name)
+        monkeypatch.setattr(exporting, name, lambda *given, n=name, f=whole: made.append(n) or f(*given))
+    targets = {to: tmp_path / to for to in FILES}
+    assert [found["format"] for found in export_all(bert, tokens(bert), targets)] == list(FILES)
+    assert made == ["_trace", "_write_onnx"]
+
+    def broken(*_):
+        raise RuntimeError("no such operator\nand more")
+
+    monkeypatch.setattr(exporting, "_write_onnx", broken)
+    with pytest.raises(InputError, match="cannot be written as onnx: no such operator$"):
+        export(bert, tokens(bert), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 def test_nothing_is_written_that_computes_something_else(bert, tmp_path, monkeypatch):
     class Wrong(torch.nn.Module):
         def forward(self, **batch):
@@ -106,6 +125,8 @@ def test_nothing_is_written_that_computes_something_else(bert, tmp_path, monkeyp
 def test_what_cannot_be_exported_is_said(bert, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="Did you mean 'onnx'"):
         export(bert, tokens(bert), tmp_path / "out", "onxx")
+    with pytest.raises(InputError, match="cannot be exported"):
+        export(copy.deepcopy(bert).bfloat16(), tokens(bert), tmp_path / "out", "torch-export")
     with pytest.raises(InputError, match="two examples"):
         export(bert, tokens(bert, batch=1), tmp_path / "out")
     (tmp_path / "other").mkdir()

@@ -54,6 +54,7 @@ def compare_speed(
     *,
     batch: int = 32,
     lengths: Sequence[int] | None = None,
+    width: int | None = None,
     rounds: int = 15,
     track: Track = silent,
 ) -> list[Speed]:
@@ -61,15 +62,16 @@ def compare_speed(
 
     Args:
         lengths: tokens of a text (32 and 128 by default) or pixels of an image side (the model's own).
+        width: in pixels, of images that are not square.
     """
     results = []
     space = describe(dense)
     if lengths is None:
         lengths = (default_length(dense),) if image_input(dense) else (32, 128)
     for length in lengths:
-        inputs = example_inputs(dense, length, batch)
+        inputs = example_inputs(dense, length, batch, width)
         times = side_by_side((dense, pruned), inputs, rounds, track)
-        ideal = costs(dense, space, length)[0].dense / costs(pruned, describe(pruned), length)[0].dense
+        ideal = costs(dense, space, length, width)[0].dense / costs(pruned, describe(pruned), length, width)[0].dense
         results.append(
             Speed(
                 batch,

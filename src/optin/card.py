@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from .other_models import is_other
+from .templates import filled
 from .timm_models import is_timm
 
 TASKS = {
@@ -26,11 +27,6 @@ if TYPE_CHECKING:
 
 def model_card(result: Result, name: str, auto: str | None) -> str:
     """README.md of a checkpoint."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("optin", ""), undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True
-    )
     plan, report = result.plan, result.report
     costs = [(f"MACs per example of length {plan.size}", plan.dense.macs, plan.pruned.macs)]
     costs.append(("parameters", plan.dense.parameters, plan.pruned.parameters))
@@ -39,7 +35,8 @@ def model_card(result: Result, name: str, auto: str | None) -> str:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not Path(base).exists():
         metadata["base_model"] = base
     metadata |= _index(result, name)
-    return environment.get_template("card.md.j2").render(
+    return filled(
+        "card.md.j2",
         metadata=yaml.safe_dump(metadata, sort_keys=False),
         name=name,
         base=base,

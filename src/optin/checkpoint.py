@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 SECTION = "optin"
 REPORT = "report.html"
 LARGEST = 10**7  # number in a configuration: beyond any vocabulary, width or image
+BLOCKS = 1000  # that a network may have whatever its weights, since blocks may share them
 STUB = "modeling_optin"
 
 _STUB_SOURCE = '''"""Lets the Auto classes of transformers load this pruned network (trust_remote_code=True).
@@ -71,10 +72,14 @@ def attach(model: nn.Module, plan: Plan) -> None:
 
     A network pruned before gets the composition of both plans: its dense sizes stay those of the first.
     """
-    place: Any = getattr(model, "config", model)
-    earlier = getattr(place, SECTION, None)
+    earlier = section_of(model)
     combined = plan if earlier is None else compose(Plan.from_dict(earlier), plan)
-    setattr(place, SECTION, combined.to_dict())
+    setattr(getattr(model, "config", model), SECTION, combined.to_dict())
+
+
+def section_of(model: nn.Module) -> Any:
+    """The plan that a network was cut to, as `attach` wrote it; None for a dense one."""
+    return getattr(getattr(model, "config", model), SECTION, None)
 
 
 def compose(first: Plan, second: Plan) -> Plan:
@@ -112,7 +117,7 @@ def save(result: Result, folder: str | Path, tokenizer: Any = None) -> Path:
     auto = None if is_other(model) else _auto_class(model)
     with new_folder(target) as work:
         if is_other(model):
-            save_other(model, work, getattr(model, SECTION))
+            save_other(model, work, section_of(model))
         else:
             with _auto_map(model, auto), quiet():
                 model.save_pretrained(work)
@@ -131,7 +136,7 @@ def save(result: Result, folder: str | Path, tokenizer: Any = None) -> Path:
 def save_configuration(model: nn.Module, folder: Path) -> None:
     """Write config.json of a network, dense or pruned, without its weights."""
     if is_other(model):
-        save_origin(model, folder, getattr(model, SECTION, None))
+        save_origin(model, folder, section_of(model))
     else:
         network: Any = model
         network.config.save_pretrained(folder)
@@ -152,9 +157,9 @@ def load(folder: str | Path, *, into: nn.Module | None = None, **options: Any) -
     path = Path(folder)
     section = manifest(path)
     plan = Plan.from_dict(section)
-    tensors = _check_weights_files(path)
-    _check_sizes(read_json(path / "config.json"), tensors)
-    if "architecture" in read_json(path / "config.json"):
+    config = read_json(path / "config.json")
+    _check_sizes(config, _check_weights_files(path))
+    if "architecture" in config:
         network = create_from(path) if into is None else into
         establish(network, plan)
         fill(network, path)
@@ -162,7 +167,7 @@ def load(folder: str | Path, *, into: nn.Module | None = None, **options: Any) -
         return network.to(**({"dtype": options["dtype"]} if "dtype" in options else {}))
     if into is not None:
         raise InputError(f"{path} says itself which network it holds: load it without 'into'.")
-    name = _class_name(read_json(path / "config.json"))
+    name = _class_name(config)
     try:
         with quiet():
             model, info = shrinking(name).from_pretrained(  # type: ignore[attr-defined]
@@ -329,7 +334,7 @@ def _check_sizes(config: Any, tensors: int) -> None:
     for name, value in _numbers({key: value for key, value in config.items() if key != SECTION}):
         if abs(value) > LARGEST:
             raise CheckpointError(f"config.json asks for {name!r} of {value}, which no network has.")
-        if name in ("num_hidden_layers", "num_layers", "n_layers", "depths", "depth") and value > tensors:
+        if ("layers" in name or "depth" in name) and value > max(tensors, BLOCKS):
             raise CheckpointError(f"config.json asks for {name!r} of {value}, and there are only {tensors} tensors.")
 
 

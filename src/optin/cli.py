@@ -46,6 +46,10 @@ Compensate = Annotated[bool | None, typer.Option("--compensate/--no-compensate",
 Examples = Annotated[int | None, typer.Option(help="Unlabelled calibration examples.")]
 MaxLength = Annotated[int | None, typer.Option(help="Tokens per example at most.")]
 ScoresFolder = Annotated[Path | None, typer.Option("--scores", help="Use these scores instead of scoring.")]
+ImageTask = Annotated[str, typer.Option(help="Task of the images.")]
+DrawnData = Annotated[str | None, typer.Option(help="Images to show merged tokens on, or scenes to segment.")]
+DrawnReference = Annotated[str | None, typer.Option(help="The dense network, to segment the same scenes.")]
+Count = Annotated[int, typer.Option(min=1, help="Images to draw.")]
 Seed = Annotated[int | None, typer.Option(help="Of every random draw.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or float64.")]
@@ -385,10 +389,10 @@ def finetune(
 def draw(
     model: Annotated[Path, typer.Argument(help="Folder of a pruned network.")],
     out: Annotated[Path | None, typer.Option(help="Folder for the pictures; the network's own if not given.")] = None,
-    task: Annotated[str, typer.Option(help="Task of the images.")] = "image-classification",
-    data: Annotated[str | None, typer.Option(help="Images to show merged tokens on, or scenes to segment.")] = None,
-    count: Annotated[int, typer.Option(min=1, help="Images to draw.")] = 4,
-    reference: Annotated[str | None, typer.Option(help="The dense network, to segment the same scenes.")] = None,
+    task: ImageTask = "image-classification",
+    data: DrawnData = None,
+    count: Count = 4,
+    reference: DrawnReference = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -404,10 +408,10 @@ def report(
     model: Annotated[Path, typer.Argument(help="Folder of a pruned network.")],
     out: Annotated[Path | None, typer.Option(help="HTML file; report.html in the folder if not given.")] = None,
     sweep: Annotated[Path | None, typer.Option(help="sweep.json, to show quality against MACs.")] = None,
-    task: Annotated[str, typer.Option(help="Task of the images.")] = "image-classification",
-    data: Annotated[str | None, typer.Option(help="Images to show merged tokens on, or scenes to segment.")] = None,
-    count: Annotated[int, typer.Option(min=1, help="Images to draw.")] = 4,
-    reference: Annotated[str | None, typer.Option(help="The dense network, to segment the same scenes.")] = None,
+    task: ImageTask = "image-classification",
+    data: DrawnData = None,
+    count: Count = 4,
+    reference: DrawnReference = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -9,8 +9,10 @@ import contextlib
 import importlib
 import json
 import logging
+import shutil
+import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from .errors import DependencyError, InputError, OptinError, first_line, unknown
 from .files import new_folder, write_text
 from .merging import merging_of
 from .modules import inference_mode_of
+from .progress import Track, silent
 from .quiet import quiet
 from .runtimes import DESCRIPTION, FILES, open_exported
 
@@ -55,6 +58,7 @@ def export(
     """Write a network for another runtime, and compare the outputs there with its own.
 
     Args:
+        model: on the CPU, in float32 or float64, as these runtimes take it.
         batch: real inputs, by which the network is traced and compared; at least two examples. For images and merged
             tokens, only images of this size will do afterwards.
         to: "onnx", "onnx-int8" (weights and activations of linear maps in 8 bits), "openvino" or "torch-export".
@@ -66,36 +70,64 @@ def export(
         runtime may take another first, and the example comes out otherwise.
 
     Raises:
-        InputError: an unknown format, too few examples, or a network that cannot be traced.
+        InputError: an unknown format, too few examples, or a network that cannot be traced or written.
         OptinError: the exported network computes something else; nothing is written.
         DependencyError: a package is missing.
     """
-    if to not in FILES:
-        raise InputError(unknown("format", to, FILES))
-    _check_packages(to)
+    (figures,) = export_all(model, batch, {to: Path(folder)}, preprocessor)
+    return figures
+
+
+def export_all(
+    model: nn.Module,
+    batch: Mapping[str, Tensor],
+    targets: Mapping[str, Path],
+    preprocessor: Any = None,
+    track: Track = silent,
+) -> Iterator[dict[str, Any]]:
+    """`export` to a folder per format, from one trace."""
     inputs = dict(batch)
+    _check(model, inputs, targets)
+    with tempfile.TemporaryDirectory() as scratch, inference_mode_of(model), torch.no_grad(), _silence():
+        samples = [inputs, _shorter(inputs)]
+        expected = [model(**sample) for sample in samples]
+        single, names = _outputs(expected[0])
+        program = _trace(_ByPlace(model, tuple(inputs), None if single else names), inputs, _longest(model))
+        onnx = Path(scratch) / FILES["onnx"]
+        for to, target in track(targets.items(), "export", len(targets)):
+            description = {"format": to, "inputs": list(inputs), "outputs": list(names), "single": single}
+            with new_folder(target) as work:
+                save_configuration(model, work)
+                if preprocessor is not None:
+                    preprocessor.save_pretrained(work)
+                write_text(work / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+                _write(program, work, to, onnx, description)
+                other = open_exported(work, trusted=True)
+                apart = torch.cat([_apart(e, other(**x)) for e, x in zip(expected, samples, strict=True)])
+                difference = float(apart.median() if merging_of(model) else apart.max())
+                if to != "onnx-int8" and not difference <= TOLERANCE:
+                    raise OptinError(
+                        f"the network exported to {to} differs from the original by {difference:.1e}, more than "
+                        f"{TOLERANCE:g}. Nothing was written; please report this network."
+                    )
+                write_text(work / DESCRIPTION, json.dumps({**description, "difference": difference}, indent=2) + "\n")
+            size = sum(file.stat().st_size for file in target.glob(f"{Path(FILES[to]).stem}.*"))
+            yield {"format": to, "file": str(target / FILES[to]), "bytes": size, "difference": difference}
+
+
+def _check(model: nn.Module, inputs: Batch, formats: Iterable[str]) -> None:
+    """Everything that can be said before the network runs."""
+    for to in formats:
+        if to not in FILES:
+            raise InputError(unknown("format", to, FILES))
+        _check_packages(to)
     if size_of(inputs) < 2:
         raise InputError("an export needs at least two examples, to tell their number from a constant.")
-    target = Path(folder)
-    with inference_mode_of(model), torch.no_grad(), _silence():
-        single, names = _outputs(model, inputs)
-        network = _ByPlace(model, tuple(inputs), None if single else names)
-        description = {"format": to, "inputs": list(inputs), "outputs": list(names), "single": single}
-        with new_folder(target) as work:
-            save_configuration(model, work)
-            if preprocessor is not None:
-                preprocessor.save_pretrained(work)
-            write_text(work / DESCRIPTION, json.dumps(description, indent=2) + "\n")
-            _write(_trace(network, inputs, _longest(model)), work, to, inputs, names)
-            difference = _difference(model, open_exported(work, trusted=True), inputs)
-            if to != "onnx-int8" and not difference <= TOLERANCE:
-                raise OptinError(
-                    f"the network exported to {to} differs from the original by {difference:.1e}, more than "
-                    f"{TOLERANCE:g}. Nothing was written; please report this network."
-                )
-            write_text(work / DESCRIPTION, json.dumps({**description, "difference": difference}, indent=2) + "\n")
-    size = sum(file.stat().st_size for file in target.glob(f"{Path(FILES[to]).stem}.*"))
-    return {"format": to, "file": str(target / FILES[to]), "bytes": size, "difference": difference}
+    weight = next(model.parameters())
+    if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.float64):
+        raise InputError(
+            f"a network on {weight.device} in {weight.dtype} cannot be exported: pass model.to('cpu', torch.float32)."
+        )
 
 
 def _check_packages(to: str) -> None:
@@ -106,9 +138,8 @@ def _check_packages(to: str) -> None:
             raise DependencyError(f"this needs the package {package!r}: pip install 'optin[export]'") from None
 
 
-def _outputs(model: nn.Module, inputs: Batch) -> tuple[bool, tuple[str, ...]]:
-    """Whether the network returns one tensor, and the names of its outputs."""
-    found = model(**inputs)
+def _outputs(found: Any) -> tuple[bool, tuple[str, ...]]:
+    """Whether a network returned one tensor, and the names of its outputs."""
     if isinstance(found, Tensor):
         return True, ("output",)
     return False, tuple(name for name, value in found.items() if isinstance(value, Tensor))
@@ -135,43 +166,51 @@ def _trace(network: nn.Module, inputs: Batch, limit: int | None) -> Any:
         raise InputError(f"this network cannot be traced by torch.export: {first_line(error)}") from error
 
 
-def _write(program: Any, folder: Path, to: str, inputs: Batch, outputs: tuple[str, ...]) -> None:
+def _write(program: Any, folder: Path, to: str, onnx: Path, description: Mapping[str, Any]) -> None:
+    """One format; all but torch-export are made of one ONNX file, which is made when it is first asked for."""
     file = folder / FILES[to]
-    if to == "torch-export":
-        torch.export.save(program, str(file))
-        return
-    onnx = file if to == "onnx" else folder / FILES["onnx"]
+    try:
+        if to == "torch-export":
+            torch.export.save(program, str(file))
+            return
+        if not onnx.exists():
+            _write_onnx(program, onnx, description)
+        if to == "onnx":
+            for part in onnx.parent.glob(f"{onnx.name}*"):
+                shutil.copy(part, folder)
+        elif to == "openvino":
+            import openvino
+
+            openvino.save_model(openvino.convert_model(str(onnx)), str(file), compress_to_fp16=False)
+        else:
+            from onnxruntime.quantization import QuantType, quantize_dynamic
+
+            quantize_dynamic(str(onnx), str(file), per_channel=True, weight_type=QuantType.QInt8)
+    except OSError:
+        raise  # of the disk
+    except Exception as error:  # the exporters share no class of errors
+        raise InputError(f"this network cannot be written as {to}: {first_line(error)}") from error
+
+
+def _write_onnx(program: Any, file: Path, description: Mapping[str, Any]) -> None:
     torch.onnx.export(
         program,
-        f=str(onnx),
-        input_names=list(inputs),
-        output_names=list(outputs),
+        f=str(file),
+        input_names=description["inputs"],
+        output_names=description["outputs"],
         external_data=sum(value.nbytes for value in program.state_dict.values()) > ONE_FILE,
         dynamo=True,
         verbose=False,
     )
-    if to == "openvino":
-        import openvino
-
-        openvino.save_model(openvino.convert_model(str(onnx)), str(file), compress_to_fp16=False)
-    if to == "onnx-int8":
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-
-        quantize_dynamic(str(onnx), str(file), per_channel=True, weight_type=QuantType.QInt8)
-    if onnx != file:
-        for part in folder.glob(f"{onnx.name}*"):
-            part.unlink()
 
 
-def _difference(model: nn.Module, other: nn.Module, inputs: Batch) -> float:
-    """The largest between two networks, relative to the largest output but at least to 1, whatever the shape."""
+def _shorter(inputs: Batch) -> Batch:
+    """The first example alone; of a text its first half, so that another length is tried as well."""
     one = next(split(inputs, 1))
-    if "attention_mask" in one:
-        # Another length as well: half of the first text.
-        half = max(2, int(one["attention_mask"].sum()) // 2)
-        one = {name: value[:, :half] if value.dim() == 2 else value for name, value in one.items()}
-    found = [_apart(model(**batch), other(**batch)) for batch in (inputs, one)]
-    return float(torch.cat(found).median()) if merging_of(model) else float(torch.cat(found).max())
+    if "attention_mask" not in one:
+        return one
+    half = max(2, int(one["attention_mask"].sum()) // 2)
+    return {name: value[:, :half] if value.dim() == 2 else value for name, value in one.items()}
 
 
 def _apart(expected: Any, got: Any) -> Tensor:

@@ -14,6 +14,7 @@ import yaml
 
 from .plans import Plan
 from .recipe import Recipe
+from .templates import filled
 
 CELLS = 64  # parts at most that a group's units are gathered into
 WIDTH, HEIGHT = 320, 180  # of a plot, in its own units
@@ -36,13 +37,9 @@ def render(
         pictures: PNG files to put in.
         sweep: what `optin sweep` stores.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("optin", ""), undefined=StrictUndefined, autoescape=True, trim_blocks=True
-    )
     provenance = dict(plan.provenance)
-    return environment.get_template("report.html.j2").render(
+    return filled(
+        "report.html.j2",
         name=name,
         budget=report.get("budget"),
         verdict=verdict(report),
@@ -124,7 +121,10 @@ def curves(found: Mapping[str, Sequence[float]], plan: Plan) -> list[dict[str, A
         line = plot(name, [max(value, 0.0) ** 0.5 for value in values], name)
         for point, value in zip(line["points"], values, strict=True):
             point["value"] = shown(value)
-        lines.append({**line, "high": shown(max(values)), "cut": WIDTH * (1 - plan.kept[name] / plan.sizes[name])})
+        removed = 1 - plan.kept[name] / plan.sizes[name]
+        lines.append(
+            {**line, "high": shown(max(values)), "cut": round(WIDTH * removed, 1), "removed": f"{removed:.0%}"}
+        )
     return lines
 
 

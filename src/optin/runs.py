@@ -17,9 +17,9 @@ from .arch import describe
 from .arch.inputs import default_length, example_inputs, image_input
 from .batches import Batch
 from .benchmark import compare_speed, side_by_side
-from .checkpoint import REPORT, SECTION, load_scores, save_scores
-from .errors import InputError, first_line, unknown
-from .exporting import export
+from .checkpoint import REPORT, load_scores, save_scores, section_of
+from .errors import InputError, first_line
+from .exporting import export_all
 from .files import disk_errors, read_json, write_text
 from .finetune import finetune
 from .pictures import draw, draw_sweep
@@ -28,7 +28,7 @@ from .plans import Plan
 from .progress import Track, silent
 from .recipe import Recipe
 from .report import PICTURES, render
-from .runtimes import FILES, open_exported
+from .runtimes import open_exported
 from .tasks import (
     Examples,
     Images,
@@ -153,7 +153,8 @@ def run_prune(
         result = prune(job.model, job.batches, recipe=recipe, track=track)
     if quality:
         result.report["quality"] = _quality(job, result, track)
-        speeds = compare_speed(job.model, result.model, batch=1, lengths=[result.plan.length])
+        length, width = result.plan.length, result.plan.width
+        speeds = compare_speed(job.model, result.model, batch=1, lengths=[length], width=width, rounds=5, track=track)
         result.report["speed"] = [speed.to_dict() for speed in speeds]
     result.save(out, job.preprocessor)
     return {**result.report, "saved": str(out)}
@@ -226,9 +227,6 @@ def run_export(
         reference: the dense network, exported for the time of the run, timed and evaluated as well.
         quality: with data, evaluate the network in every runtime.
     """
-    for name in formats:
-        if name not in FILES:
-            raise InputError(unknown("format", name, FILES))
     home = Path(source) if out is None else out
     if out is None and not home.is_dir():
         raise InputError("say where to, with --out: this network comes from no local folder.")
@@ -237,7 +235,7 @@ def run_export(
     real = recipe.task.data is not None
     examples = _load(spec, recipe, "evaluation") if real and quality else None
     with tempfile.TemporaryDirectory() as scratch:
-        places = {"pruned" if _section(model) else "given": (model, home)}
+        places = {"pruned" if section_of(model) else "given": (model, home)}
         if reference is not None:
             places = {"dense": (placement.load(reference, spec.kind), Path(scratch)), **places}
         rows: list[dict[str, Any]] = []
@@ -245,9 +243,10 @@ def run_export(
         for network, (original, place) in places.items():
             rows.append({"network": network, "runtime": "torch"})
             networks.append(original)
-            for name in track(formats, f"export, {network}", len(formats)):
-                figures = export(original, inputs, place / name, name, preprocessor)
-                rows.append({"network": network, "runtime": figures.pop("format"), **figures})
+            targets = {name: place / name for name in formats}
+            for figures in export_all(original, inputs, targets, preprocessor, track):
+                name = figures.pop("format")
+                rows.append({"network": network, "runtime": name, **figures})
                 networks.append(open_exported(place / name, trusted=True))
         times = side_by_side(networks, inputs, track=track)
         for row, runnable, measured in zip(rows, networks, zip(*times, strict=True), strict=True):
@@ -269,7 +268,7 @@ def _export_inputs(source: str, recipe: Recipe, placement: Placement, batch: int
         preprocessor = load_processor(source) if image_input(model) else load_tokenizer(source)
     except InputError:
         preprocessor = None
-    section = _section(model)
+    section = section_of(model)
     length, width = (section["length"], section.get("width")) if section else (default_length(model), None)
     return model, preprocessor, example_inputs(model, length, batch, width)
 
@@ -295,11 +294,6 @@ def run_draw(folder: Path, recipe: Recipe, out: Path, count: int, reference: str
         images = _load(spec, recipe, "evaluation", labelled=False)
     dense = None if reference is None else load_model(reference, spec.kind)
     return {f"picture {index}": str(path) for index, path in enumerate(draw(folder, out, images, count, dense), 1)}
-
-
-def _section(model: nn.Module) -> Any:
-    """The plan that a network was cut to, as its configuration holds it; None for a dense one."""
-    return getattr(getattr(model, "config", model), SECTION, None)
 
 
 def run_report(
