@@ -1,4 +1,4 @@
-"""`exact` spread over workers; with Ray installed, on a real cluster, one of whose workers is killed on the way."""
+"""Scoring spread over workers; with Ray installed, on a real cluster, one of whose workers is killed on the way."""
 
 from __future__ import annotations
 
@@ -16,9 +16,15 @@ import pytest
 import torch
 
 import optin
+from optin.arch import describe
+from optin.batches import Batches
+from optin.criteria import Scoring
+from optin.criteria.compensated import Sensitivities
+from optin.criteria.draws import summed
 from optin.engines import engine, local
-from optin.errors import DependencyError, InputError
+from optin.errors import CheckpointError, DependencyError, InputError
 from optin.recipe import Recipe
+from tests.networks import build, inputs
 
 RECIPE = Recipe().override(criterion="exact", trajectory__rows=12, trajectory__draws=4, trajectory__stack=4)
 
@@ -57,23 +63,82 @@ def workers() -> list[int]:
 
 
 @pytest.mark.filterwarnings("ignore")  # of Ray and its processes
-def test_many_machines_give_the_same_to_the_bit(bert, batches, cluster, tmp_path):
-    expected = optin.score(bert, batches, recipe=RECIPE)
+@pytest.mark.parametrize("criterion", ["exact", "compensated"])
+def test_many_machines_give_the_same(criterion, bert, batches, cluster, tmp_path):
+    recipe = RECIPE.override(criterion=criterion)
+    expected = optin.score(bert, batches, recipe=recipe)
     killed = []
 
     def kill_one(items, description, total):
         for number, item in enumerate(items):
-            if number == 3:
+            if number == 3 and not killed:
                 killed.append(workers()[0])
                 os.kill(killed[0], signal.SIGKILL)
             yield item
 
     got = optin.score(
-        bert, batches, recipe=RECIPE, engine="ray", address=cluster, track=kill_one, resume=tmp_path / "partial"
+        bert, batches, recipe=recipe, engine="ray", address=cluster, track=kill_one, resume=tmp_path / "partial"
     )
     assert killed and (tmp_path / "partial").exists()
     for name, curve in expected.curves.items():
+        assert torch.equal(got.curves[name].order, curve.order)
+        if criterion == "exact":
+            assert torch.equal(got.curves[name].cost, curve.cost)
+        else:
+            torch.testing.assert_close(got.curves[name].cost, curve.cost, rtol=1e-4, atol=0)
+
+
+def elsewhere(work, calls):
+    """An engine whose worker is sent everything."""
+    sent = pickle.loads(pickle.dumps(work))
+    for arguments in calls:
+        yield sent(*arguments)
+
+
+def scoring(model, batches, recipe, **options) -> Scoring:
+    return Scoring(model, describe(model), Batches.of(batches, torch.device("cpu")), recipe, **options)
+
+
+def test_sums_of_batches_are_those_of_one_process(architecture):
+    """Two passes over batches of several lengths, the last of them smaller."""
+    model = build(architecture)
+    batches = [inputs(model, batch=size, seed=size) for size in (5, 6, 3)]
+    recipe = Recipe().override(trajectory__rows=12, trajectory__draws=20)
+    here, there = scoring(model, batches, recipe), scoring(model, batches, recipe, engine=elsewhere)
+    empty = functools.partial(Sensitivities, model, here.space, recipe)
+    expected, got = summed(here, empty, "score"), summed(there, empty, "score")
+    assert expected.units.draws == got.units.draws == 28
+    for name, value in expected.tensors().items():
+        torch.testing.assert_close(got.tensors()[name], value, rtol=1e-5, atol=1e-5 * float(value.abs().max()))
+    for index in range(len(batches)):
+        for name in here.weights.consumers:
+            for value, same in zip(here.weights(index, name), there.weights(index, name), strict=True):
+                assert torch.equal(value, same)
+
+
+def test_sums_of_batches_go_on_after_a_kill(bert, batches, tmp_path):
+    recipe, file = RECIPE.override(criterion="compensated"), tmp_path / "partial"
+    expected = optin.score(bert, batches, recipe=recipe, engine=elsewhere)
+    asked = []
+
+    def killed(work, calls):
+        for number, result in enumerate(elsewhere(work, calls)):
+            if number == 5:
+                raise KeyboardInterrupt
+            yield result
+
+    def counted(work, calls):
+        asked.append(len(calls))
+        yield from elsewhere(work, calls)
+
+    with pytest.raises(KeyboardInterrupt):
+        optin.score(bert, batches, recipe=recipe, engine=killed, resume=file)
+    got = optin.score(bert, batches, recipe=recipe, engine=counted, resume=file)
+    assert 3 <= asked[0] < 8
+    for name, curve in expected.curves.items():
         assert torch.equal(got.curves[name].order, curve.order) and torch.equal(got.curves[name].cost, curve.cost)
+    with pytest.raises(CheckpointError, match="another run"):
+        optin.score(bert, batches[:2], recipe=recipe, engine=elsewhere, resume=file)
 
 
 class StandIn:
@@ -149,8 +214,8 @@ def test_engines_that_cannot_be_had(bert, batches, monkeypatch):
         engine("rai")
     with pytest.raises(InputError, match="--engine ray"):
         engine("local", "auto")
-    with pytest.raises(InputError, match="only 'exact'"):
-        optin.score(bert, batches, engine="ray")
+    with pytest.raises(InputError, match="no work for many machines"):
+        optin.score(bert, batches, recipe=Recipe(criterion="magnitude"), engine="ray")
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(DependencyError, match=r"optin\[ray\]"):
         optin.score(bert, batches, recipe=RECIPE, engine="ray")

@@ -104,7 +104,9 @@ def score(
     examples: Examples = None,
     max_length: MaxLength = None,
     seed: Seed = None,
-    engine: Annotated[str, typer.Option(help="local, or ray: units of `exact` on many machines.")] = "local",
+    engine: Annotated[
+        str, typer.Option(help="local, or ray: units (exact) or calibration batches on many machines.")
+    ] = "local",
     address: Annotated[str | None, typer.Option(help="Of a Ray cluster: auto or HOST:PORT.")] = None,
     device: Device = None,
     dtype: Dtype = None,

@@ -21,7 +21,7 @@ from .budget import PER_MS, Budget
 from .checkpoint import attach, establish, save
 from .compensation import compensate
 from .cost import CostModel, mac_cost, parameter_cost
-from .criteria import Scoring, criterion
+from .criteria import SPREAD, Scoring, criterion
 from .engines import Engine, local
 from .engines import engine as find_engine
 from .errors import InputError, OptinError, first_line
@@ -143,9 +143,10 @@ def score(
     """Removal curves of all groups: what every later choice of a budget needs.
 
     Args:
-        resume: a file in which `exact` keeps partial sums, so that a run that was killed continues.
-
-        engine: "local", or "ray" to spread the removals of `exact` over the actors of a Ray cluster.
+        resume: a file in which `exact`, and with Ray every criterion, keeps partial sums, so that a run that was
+            killed continues.
+        engine: "local", or "ray" to spread the work over the actors of a Ray cluster: units of `exact`, calibration
+            batches of `compensated` and `sketch`.
         address: of that cluster, "auto" or "HOST:PORT"; without one Ray is started on this machine.
 
     Raises:
@@ -155,9 +156,10 @@ def score(
     recipe = recipe or Recipe()
     measure = criterion(recipe.criterion)
     where = find_engine(engine, address) if isinstance(engine, str) else engine
-    if where is not local and recipe.criterion != "exact":
+    if where is not local and recipe.criterion not in SPREAD:
         raise InputError(
-            f"only 'exact' has work for many machines; {recipe.criterion!r} takes a few passes, which are done here."
+            f"{recipe.criterion!r} has no work for many machines: score it here, without an engine. "
+            f"Others have: {', '.join(SPREAD)}."
         )
     space = describe(model)
     check_weights(model)

@@ -117,10 +117,16 @@ def micro_batches(batches: Batches, draws: int) -> Iterator[Micro]:
     size, count, again = batches.micro_size(draws), 0, False
     while count < draws:
         for index, batch in enumerate(batches):
-            for micro in split(batch, size):
+            for micro in micro_batches_of(batch, index, size, again):
                 count += 1
-                yield Micro(micro, index, trimmed(batch, micro), again)
+                yield micro
         again = True
+
+
+def micro_batches_of(batch: Batch, index: int, size: int, again: bool) -> Iterator[Micro]:
+    """One batch in micro-batches of at most `size` examples."""
+    for micro in split(batch, size):
+        yield Micro(micro, index, trimmed(batch, micro), again)
 
 
 def draw_probes(
@@ -235,6 +241,11 @@ class TokenWeights:
             self.index, self.parts = micro.index, {name: [] for name in self.consumers}
         for name, parts in self.parts.items():
             parts.append(nn.functional.pad(torch.stack(weights[name]), (0, micro.padding)))
+
+    def put(self, index: int, weights: Mapping[str, Tensor]) -> None:
+        """Keep those of a whole batch: per consumer, shape (call, batch, token)."""
+        self._finish()
+        self.index, self.parts = index, {name: [value] for name, value in weights.items()}
 
     def __call__(self, index: int, consumer: str) -> list[Tensor]:
         """For every call of a consumer in a batch, shape (batch, token)."""

@@ -17,7 +17,7 @@ from .exact import exact
 from .scoring import Scoring
 from .sketch import sketch
 
-__all__ = ["CRITERIA", "Criterion", "Scoring", "criterion"]
+__all__ = ["CRITERIA", "SPREAD", "Criterion", "Scoring", "criterion"]
 
 Criterion = Callable[[Scoring], Mapping[str, Curve]]
 
@@ -29,6 +29,8 @@ CRITERIA: Mapping[str, Criterion] = {
     "fisher": baselines.fisher,
     "random": baselines.random,
 }
+
+SPREAD = ("compensated", "sketch", "exact")  # have work for many machines
 
 
 def criterion(name: str) -> Criterion:

@@ -18,19 +18,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..consumers import features_per_unit, matrix
-from ..probe import PARTS, Probe, draw_probes
+from ..probe import PARTS, Probe
 from ..recipe import Recipe
 from ..scores import Curve
 from ..statistics import Moments, factored
 from ..units import Gate, UnitGroup, UnitSpace
+from .draws import summed
 from .scoring import Scoring
-from .sketch import UnitTotals, part_scales
+from .sketch import UnitTotals, flat, part_scales
 
 COMPACT = 0.75  # share of a reader's features from which those that are gone are cut out
 CHUNK = 16  # neurons that leave between two updates of C^-1; of channels this part of those left
@@ -39,13 +41,7 @@ CHUNK = 16  # neurons that leave between two updates of C^-1; of channels this p
 def compensated(scoring: Scoring) -> Mapping[str, Curve]:
     """Removal curves under compensation. Cost: the sketch, one second moment per consumer, one elimination."""
     model, space, recipe = scoring.model, scoring.space, scoring.recipe
-    statistics = Sensitivities(model, space, recipe)
-    draws = draw_probes(model, space, scoring.batches, recipe.trajectory, recipe.seed, scoring.track, "score")
-    for micro, probe in draws:
-        weights = scoring.weights.of(probe)
-        statistics.add(probe, weights)
-        if not micro.again:
-            scoring.weights.add(micro, weights)
+    statistics = summed(scoring, partial(Sensitivities, model, space, recipe), "score")
     scales = statistics.scales
     scoring.scales.update(scales)
     groups = scoring.track(space, "removal curves", len(space))
@@ -79,6 +75,14 @@ class Sensitivities:
             for part in PARTS:
                 g = torch.cat([value[mask] for value in probe.outputs[part][name]]).float()
                 self.gradients[part][name] += (g.mT @ g).double()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `Sums`."""
+        return {
+            **self.units.tensors(),
+            **{f"moments/{name}/{key}": t for name, m in self.moments.items() for key, t in m.tensors().items()},
+            **{f"gradients/{name}": value for name, value in flat(self.gradients).items()},
+        }
 
     @property
     def scales(self) -> dict[str, float]:

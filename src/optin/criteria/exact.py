@@ -27,7 +27,7 @@ from ..trajectory import Output, Positions, manifold_loss, output_loss
 from ..units import Tap, UnitGroup, UnitSpace
 from .partial import Partial
 from .scoring import Scoring
-from .sketch import balanced, part_scales
+from .sketch import balanced, flat, part_scales
 
 SIDES: tuple[Literal["input", "output"], ...] = ("input", "output")
 
@@ -45,7 +45,11 @@ def exact_parts(scoring: Scoring, units: Mapping[str, list[int]] | None = None) 
     space, recipe, batches = scoring.space, scoring.recipe, scoring.batches
     chosen = {group.name: list(range(group.size)) for group in space} if units is None else dict(units)
     size, stack = batches.micro_size(recipe.trajectory.draws), recipe.trajectory.stack
-    partial = Partial.open(scoring.resume, PARTS, chosen, f"{batches.digest} {recipe.to_dict()}")
+    sums = {
+        part: {name: torch.zeros(len(removed), dtype=torch.float64) for name, removed in chosen.items()}
+        for part in PARTS
+    }
+    partial = Partial.open(scoring.resume, flat(sums), scoring.identity)
     micro = [(batch, recipe.seed + index) for index, batch in enumerate(_micro_batches(batches, size))]
     places = [
         (index, name, start)
@@ -60,11 +64,9 @@ def exact_parts(scoring: Scoring, units: Mapping[str, list[int]] | None = None) 
         if index > partial.done:
             partial.commit(index)
         for part, values in zip(PARTS, losses, strict=True):
-            partial.sums[part][name][start : start + len(values)] += values
+            sums[part][name][start : start + len(values)] += values
     partial.commit(len(micro))
-    return {
-        part: {name: value / len(micro) for name, value in groups.items()} for part, groups in partial.sums.items()
-    }
+    return {part: {name: value / len(micro) for name, value in groups.items()} for part, groups in sums.items()}
 
 
 class Removals:

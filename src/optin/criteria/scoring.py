@@ -22,7 +22,7 @@ class Scoring:
     """A network to score, and all that belongs to it.
 
     Attributes:
-        engine: where `exact` computes; the other criteria are a few passes, and compute here.
+        engine: where criteria with work for many machines compute.
         resume: a file for partial results, so that a long scoring goes on after a kill.
         scales: what each part of the trajectory is multiplied by in the curves; filled in by criteria that
             measure it.
@@ -38,6 +38,11 @@ class Scoring:
     engine: Engine = local
     scales: dict[str, float] = field(default_factory=dict)
     gradients: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> str:
+        """What partial results depend on."""
+        return f"{self.batches.digest} {self.recipe.to_dict()}"
 
     @cached_property
     def weights(self) -> TokenWeights:

@@ -6,13 +6,15 @@ I(u) = E[ (d <v, phi> / d m_u)^2 ],   m_u the unit's multiplier        (METHOD s
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from ..probe import PARTS, Probe, draw_probes
+from ..probe import PARTS, Probe
 from ..scores import Curve
 from ..units import UnitSpace
+from .draws import summed
 from .scoring import Scoring
 
 Parts = dict[str, dict[str, Tensor]]
@@ -20,40 +22,44 @@ Parts = dict[str, dict[str, Tensor]]
 
 def sketch(scoring: Scoring) -> Mapping[str, Curve]:
     """Removal curves from independent unit scores. Cost: one forward and two backward passes per draw."""
-    total, options = UnitTotals(scoring.space), scoring.recipe.trajectory
-    for micro, probe in draw_probes(
-        scoring.model, scoring.space, scoring.batches, options, scoring.recipe.seed, scoring.track
-    ):
-        total.add(probe)
-        if not micro.again:
-            scoring.weights.add(micro, scoring.weights.of(probe))
-    scoring.scales.update(part_scales(total.mean, options.balance))
-    return {name: Curve.from_importance(value) for name, value in balanced(total.mean, options.balance).items()}
+    total = summed(scoring, partial(UnitTotals, scoring.space), "sketch")
+    balance = scoring.recipe.trajectory.balance
+    scoring.scales.update(part_scales(total.mean, balance))
+    return {name: Curve.from_importance(value) for name, value in balanced(total.mean, balance).items()}
 
 
 class UnitTotals:
     """Running mean of the squared derivatives, per part and group."""
 
     def __init__(self, space: UnitSpace) -> None:
-        self.draws = 0
+        self.draws = torch.zeros((), dtype=torch.float64)
         self.sums: Parts = {
             part: {group.name: torch.zeros(group.size, dtype=torch.float64) for group in space} for part in PARTS
         }
 
-    def add(self, probe: Probe) -> None:
-        """Add one draw."""
+    def add(self, probe: Probe, weights: Mapping[str, list[Tensor]] | None = None) -> None:
+        """Add one draw; tokens count alike, whatever their weights."""
         self.draws += 1
         for part, groups in probe.units.items():
             for name, derivative in groups.items():
                 self.sums[part][name] += derivative.double().square().cpu()
 
+    def tensors(self) -> dict[str, Tensor]:
+        """See `Sums`."""
+        return {"draws": self.draws, **flat(self.sums)}
+
     @property
     def mean(self) -> Parts:
         """I(u) of each part: shape (size,) per group."""
         return {
-            part: {name: value / max(self.draws, 1) for name, value in groups.items()}
+            part: {name: value / self.draws.clamp_min(1) for name, value in groups.items()}
             for part, groups in self.sums.items()
         }
+
+
+def flat(parts: Parts) -> dict[str, Tensor]:
+    """By PART/GROUP."""
+    return {f"{part}/{name}": value for part, groups in parts.items() for name, value in groups.items()}
 
 
 def balanced(parts: Parts, balance: float) -> dict[str, Tensor]:

@@ -1,0 +1,157 @@
+"""Sums over the draws of the trajectory: in one pass here, or a calibration batch at a time on many machines.
+
+A worker is given a batch and the state that the generator of one process would have before it, and gives back its
+sums. So they differ from those of one process in nothing but the order of adding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from ..batches import Batch, size_of
+from ..engines import local
+from ..modules import device_of, inference_mode_of
+from ..probe import (
+    Micro,
+    Probe,
+    TokenWeights,
+    differentiate,
+    draw_probes,
+    micro_batches_of,
+    states,
+    trajectory_objective,
+)
+from ..recipe import Recipe
+from ..replay import recorded_blocks
+from ..store import Store
+from ..units import UnitSpace
+from .partial import Partial
+from .scoring import Scoring
+
+
+class Sums(Protocol):
+    """What a criterion adds up."""
+
+    def add(self, probe: Probe, weights: Mapping[str, list[Tensor]]) -> None:
+        """Add one draw, given how much each token matters at every consumer."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All sums by name, as they are kept: adding to a tensor adds to the sum."""
+
+
+S = TypeVar("S", bound=Sums)
+
+
+def summed(scoring: Scoring, empty: Callable[[], S], description: str) -> S:
+    """The sums over all draws; fills in `scoring.weights`. Elsewhere than here, partial sums go to `scoring.resume`.
+
+    Args:
+        empty: makes sums of nothing.
+    """
+    total, recipe = empty(), scoring.recipe
+    if scoring.engine is local:
+        for micro, probe in draw_probes(
+            scoring.model, scoring.space, scoring.batches, recipe.trajectory, recipe.seed, scoring.track, description
+        ):
+            _add(micro, probe, total, scoring.weights)
+        return total
+    batches, size = list(scoring.batches), scoring.batches.micro_size(recipe.trajectory.draws)
+    draws = sum(-(-size_of(batch) // size) for batch in batches)  # of one pass
+    places = [
+        (index, number > 0) for number in range(-(-recipe.trajectory.draws // draws)) for index in range(len(batches))
+    ]
+    work = BatchSums(scoring.model, scoring.space, batches, size, recipe, empty)
+    calls = [(*place, state) for place, state in zip(places, work.generators(places), strict=True)]
+    partial = Partial.open(scoring.resume, total.tensors(), scoring.identity)
+    results = scoring.engine(work, calls[partial.done :])
+    for done, part in enumerate(scoring.track(results, description, len(calls) - partial.done), partial.done + 1):
+        partial.add(part)
+        partial.commit(done, may_wait=True)
+    for index in range(len(batches)):
+        scoring.weights.put(
+            index, {name: partial.sums[f"weights/{index}/{name}"] for name in scoring.weights.consumers}
+        )
+    return total
+
+
+def _add(micro: Micro, probe: Probe, sums: Sums, token_weights: TokenWeights) -> None:
+    weights = token_weights.of(probe)
+    sums.add(probe, weights)
+    if not micro.again:
+        token_weights.add(micro, weights)
+
+
+class BatchSums:
+    """The sums of one of some batches; can be sent to other processes.
+
+    Args:
+        size: examples that are differentiated at once.
+        empty: makes sums of nothing.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        space: UnitSpace,
+        batches: Sequence[Batch],
+        size: int,
+        recipe: Recipe,
+        empty: Callable[[], Sums],
+    ) -> None:
+        self.model, self.space, self.batches, self.size = model, space, batches, size
+        self.recipe, self.empty = recipe, empty
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the network is on one."""
+        return device_of(self.model).type == "cuda"
+
+    def __call__(self, index: int, again: bool, state: Tensor) -> dict[str, Tensor]:
+        """By name, on the CPU; of a first pass with the weights of all tokens, named weights/INDEX/CONSUMER.
+
+        Args:
+            again: the batch was drawn before.
+            state: of the generator, see `generators`.
+        """
+        generator = torch.Generator()
+        generator.set_state(state)
+        objective = trajectory_objective(self.model, self.space, self.recipe.trajectory, generator)
+        sums, weights = self.empty(), TokenWeights(self.space, self.recipe, Store())
+        for micro in micro_batches_of(self.batches[index], index, self.size, again):
+            _add(micro, differentiate(self.model, self.space, micro.batch, objective), sums, weights)
+        found = sums.tensors()
+        if not again:
+            found |= {f"weights/{index}/{name}": torch.stack(weights(index, name)) for name in weights.consumers}
+        return {name: value.cpu() for name, value in found.items()}
+
+    def generators(self, places: Sequence[tuple[int, bool]]) -> Iterator[Tensor]:
+        """The state of the generator of one process before each batch: its objective is drawn and forgotten.
+
+        What is drawn depends on shapes alone. They are those of one forward for every shape of the inputs.
+        """
+        generator = torch.Generator().manual_seed(self.recipe.seed)
+        objective = trajectory_objective(self.model, self.space, self.recipe.trajectory, generator)
+        seen: dict[Any, tuple[Any, list[Tensor]]] = {}
+        for index, again in places:
+            yield generator.get_state()
+            for micro in micro_batches_of(self.batches[index], index, self.size, again):
+                shapes = tuple((name, value.shape) for name, value in micro.batch.items())
+                if shapes not in seen:
+                    seen[shapes] = self._zeros(micro.batch)
+                objective(micro.batch, *seen[shapes])
+
+    def _zeros(self, batch: Batch) -> tuple[Any, list[Tensor]]:
+        """Zeros in the shapes of what the network and its blocks return, which take no memory."""
+        blocks: list[Any] = []
+        with inference_mode_of(self.model), torch.no_grad(), recorded_blocks(self.model, self.space.blocks, blocks):
+            output = self.model(**batch)
+        zeros: tuple[Any, list[Tensor]] = tree_map(
+            lambda value: value.new_zeros(()).expand(value.shape) if isinstance(value, Tensor) else value,
+            (output, states(self.space, blocks)),
+        )
+        return zeros
