@@ -72,7 +72,7 @@ class Ray:
             places = room.get("GPU", 0) // gpus if gpus else room.get("CPU", 1) // threads
             shared = ray.put(work)
             actors += [kind.remote(shared, threads) for _ in range(max(1, min(int(places), len(calls))))]
-            yield from _in_order(ray, actors, calls)
+            yield from in_order(ray, actors, calls)
         finally:
             for actor in actors:
                 ray.kill(actor)
@@ -99,7 +99,7 @@ class _Actor:
         return self.work(*arguments)
 
 
-def _in_order(ray: Any, actors: Sequence[Any], calls: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+def in_order(ray: Any, actors: Sequence[Any], calls: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
     """Give each actor a call when it has answered one; give out answers in the order of the calls."""
     free = [actor for actor in actors for _ in range(AHEAD)]
     running: dict[Any, tuple[int, Any]] = {}
