@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import optin
-from optin.errors import CheckpointError
+from optin.errors import CheckpointError, OptinError
 from optin.other_models import create
 from tests.contract.test_architectures import random_plan
 from tests.networks import build, tokens
+from tests.test_plans import JSON
 
 SAVER = (
     "import sys, optin\n"
@@ -35,10 +40,26 @@ EXPORTER = (
 )
 
 
+PRUNER = (
+    "import sys, torch, optin\n"
+    "from tests.networks import build, tokens\n"
+    "torch.set_num_threads(1)\n"
+    "torch.manual_seed(0)\n"
+    "model = build('bert')\n"
+    "optin.prune(model, [tokens(model, seed=seed) for seed in range(8)], '50%').save(sys.argv[1])\n"
+)
+
+
 @pytest.fixture
 def small(bert, tmp_path):
     result = optin.apply(bert, random_plan(bert))
     return result.save(tmp_path / "small")
+
+
+@pytest.fixture
+def exported(bert, tmp_path):
+    optin.export(bert, tokens(bert), tmp_path / "onnx")
+    return tmp_path / "onnx"
 
 
 def changed(folder, **entries) -> None:
@@ -79,6 +100,83 @@ def test_absurd_sizes_of_other_networks_are_refused(tmp_path):
     changed(tmp_path / "small", model_args={"classes": 10**10})
     with pytest.raises(CheckpointError, match="asks for 'classes'"):
         optin.load(tmp_path / "small")
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"_attn_implementation": "kernels-community/flash-attn"},
+        {"attn_implementation": {"": "someone/kernels:forward"}},
+        {"text_config": {"_attn_implementation_internal": "paged|someone/kernels"}},
+        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
+    ],
+)
+def test_code_from_elsewhere_is_not_asked_for(small, entries):
+    changed(small, **entries)
+    with pytest.raises(CheckpointError, match="asks for"):
+        optin.load(small)
+
+
+def test_adapters_beside_the_weights_are_refused(small):
+    (small / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/etc"}))
+    with pytest.raises(CheckpointError, match="adapter"):
+        optin.load(small)
+
+
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_no_change_of_a_configuration_breaks_the_loader(small, data):
+    """Replace any entry by anything: the network loads, or is refused in one line."""
+    original = (small / "config.json").read_text()
+    config = json.loads(original)
+    config[data.draw(st.sampled_from(sorted(config)))] = data.draw(JSON)
+    (small / "config.json").write_text(json.dumps(config))
+    try:
+        optin.load(small)
+    except OptinError as error:
+        assert str(error)
+    finally:
+        (small / "config.json").write_text(original)
+
+
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_no_change_of_an_export_breaks_its_reader(exported, data):
+    original = (exported / "export.json").read_text()
+    description = json.loads(original)
+    description[data.draw(st.sampled_from(sorted(description)))] = data.draw(JSON)
+    (exported / "export.json").write_text(json.dumps(description))
+    try:
+        optin.open_exported(exported)
+    except OptinError as error:
+        assert str(error)
+    finally:
+        (exported / "export.json").write_text(original)
+
+
+def test_a_full_disk_leaves_the_old_export(exported, bert, monkeypatch):
+    before = {path.name: path.read_bytes() for path in exported.iterdir()}
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError, match="the disk is full"):
+        optin.export(bert, tokens(bert), exported)
+    assert {path.name: path.read_bytes() for path in exported.iterdir()} == before
+    assert [path.name for path in exported.parent.iterdir()] == ["onnx"]
+
+
+def test_two_processes_make_the_same_network(tmp_path):
+    """Same seed, same inputs: the same weights and plan to the bit, whatever hashes of names a process has."""
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for number, folder in enumerate(folders):
+        subprocess.run(
+            [sys.executable, "-c", PRUNER, folder], check=True, env=os.environ | {"PYTHONHASHSEED": f"{number}"}
+        )
+    first, second = folders
+    assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
+    assert (first / "config.json").read_text() == (second / "config.json").read_text()
 
 
 def test_two_processes_may_write_to_one_folder(tmp_path):

@@ -30,14 +30,13 @@ from .quiet import quiet
 from .report import render
 from .scores import Curve, Scores
 from .surgery import shrink
+from .untrusted import check_folder
 
 if TYPE_CHECKING:
     from .pipeline import Result
 
 SECTION = "optin"
 REPORT = "report.html"
-LARGEST = 10**7  # number in a configuration: beyond any vocabulary, width or image
-BLOCKS = 1000  # that a network may have whatever its weights, since blocks may share them
 STUB = "modeling_optin"
 
 _STUB_SOURCE = '''"""Lets the Auto classes of transformers load this pruned network (trust_remote_code=True).
@@ -158,7 +157,7 @@ def load(folder: str | Path, *, into: nn.Module | None = None, **options: Any) -
     section = manifest(path)
     plan = Plan.from_dict(section)
     config = read_json(path / "config.json")
-    _check_sizes(config, _check_weights_files(path))
+    check_folder(path, config)
     if "architecture" in config:
         network = create_from(path) if into is None else into
         establish(network, plan)
@@ -179,7 +178,7 @@ def load(folder: str | Path, *, into: nn.Module | None = None, **options: Any) -
             )
     except OptinError:
         raise
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except Exception as error:  # what the library says of a tampered configuration has no common class but this
         raise CheckpointError(f"{path} cannot be loaded: {first_line(error)}") from error
     if missing := sorted(info["missing_keys"]):
         raise CheckpointError(f"{path} lacks the weights of {missing[0]!r} ({len(missing)} in all).")
@@ -304,50 +303,6 @@ def _class_name(config: Any) -> str:
     if not (isinstance(names, list) and len(names) == 1 and isinstance(names[0], str)):
         raise CheckpointError("config.json must name one class in 'architectures'.")
     return names[0]
-
-
-def _check_weights_files(folder: Path) -> int:
-    """Report truncated or damaged files as such, before the library meets them; returns how many tensors there are.
-
-    Nothing outside of the folder is read: an index of parts may name only files that lie beside it.
-    """
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise CheckpointError(f"{folder} holds no safetensors weights.")
-    for index in folder.glob("*.index.json"):
-        parts = read_json(index)
-        named = parts.get("weight_map") if isinstance(parts, dict) else None
-        if not isinstance(named, dict) or not set(map(str, named.values())) <= {file.name for file in files}:
-            raise CheckpointError(f"{index} names weights that do not lie beside it.")
-    tensors = 0
-    for file in files:
-        try:
-            with safe_open(file, "pt") as handle:
-                tensors += len(handle.keys())
-        except SafetensorError as error:
-            raise CheckpointError(f"{file} is damaged: {error}") from None
-    return tensors
-
-
-def _check_sizes(config: Any, tensors: int) -> None:
-    """Refuse a configuration that asks for absurd memory: numbers beyond all networks, or blocks without weights."""
-    for name, value in _numbers({key: value for key, value in config.items() if key != SECTION}):
-        if abs(value) > LARGEST:
-            raise CheckpointError(f"config.json asks for {name!r} of {value}, which no network has.")
-        if ("layers" in name or "depth" in name) and value > max(tensors, BLOCKS):
-            raise CheckpointError(f"config.json asks for {name!r} of {value}, and there are only {tensors} tensors.")
-
-
-def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, int]]:
-    """All integers in a configuration, with the names that they stand under."""
-    if isinstance(value, dict):
-        for key, part in value.items():
-            yield from _numbers(part, str(key))
-    elif isinstance(value, list):
-        for part in value:
-            yield from _numbers(part, name)
-    elif isinstance(value, int):
-        yield name, value
 
 
 def _auto_class(model: nn.Module) -> str | None:
