@@ -1,6 +1,6 @@
 """What the default job costs as networks and calibration sets grow: time, memory, profile.
 
-    python benchmarks/scaling.py                        all of: widths, examples, base, dtype
+    python benchmarks/scaling.py                        all of: base, examples, widths, dtype, profile
     python benchmarks/scaling.py base                   BERT-base, 256 x 128 tokens: the bars
     python benchmarks/scaling.py examples widths
 
@@ -12,11 +12,14 @@ docs/results/scaling.md, the figures in docs/results/scaling.json.
 from __future__ import annotations
 
 import argparse
+import cProfile
 import json
 import math
+import pstats
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,6 +51,7 @@ SMALL, BASE = "bert 6x384", "bert base"
 EXAMPLES = (32, 128, 512, 2048, 4096)
 PASSES, MEGABYTES, FACTOR = 15, 3072, 500
 UNITS = 48  # that `exact` is timed on
+SHARE = 0.02  # of the time, from which a function is in the profile
 
 
 def network(shape: str) -> nn.Module:
@@ -154,11 +158,28 @@ def dtype(results: Stored) -> None:
         results[f"{SMALL}, 256, bfloat16"] = measured(SMALL, 256, "bfloat16")
 
 
-PARTS = {"base": base, "examples": examples, "widths": widths, "dtype": dtype}
+def profile(results: Stored) -> None:
+    """Where the time of the default job goes, on BERT-base and 64 examples: shares of functions, callees included."""
+    model, batches = network(BASE), inputs(BASE, 64, torch.float32)
+    profiler = cProfile.Profile()
+    profiler.enable()
+    optin.prune(model, batches, BUDGET)
+    profiler.disable()
+    figures: Any = pstats.Stats(profiler)
+    home, shares = Path(optin.__file__).parent, {}
+    for (file, _, name), (*_, cumulative, _) in figures.stats.items():
+        if home in Path(file).parents and not name.startswith("<"):
+            shares[f"{Path(file).relative_to(home).with_suffix('')}.{name}"] = cumulative / figures.total_tt
+    results["profile"] = {name: share for name, share in shares.items() if share >= SHARE}
+
+
+PARTS = {"base": base, "examples": examples, "widths": widths, "dtype": dtype, "profile": profile}
 
 
 def render(results: dict[str, Any]) -> str:
     """The tables in Markdown."""
+    results = dict(results)
+    shares = results.pop("profile", {})
     rows = [
         [
             name,
@@ -207,7 +228,16 @@ def render(results: dict[str, Any]) -> str:
     ]
     if len(wide) == 2:
         bars.append(("and no faster than the width cubed", f"power {growth(wide):.2f}", growth(wide) <= 3))
-    return "\n".join([*lines, *bar_table(bars), ""])
+    lines += [*bar_table(bars), ""]
+    if shares:
+        ordered = sorted(shares.items(), key=lambda entry: -entry[1])
+        lines += [
+            "Where the time goes, BERT-base and 64 examples: shares of the seconds by function, callees included.",
+            "",
+            *table(["function", "share"], ([f"`{name}`", f"{100 * share:.0f} %"] for name, share in ordered)),
+            "",
+        ]
+    return "\n".join(lines)
 
 
 def seconds(found: dict[str, Any]) -> float:

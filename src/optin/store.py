@@ -7,6 +7,7 @@ from collections.abc import Hashable
 from pathlib import Path
 from types import TracebackType
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -21,7 +22,8 @@ class Store:
     def __init__(self, limit: int = LIMIT) -> None:
         self.limit = limit
         self._memory: dict[Hashable, Tensor] = {}
-        self._files: dict[Hashable, tuple[Path, Tensor]] = {}
+        # A device, not an empty tensor that has one: each would pin the memory freed around it.
+        self._files: dict[Hashable, tuple[Path, torch.device]] = {}
         self._count = 0
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
@@ -38,13 +40,13 @@ class Store:
             self._count += 1
             path = Path(self._folder.name) / f"{self._count}.safetensors"
             save_file({"value": value.contiguous()}, path)
-        self._files[key] = (path, value.new_empty(0))
+        self._files[key] = (path, value.device)
 
     def __getitem__(self, key: Hashable) -> Tensor:
         if key in self._memory:
             return self._memory[key]
-        path, like = self._files[key]
-        return load_file(path)["value"].to(like.device)
+        path, device = self._files[key]
+        return load_file(path)["value"].to(device)
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._memory or key in self._files
