@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from measuring import Stored
+from narrow_heads import narrowed
 from rich.console import Console
 from rich.progress import track as progress
 from text import SEEDS, Setting
@@ -78,6 +79,25 @@ def two_rounds(setting: Setting, recipe: Recipe, batches: Inputs) -> dict[int, n
         compensate(dense, half, describe(dense), calibration, recipe, plan.keep, weights=scores.weights)
         made[budget] = half
     return made
+
+
+def narrow_heads(dimensions: int) -> Variant:
+    """Heads of fewer dimensions, then the default job on what is left; the refit follows the dense network."""
+
+    def variant(setting: Setting, recipe: Recipe, batches: Inputs) -> dict[int, nn.Module]:
+        dense, calibration = setting.model, Batches.of(batches, torch.device("cpu"))
+        weights = optin.score(dense, batches, recipe=recipe).weights
+        narrow = narrowed(dense, batches, dimensions)
+        scores = optin.score(narrow, batches, recipe=recipe)
+        macs = optin.inspect(dense, scores.length)["macs"]
+        made = {}
+        for budget in BUDGETS:
+            plan = optin.plan(narrow, scores, f"{macs * budget // 100} MACs", recipe=recipe)
+            made[budget] = optin.apply(narrow, plan).model
+            compensate(dense, made[budget], describe(dense), calibration, recipe, plan.keep, weights=weights)
+        return made
+
+    return variant
 
 
 def makers_too(setting: Setting, recipe: Recipe, batches: Inputs) -> dict[int, nn.Module]:
@@ -204,6 +224,8 @@ VARIANTS: dict[str, Variant] = {
     "default": networks,
     "two rounds": two_rounds,
     "refit of what makes units": makers_too,
+    "28 of 32 dimensions in heads": narrow_heads(28),
+    "24 of 32 dimensions in heads": narrow_heads(24),
     "lambda by held-out KL": lambda_by_held_out,
     "coupling 0.5": option(trajectory__coupling=0.5),
     "exact at the boundary": exact_at_the_boundary,
