@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from .errors import DependencyError, InputError, first_line, unknown
+from .modules import device_of
 
 T = TypeVar("T")
 ENGINES = ("local", "ray")
@@ -66,7 +67,7 @@ class Ray:
             self._connect(ray)
         actors: list[Any] = []
         try:
-            threads, gpus = torch.get_num_threads(), int(getattr(work, "on_gpu", False))
+            threads, gpus = torch.get_num_threads(), int(_on_gpu(work))
             kind = ray.remote(num_cpus=threads, num_gpus=gpus, max_restarts=-1, max_task_retries=-1)(_Actor)
             room = ray.cluster_resources()
             places = room.get("GPU", 0) // gpus if gpus else room.get("CPU", 1) // threads
@@ -97,6 +98,12 @@ class _Actor:
 
     def do(self, *arguments: Any) -> Any:
         return self.work(*arguments)
+
+
+def _on_gpu(work: Callable[..., Any]) -> bool:
+    """Whether it has a network that is on one."""
+    model = getattr(work, "model", None)
+    return isinstance(model, torch.nn.Module) and device_of(model).type == "cuda"
 
 
 def in_order(ray: Any, actors: Sequence[Any], calls: Sequence[tuple[Any, ...]]) -> Iterator[Any]:

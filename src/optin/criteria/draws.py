@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 
 from ..batches import Batch, size_of
 from ..engines import local
-from ..modules import device_of, inference_mode_of
+from ..modules import inference_mode_of
 from ..probe import (
     Micro,
     Probe,
@@ -105,11 +105,6 @@ class BatchSums:
     ) -> None:
         self.model, self.space, self.batches, self.size = model, space, batches, size
         self.recipe, self.empty = recipe, empty
-
-    @property
-    def on_gpu(self) -> bool:
-        """Whether the network is on one."""
-        return device_of(self.model).type == "cuda"
 
     def __call__(self, index: int, again: bool, state: Tensor) -> dict[str, Tensor]:
         """By name, on the CPU; of a first pass with the weights of all tokens, named weights/INDEX/CONSUMER.

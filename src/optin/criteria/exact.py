@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 from ..batches import Batch, Batches, size_of, split, tile
 from ..consumers import without_units
 from ..gating import gated
-from ..modules import device_of, hidden_of, inference_mode_of, patched_forward
+from ..modules import hidden_of, inference_mode_of, patched_forward
 from ..probe import PARTS, check_activations, read_final, states
 from ..recipe import Trajectory
 from ..replay import Recorder, Replaced, Trail, recorded_blocks, resumed_at, standing_in
@@ -81,11 +81,6 @@ class Removals:
     ) -> None:
         self.model, self.space, self.micro, self.options = model, space, micro, options
         self.latest: tuple[int, Reference] | None = None
-
-    @property
-    def on_gpu(self) -> bool:
-        """Whether the network is on one."""
-        return device_of(self.model).type == "cuda"
 
     def __call__(self, index: int, group: str, units: list[int]) -> tuple[Tensor, Tensor]:
         """(L_mid, L_out) on a micro-batch of removing each unit alone: shape (units,), float64 on the CPU."""
