@@ -42,6 +42,7 @@ from optin.units import Cut, Gate, Tap, UnitGroup, UnitSpace
 BUDGETS = (60, 50, 40)
 LAMBDAS = (0.1, 0.3, 1.0, 3.0, 10.0)
 HELD_OUT = 4  # one batch in so many, to choose lambda by
+ALIKE = "kept in bfloat16"
 WINDOW = 0.1  # of a group's units on either side of the boundary
 
 Inputs = list[dict[str, torch.Tensor]]
@@ -63,6 +64,19 @@ def in_bfloat16(setting: Setting, recipe: Recipe, batches: Inputs) -> dict[int, 
     """All passes of scoring and refit multiply in bfloat16; statistics and solutions stay in full precision."""
     with torch.autocast("cpu", torch.bfloat16):
         return networks(setting, recipe, batches)
+
+
+def alike(setting: Setting, recipe: Recipe, batches: Inputs) -> dict[str, float]:
+    """The share of the units that the default job keeps and scoring in bfloat16 keeps too, at every budget."""
+    exact = optin.score(setting.model, batches, recipe=recipe)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = optin.score(setting.model, batches, recipe=recipe)
+    shares = {}
+    for budget in BUDGETS:
+        one, other = (optin.plan(setting.model, s, f"{budget}%", recipe=recipe).keep for s in (exact, rough))
+        both = sum(len(set(units) & set(other[name])) for name, units in one.items())
+        shares[str(budget)] = both / sum(map(len, one.values()))
+    return shares
 
 
 def two_rounds(setting: Setting, recipe: Recipe, batches: Inputs) -> dict[int, nn.Module]:
@@ -237,9 +251,11 @@ VARIANTS: dict[str, Variant] = {
 
 
 def measure(setting: Setting, name: str, seed: int) -> dict[str, Any]:
-    """KL and accuracy at every budget."""
+    """KL and accuracy at every budget, or what `alike` says."""
     recipe = Recipe(seed=seed)
     batches = setting.calibration(recipe)
+    if name == ALIKE:
+        return alike(setting, recipe, batches)
     figures = {budget: setting.measure(small) for budget, small in VARIANTS[name](setting, recipe, batches).items()}
     return {str(budget): {key: f[key] for key in ("kl", "accuracy")} for budget, f in figures.items()}
 
@@ -258,8 +274,23 @@ def render(results: dict[str, Any]) -> str:
             "",
             *table(head, rows),
             "",
+            *(
+                [
+                    "Units of the default job's plan that are kept too where the passes of scoring multiply in bfloat16: "
+                    f"{', '.join(alike_at(results, budget) for budget in BUDGETS)}.",
+                    "",
+                ]
+                if ALIKE in results
+                else []
+            ),
         ]
     )
+
+
+def alike_at(results: dict[str, Any], budget: int) -> str:
+    """The mean over the seeds."""
+    share = statistics.mean(found[str(budget)] for found in results[ALIKE].values())
+    return f"{100 * share:.1f} % at {budget} % of the MACs"
 
 
 def cell(by_seed: dict[str, Any], budget: str) -> str:
@@ -270,14 +301,14 @@ def cell(by_seed: dict[str, Any], budget: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("variants", nargs="*", help=f"some of: {', '.join(VARIANTS)}")
+    parser.add_argument("variants", nargs="*", help=f"some of: {', '.join([*VARIANTS, ALIKE])}")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     arguments = parser.parse_args()
     setting, results = Setting(), Stored("experiments")
     jobs = [
         (name, seed)
         for seed in arguments.seeds
-        for name in arguments.variants or VARIANTS
+        for name in arguments.variants or [*VARIANTS, ALIKE]
         if str(seed) not in results.get(name, {})
     ]
     for name, seed in progress(jobs, description="experiments", console=Console(stderr=True)):

@@ -123,35 +123,30 @@ def test_adapters_beside_the_weights_are_refused(small):
         optin.load(small)
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.data())
-def test_no_change_of_a_configuration_breaks_the_loader(small, data):
-    """Replace any entry by anything: the network loads, or is refused in one line."""
-    original = (small / "config.json").read_text()
-    config = json.loads(original)
-    config[data.draw(st.sampled_from(sorted(config)))] = data.draw(JSON)
-    (small / "config.json").write_text(json.dumps(config))
+def is_read_or_refused(file, data, read) -> None:
+    """Replace any entry of a JSON file by anything: its reader takes it, or refuses it in one line."""
+    original = file.read_text()
+    content = json.loads(original)
+    content[data.draw(st.sampled_from(sorted(content)))] = data.draw(JSON)
+    file.write_text(json.dumps(content))
     try:
-        optin.load(small)
+        read(file.parent)
     except OptinError as error:
         assert str(error)
     finally:
-        (small / "config.json").write_text(original)
+        file.write_text(original)
+
+
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_no_change_of_a_configuration_breaks_the_loader(small, data):
+    is_read_or_refused(small / "config.json", data, optin.load)
 
 
 @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_no_change_of_an_export_breaks_its_reader(exported, data):
-    original = (exported / "export.json").read_text()
-    description = json.loads(original)
-    description[data.draw(st.sampled_from(sorted(description)))] = data.draw(JSON)
-    (exported / "export.json").write_text(json.dumps(description))
-    try:
-        optin.open_exported(exported)
-    except OptinError as error:
-        assert str(error)
-    finally:
-        (exported / "export.json").write_text(original)
+    is_read_or_refused(exported / "export.json", data, optin.open_exported)
 
 
 def test_a_full_disk_leaves_the_old_export(exported, bert, monkeypatch):
