@@ -274,23 +274,16 @@ def render(results: dict[str, Any]) -> str:
             "",
             *table(head, rows),
             "",
-            *(
-                [
-                    "Units of the default job's plan that are kept too where the passes of scoring multiply in bfloat16: "
-                    f"{', '.join(alike_at(results, budget) for budget in BUDGETS)}.",
-                    "",
-                ]
-                if ALIKE in results
-                else []
-            ),
+            *(alike_line(results) if ALIKE in results else []),
         ]
     )
 
 
-def alike_at(results: dict[str, Any], budget: int) -> str:
-    """The mean over the seeds."""
-    share = statistics.mean(found[str(budget)] for found in results[ALIKE].values())
-    return f"{100 * share:.1f} % at {budget} % of the MACs"
+def alike_line(results: dict[str, Any]) -> list[str]:
+    """What `alike` found, mean over the seeds."""
+    shares = {budget: statistics.mean(found[str(budget)] for found in results[ALIKE].values()) for budget in BUDGETS}
+    said = ", ".join(f"{100 * share:.1f} % at {budget} % of the MACs" for budget, share in shares.items())
+    return [f"Units of the default's plan that are kept too when scoring multiplies in bfloat16: {said}.", ""]
 
 
 def cell(by_seed: dict[str, Any], budget: str) -> str:
