@@ -136,6 +136,16 @@ def makers_too(setting: Setting, recipe: Recipe, batches: Inputs) -> dict[int, n
     return made
 
 
+def both(examples: int) -> Variant:
+    """Refit of what makes units, all ridges by cross-validation, on so many sentences."""
+
+    def variant(setting: Setting, recipe: Recipe, batches: Inputs) -> dict[int, nn.Module]:
+        more = recipe.override(refit__folds=2, calibration__examples=examples)
+        return makers_too(setting, more, setting.calibration(more))
+
+    return variant
+
+
 def _with_makers(space: UnitSpace, plan: Plan) -> tuple[UnitSpace, dict[str, str], dict[str, list[int]]]:
     """A description in which the maps that make units are consumers as well; who reads theirs; the outputs kept."""
     groups, readers, keep = [], {}, {}
@@ -244,6 +254,8 @@ VARIANTS: dict[str, Variant] = {
     "coupling 0.5": option(trajectory__coupling=0.5),
     "exact at the boundary": exact_at_the_boundary,
     "ridge by cross-validation": option(refit__folds=2),
+    "refit of what makes units, ridge by cross-validation": both(256),
+    "the same on 1,024 sentences": both(1024),
     "passes in bfloat16": in_bfloat16,
     "shuffled tokens": shuffled,
     "random tokens": random_tokens,
