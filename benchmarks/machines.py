@@ -29,8 +29,8 @@ from optin.engines import Ray, in_order
 from optin.recipe import Recipe
 
 WORKERS = (1, 2)
-EMPTY_CALLS = 2000
-JOBS = {"exact": 1, "compensated": 64}  # criterion -> examples it is timed on
+EMPTY_CALLS, BATCH = 2000, 8
+JOBS = {"exact": (2, 32), "compensated": (64, 128)}  # criterion -> examples that it is timed on, tokens of each
 
 # The network that is simulated: a BERT of 6.4 billion parameters in bfloat16, on examples of 128 tokens.
 LAYERS, WIDTH, HEADS, NEURONS, TOKENS = 32, 4096, 32, 16384, 128
@@ -163,12 +163,12 @@ def overhead(results: Stored) -> None:
 def speedup(results: Stored) -> None:
     """Seconds of scoring in this process and on one and two workers, all of one thread."""
     torch.set_num_threads(1)
-    for criterion, examples in JOBS.items():
+    for criterion, (examples, tokens) in JOBS.items():
         model, recipe = network(SMALL), Recipe(criterion=criterion)
         batches = [
-            {name: value[start : start + 8] for name, value in batch.items()}
+            {name: value[start : start + BATCH, :tokens] for name, value in batch.items()}
             for batch in inputs(SMALL, examples, torch.float32)
-            for start in range(0, examples, 8)
+            for start in range(0, len(batch["input_ids"]), BATCH)
         ]
         start = time.perf_counter()
         optin.score(model, batches, recipe=recipe)
@@ -189,18 +189,18 @@ def render(results: dict[str, Any]) -> str:
     lines: list[str] = []
     if all(criterion in results for criterion in JOBS):
         lines += [
-            f"A BERT of 6 x 384 and {TOKENS} tokens an example, one thread a worker, on a machine with two cores: "
-            "seconds, all that Ray needs to start its workers included.",
+            f"A BERT of 6 x 384, one thread a worker, batches of {BATCH}, on a machine with two cores: seconds, all "
+            "that Ray needs to start its workers included.",
             "",
             *table(
                 ["", "this process", *(f"workers: {workers}" for workers in WORKERS), "gain of the second"],
                 (
                     [
-                        f"`{criterion}`, examples: {examples}",
+                        f"`{criterion}`, {examples} x {tokens} tokens",
                         *(f"{results[criterion][key]:.0f}" for key in ("local", *map(str, WORKERS))),
                         f"{results[criterion]['1'] / results[criterion]['2']:.2f}",
                     ]
-                    for criterion, examples in JOBS.items()
+                    for criterion, (examples, tokens) in JOBS.items()
                 ),
             ),
             "",
