@@ -37,7 +37,6 @@ from optin.plans import Plan
 from optin.recipe import Recipe
 from optin.tasks.metrics import divergence
 from optin.trajectory import answers
-from optin.units import Cut, Gate, Tap, UnitGroup, UnitSpace
 
 BUDGETS = (60, 50, 40)
 LAMBDAS = (0.1, 0.3, 1.0, 3.0, 10.0)
@@ -58,6 +57,12 @@ def networks(setting: Setting, recipe: Recipe, batches: Inputs) -> dict[int, nn.
 def option(**changes: Any) -> Variant:
     """The default job with another option."""
     return lambda setting, recipe, batches: networks(setting, recipe.override(**changes), batches)
+
+
+def thorough(setting: Setting, recipe: Recipe, batches: Inputs) -> dict[int, nn.Module]:
+    """The preset of that name."""
+    preset = optin.PRESETS["thorough"].override(seed=recipe.seed)
+    return networks(setting, preset, setting.calibration(preset))
 
 
 def in_bfloat16(setting: Setting, recipe: Recipe, batches: Inputs) -> dict[int, nn.Module]:
@@ -112,55 +117,6 @@ def narrow_heads(dimensions: int) -> Variant:
         return made
 
     return variant
-
-
-def makers_too(setting: Setting, recipe: Recipe, batches: Inputs) -> dict[int, nn.Module]:
-    """Queries, keys, values and first feed-forward maps are refitted as well, each before what reads its units."""
-    space, calibration = describe(setting.model), Batches.of(batches, torch.device("cpu"))
-    scores = optin.score(setting.model, batches, recipe=recipe)
-    assert scores.weights is not None
-    made = {}
-    for budget in BUDGETS:
-        plan = optin.plan(setting.model, scores, f"{budget}%", recipe=recipe)
-        made[budget] = optin.apply(setting.model, plan).model
-        wider, readers, keep = _with_makers(space, plan)
-        compensate(
-            setting.model,
-            made[budget],
-            wider,
-            calibration,
-            recipe,
-            keep,
-            weights=lambda index, module, readers=readers: scores.weights(index, readers.get(module, module)),
-        )
-    return made
-
-
-def both(examples: int) -> Variant:
-    """Refit of what makes units, all ridges by cross-validation, on so many sentences."""
-
-    def variant(setting: Setting, recipe: Recipe, batches: Inputs) -> dict[int, nn.Module]:
-        more = recipe.override(refit__folds=2, calibration__examples=examples)
-        return makers_too(setting, more, setting.calibration(more))
-
-    return variant
-
-
-def _with_makers(space: UnitSpace, plan: Plan) -> tuple[UnitSpace, dict[str, str], dict[str, list[int]]]:
-    """A description in which the maps that make units are consumers as well; who reads theirs; the outputs kept."""
-    groups, readers, keep = [], {}, {}
-    for group in space:
-        for cut in group.cuts:
-            module, _, leaf = cut.parameter.rpartition(".")
-            if cut.dim == 0 and leaf == "weight":
-                gate = Gate(module, total=Tap(module, "output"))
-                groups.append(UnitGroup(module, "neuron", 1, group.layer, (Cut(cut.parameter, 0),), (gate,)))
-                readers[module] = group.gates[0].module
-                keep[module] = [
-                    unit * cut.block + place for unit in plan.keep[group.name] for place in range(cut.block)
-                ]
-        groups.append(dataclasses.replace(group, cuts=()))
-    return dataclasses.replace(space, groups=tuple(groups)), readers, keep
 
 
 def lambda_by_held_out(setting: Setting, recipe: Recipe, batches: Inputs) -> dict[int, nn.Module]:
@@ -247,15 +203,15 @@ def shuffled(setting: Setting, recipe: Recipe, batches: Inputs) -> dict[int, nn.
 VARIANTS: dict[str, Variant] = {
     "default": networks,
     "two rounds": two_rounds,
-    "refit of what makes units": makers_too,
+    "refit of what makes units": option(refit__makers=True),
     "28 of 32 dimensions in heads": narrow_heads(28),
     "24 of 32 dimensions in heads": narrow_heads(24),
     "lambda by held-out KL": lambda_by_held_out,
     "coupling 0.5": option(trajectory__coupling=0.5),
     "exact at the boundary": exact_at_the_boundary,
     "ridge by cross-validation": option(refit__folds=2),
-    "refit of what makes units, ridge by cross-validation": both(256),
-    "the same on 1,024 sentences": both(1024),
+    "refit of what makes units, ridge by cross-validation": option(refit__folds=2, refit__makers=True),
+    "the same on 1,024 sentences": thorough,
     "passes in bfloat16": in_bfloat16,
     "shuffled tokens": shuffled,
     "random tokens": random_tokens,
@@ -275,11 +231,11 @@ def measure(setting: Setting, name: str, seed: int) -> dict[str, Any]:
 def render(results: dict[str, Any]) -> str:
     """The table in Markdown."""
     rows = [
-        [name, *(cell(by_seed, str(budget)) for budget in BUDGETS)]
+        [name, str(len(by_seed)), *(cell(by_seed, str(budget)) for budget in BUDGETS)]
         for name in VARIANTS
         if (by_seed := results.get(name))
     ]
-    head = ["", *(f"{budget} % MACs" for budget in BUDGETS)]
+    head = ["", "seeds", *(f"{budget} % MACs" for budget in BUDGETS)]
     return "\n".join(
         [
             "KL of the outputs to the dense ones ± standard deviation over the seeds, and accuracy in %.",

@@ -30,7 +30,9 @@ Model = Annotated[str, typer.Argument(help="Local folder or hub id.")]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="YAML recipe; the other options override it.")]
 Preset = Annotated[
     str | None,
-    typer.Option("--preset", help="Named recipe to start from: default, beta, tau, segmentation, paper or kwon."),
+    typer.Option(
+        "--preset", help="Named recipe to start from: default, thorough, beta, tau, segmentation, paper or kwon."
+    ),
 ]
 Budget = Annotated[
     str | None, typer.Option(help="'50%', '2.1 GMACs', '40 Mparams', '60% params', '12 ms' or '60% latency'.")

@@ -12,7 +12,7 @@ before it left wrong. The network is walked once, block by block.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from .batches import Batch, Batches, position_mask
 from .consumers import add, can_shift, features_per_unit, matrix, rows_made, rows_read, scale_of
 from .errors import ArchitectureError
+from .makers import makers, outputs_kept, with_makers
 from .merging import State, merging_of
 from .modules import hidden_of, inference_mode_of, with_hidden
 from .probe import TokenWeights, differentiate, micro_batches, trajectory_objective
@@ -30,6 +31,8 @@ from .regression import Folds
 from .replay import Recorder, recorded_blocks, run_block, standing_in
 from .store import Store
 from .units import Gate, Tap, UnitSpace
+
+WeightsOf = Callable[[int, str], list[Tensor]]  # of the tokens of a batch at a consumer, call by call
 
 
 def compensate(
@@ -53,12 +56,21 @@ def compensate(
     with Store() as store:
         if weights is None:
             weights = sensitivities(dense, space, batches, recipe, store, track)
-        walk = _Walk(dense, pruned, space, batches, recipe.refit, store, _outputs_kept(space, keep))
-        stages = _stages(space)
-        tied = any(group.shared for group in space)
+        outputs, tied = _outputs_kept(space, keep), any(group.shared for group in space)
+        of: WeightsOf = weights
+        if recipe.refit.makers:
+            made = makers(dense, space, next(iter(batches)))
+            readers = {module: group.gates[0].module for module, group in made.items()}
+            space, outputs = with_makers(space, made), outputs | outputs_kept(made, keep)
+            of = _of_readers(weights, readers)
+        walk, stages = _Walk(dense, pruned, space, batches, recipe.refit, store, outputs), _stages(space)
         with inference_mode_of(dense), inference_mode_of(pruned), torch.no_grad():
             for gates in track(stages, "compensation", len(stages)):
-                (walk.shared if tied else walk.block)(gates, weights)
+                (walk.shared if tied else walk.block)(gates, of)
+
+
+def _of_readers(weights: WeightsOf, readers: Mapping[str, str]) -> WeightsOf:
+    return lambda index, consumer: weights(index, readers.get(consumer, consumer))
 
 
 def _outputs_kept(space: UnitSpace, keep: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
@@ -114,7 +126,7 @@ class _Walk:
         self.outputs = outputs  # per consumer whose outputs are units, those that stay
         self.templates: list[Any] = []  # what the blocks passed so far return beside the hidden state
 
-    def block(self, gates: Sequence[Gate], weights: TokenWeights) -> None:
+    def block(self, gates: Sequence[Gate], weights: WeightsOf) -> None:
         """Refit the consumers of a block that runs once, then move both networks behind it."""
         output: Any = None
         for index, batch in enumerate(self.batches):
@@ -151,7 +163,7 @@ class _Walk:
         self.merged = tuple(state)
         self.templates.append(with_hidden(output, hidden_of(output).new_empty(0)))
 
-    def shared(self, gates: Sequence[Gate], weights: TokenWeights) -> None:
+    def shared(self, gates: Sequence[Gate], weights: WeightsOf) -> None:
         """Refit the consumers of a block that runs many times: every run is given the dense network's state."""
         blocks = self.space.blocks
         for gate in gates:

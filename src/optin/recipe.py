@@ -78,6 +78,7 @@ class Refit:
         floor: added to the sensitivity weight of every token, whose mean is 1.
         folds: 2 or more choose the ridge of every consumer by cross-validation over so many parts of the calibration
             set, starting from `ridge`; a consumer that no refit helps stays as it is. 1 takes `ridge` everywhere.
+        makers: refit the linear maps that make units as well, each before what reads its units.
     """
 
     enabled: bool = True
@@ -85,6 +86,7 @@ class Refit:
     ridge: float = 3e-2
     floor: float = 0.1
     folds: int = 1
+    makers: bool = False
 
     def __post_init__(self) -> None:
         _require("refit.kind", self.kind, self.kind in ("weights", "scales"), "'weights' or 'scales'")
@@ -293,6 +295,8 @@ BETA = Recipe(trajectory=Trajectory(balance=0.1, coupling=0.5), refit=Refit(floo
 PRESETS: Mapping[str, Recipe] = types.MappingProxyType(
     {
         "default": Recipe(),
+        # Several times the time for the last bit of quality: more inputs, every ridge and every map fitted.
+        "thorough": Recipe(refit=Refit(folds=2, makers=True), calibration=Calibration(examples=1024)),
         # Vision transformers: heads and neurons alone, or tokens too (where coupling made no difference); maps of
         # classes, which are read at their highest score.
         "beta": BETA,
