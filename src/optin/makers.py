@@ -34,7 +34,7 @@ def makers(model: nn.Module, space: UnitSpace, batch: Batch) -> dict[str, UnitGr
         for cut in group.cuts
         if (module := cut.parameter.removesuffix(".weight")) not in consumers and _makes(model, module, cut, group)
     }
-    recorder = Recorder([Tap(name, side) for name in (*found, *consumers) for side in ("input", "output")])
+    recorder = Recorder([Tap(name, "input") for name in (*found, *consumers)])
     with inference_mode_of(model), torch.inference_mode(), recorder.recording(model):
         model(**batch)
 

@@ -295,7 +295,7 @@ BETA = Recipe(trajectory=Trajectory(balance=0.1, coupling=0.5), refit=Refit(floo
 PRESETS: Mapping[str, Recipe] = types.MappingProxyType(
     {
         "default": Recipe(),
-        # Several times the time for the last bit of quality: more inputs, every ridge and every map fitted.
+        # More time for the last bit of quality: more inputs, every ridge and every map fitted.
         "thorough": Recipe(refit=Refit(folds=2, makers=True), calibration=Calibration(examples=1024)),
         # Vision transformers: heads and neurons alone, or tokens too (where coupling made no difference); maps of
         # classes, which are read at their highest score.
