@@ -57,6 +57,12 @@ def small(bert, tmp_path):
 
 
 @pytest.fixture
+def small_of_channels(tmp_path):
+    model = create("optin:resnet20")
+    return optin.apply(model, random_plan(model)).save(tmp_path / "channels")
+
+
+@pytest.fixture
 def exported(bert, tmp_path):
     optin.export(bert, tokens(bert), tmp_path / "onnx")
     return tmp_path / "onnx"
@@ -94,12 +100,10 @@ def test_absurd_sizes_are_refused_before_anything_is_made(small, entries):
         optin.load(small)
 
 
-def test_absurd_sizes_of_other_networks_are_refused(tmp_path):
-    model = create("optin:resnet20")
-    optin.apply(model, random_plan(model)).save(tmp_path / "small")
-    changed(tmp_path / "small", model_args={"classes": 10**10})
+def test_absurd_sizes_of_other_networks_are_refused(small_of_channels):
+    changed(small_of_channels, model_args={"classes": 10**10})
     with pytest.raises(CheckpointError, match="asks for 'classes'"):
-        optin.load(tmp_path / "small")
+        optin.load(small_of_channels)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +119,13 @@ def test_code_from_elsewhere_is_not_asked_for(small, entries):
     changed(small, **entries)
     with pytest.raises(CheckpointError, match="asks for"):
         optin.load(small)
+
+
+@pytest.mark.parametrize("name", ["pretrained", "pretrained_cfg", "checkpoint_path", "weights"])
+def test_weights_from_elsewhere_are_not_asked_for(small_of_channels, name):
+    changed(small_of_channels, model_args={name: "/tmp/other.pth"})
+    with pytest.raises(CheckpointError, match="from elsewhere"):
+        optin.load(small_of_channels)
 
 
 def test_adapters_beside_the_weights_are_refused(small):
@@ -141,6 +152,12 @@ def is_read_or_refused(file, data, read) -> None:
 @given(st.data())
 def test_no_change_of_a_configuration_breaks_the_loader(small, data):
     is_read_or_refused(small / "config.json", data, optin.load)
+
+
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_no_change_of_another_configuration_breaks_the_loader(small_of_channels, data):
+    is_read_or_refused(small_of_channels / "config.json", data, optin.load)
 
 
 @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -298,7 +298,7 @@ def _check_curve(name: str, curve: Curve, size: int) -> None:
 def _class_name(config: Any) -> str:
     names = config.get("architectures")
     kind = config.get("model_type")
-    if kind not in architectures():
+    if not isinstance(kind, str) or kind not in architectures():
         raise CheckpointError(f"config.json names an unknown model_type {kind!r:.40}.")
     if not (isinstance(names, list) and len(names) == 1 and isinstance(names[0], str)):
         raise CheckpointError("config.json must name one class in 'architectures'.")

@@ -19,6 +19,7 @@ from . import timm_models
 from .errors import CheckpointError, DependencyError, InputError, first_line, unknown
 from .files import read_json, write_text
 from .networks import NETWORKS
+from .untrusted import check_arguments
 
 LIBRARIES = ("timm", "torchvision", "optin")
 ORIGIN = "optin_origin"  # where a network of torchvision or of `networks.py` remembers what it is
@@ -90,6 +91,7 @@ def create_from(folder: Path) -> nn.Module:
         )
     if library not in LIBRARIES or not isinstance(name, str) or not isinstance(arguments, dict):
         raise CheckpointError(f"{folder / 'config.json'} names no network of {', '.join(LIBRARIES)}.")
+    check_arguments(folder, arguments)
     keywords = {key: config[key] for key in ("num_classes", "global_pool") if key in config}
     return create(f"{library}:{name}", **{**keywords, **arguments})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from .files import read_json
 LARGEST = 10**7  # number in a configuration: beyond any vocabulary, width or image
 BLOCKS = 1000  # that a network may have whatever its weights, since blocks may share them
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+FETCHING = ("checkpoint_path", "cache_dir", "weights", "weights_backbone")  # and what begins with "pretrained"
 ADAPTER = "adapter_config.json"
 
 
@@ -39,6 +40,17 @@ def check_folder(folder: Path, config: Any) -> None:
             )
         if name == "quantization_config" and value is not None:
             raise CheckpointError("config.json asks for a quantised network; checkpoints of optin hold none.")
+
+
+def check_arguments(folder: Path, arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments of a network that make its library fetch or read other weights than those beside them.
+
+    Raises:
+        CheckpointError: names the argument.
+    """
+    for name in arguments:
+        if name in FETCHING or name.startswith("pretrained"):
+            raise CheckpointError(f"{folder / 'config.json'} asks for weights from elsewhere: {name!r}.")
 
 
 def _check_weights(folder: Path) -> int:
