@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import optin
 from optin.errors import CheckpointError, OptinError
 from optin.other_models import create
+from optin.timm_models import ARGUMENTS
 from tests.contract.test_architectures import random_plan
 from tests.networks import build, tokens
 from tests.test_plans import JSON
@@ -126,6 +127,14 @@ def test_weights_from_elsewhere_are_not_asked_for(small_of_channels, name):
     changed(small_of_channels, model_args={name: "/tmp/other.pth"})
     with pytest.raises(CheckpointError, match="from elsewhere"):
         optin.load(small_of_channels)
+
+
+def test_arguments_that_fetch_are_not_saved(tmp_path):
+    model = build("timm-vit")
+    vars(model)[ARGUMENTS]["pretrained_cfg_overlay"] = {"url": ""}
+    folder = optin.apply(model, random_plan(model)).save(tmp_path / "small")
+    assert "pretrained_cfg_overlay" not in json.loads((folder / "config.json").read_text())["model_args"]
+    optin.load(folder)
 
 
 def test_adapters_beside_the_weights_are_refused(small):

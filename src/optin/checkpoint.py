@@ -21,7 +21,7 @@ from torch import nn
 
 from .arch import architectures, describe
 from .card import base_model, model_card
-from .errors import ArchitectureError, CheckpointError, InputError, OptinError, first_line
+from .errors import ArchitectureError, CheckpointError, DependencyError, InputError, OptinError, first_line
 from .files import new_folder, read_json, write_text
 from .merging import Merging
 from .other_models import create_from, fill, is_other, save_origin, save_other
@@ -178,6 +178,8 @@ def load(folder: str | Path, *, into: nn.Module | None = None, **options: Any) -
             )
     except OptinError:
         raise
+    except ImportError as error:
+        raise DependencyError(f"{path} cannot be loaded: {first_line(error)}") from error
     except Exception as error:  # what the library says of a tampered configuration has no common class but this
         raise CheckpointError(f"{path} cannot be loaded: {first_line(error)}") from error
     if missing := sorted(info["missing_keys"]):

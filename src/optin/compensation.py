@@ -12,7 +12,7 @@ before it left wrong. The network is walked once, block by block.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .batches import Batch, Batches, position_mask
 from .consumers import add, can_shift, features_per_unit, matrix, rows_made, rows_read, scale_of
 from .errors import ArchitectureError
-from .makers import makers, outputs_kept, with_makers
+from .makers import makers, with_makers
 from .merging import State, merging_of
 from .modules import hidden_of, inference_mode_of, with_hidden
 from .probe import TokenWeights, differentiate, micro_batches, trajectory_objective
@@ -56,13 +56,10 @@ def compensate(
     with Store() as store:
         if weights is None:
             weights = sensitivities(dense, space, batches, recipe, store, track)
-        outputs, tied = _outputs_kept(space, keep), any(group.shared for group in space)
-        of: WeightsOf = weights
-        if recipe.refit.makers:
-            made = makers(dense, space, next(iter(batches)))
-            readers = {module: group.gates[0].module for module, group in made.items()}
-            space, outputs = with_makers(space, made), outputs | outputs_kept(made, keep)
-            of = _of_readers(weights, readers)
+        made = makers(dense, space, next(iter(batches))) if recipe.refit.makers else {}
+        outputs, tied = _outputs_kept(space, keep, made), any(group.shared for group in space)
+        of = _of_readers(weights, {module: group.gates[0].module for module, group in made.items()})
+        space = with_makers(space, made)
         walk, stages = _Walk(dense, pruned, space, batches, recipe.refit, store, outputs), _stages(space)
         with inference_mode_of(dense), inference_mode_of(pruned), torch.no_grad():
             for gates in track(stages, "compensation", len(stages)):
@@ -73,14 +70,16 @@ def _of_readers(weights: WeightsOf, readers: Mapping[str, str]) -> WeightsOf:
     return lambda index, consumer: weights(index, readers.get(consumer, consumer))
 
 
-def _outputs_kept(space: UnitSpace, keep: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
-    """Per consumer whose own outputs are units of another group, those that stay."""
-    consumers = {gate.module for group in space for gate in group.gates}
+def _outputs_kept(
+    space: UnitSpace, keep: Mapping[str, Sequence[int]], makers: Collection[str]
+) -> dict[str, Sequence[int]]:
+    """Per consumer or maker whose outputs are units of a group, those that stay."""
+    modules = {gate.module for group in space for gate in group.gates} | set(makers)
     return {
-        module: keep[group.name]
+        module: [unit * cut.block + place for unit in keep[group.name] for place in range(cut.block)]
         for group in space
         for cut in group.cuts
-        if cut.dim == 0 and (module := cut.parameter.removesuffix(".weight")) in consumers
+        if cut.dim == 0 and (module := cut.parameter.removesuffix(".weight")) in modules
     }
 
 

@@ -7,7 +7,7 @@ left wrong, before what reads its units is refitted in turn. Its tokens weigh as
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -62,13 +62,3 @@ def with_makers(space: UnitSpace, made: Mapping[str, UnitGroup]) -> UnitSpace:
             groups.append(UnitGroup(module, "neuron", 1, group.layer, (Cut(f"{module}.weight", 0),), (gate,)))
         groups.append(group)
     return dataclasses.replace(space, groups=tuple(groups))
-
-
-def outputs_kept(made: Mapping[str, UnitGroup], keep: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
-    """Per maker, the outputs that stay."""
-    return {
-        module: [unit * cut.block + place for unit in keep[group.name] for place in range(cut.block)]
-        for module, group in made.items()
-        for cut in group.cuts
-        if cut.parameter == f"{module}.weight"
-    }

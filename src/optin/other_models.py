@@ -19,7 +19,7 @@ from . import timm_models
 from .errors import CheckpointError, DependencyError, InputError, first_line, unknown
 from .files import read_json, write_text
 from .networks import NETWORKS
-from .untrusted import check_arguments
+from .untrusted import check_arguments, fetches
 
 LIBRARIES = ("timm", "torchvision", "optin")
 ORIGIN = "optin_origin"  # where a network of torchvision or of `networks.py` remembers what it is
@@ -121,7 +121,8 @@ def save_origin(model: nn.Module, folder: Path, section: Mapping[str, Any] | Non
         origin = timm_models.describe_creation(model)
     else:
         origin = dict(getattr(model, ORIGIN, {"library": None, "architecture": type(model).__name__}))
-    config = {**origin, **({} if section is None else {"optin": section})}
+    arguments = {name: value for name, value in origin.pop("model_args", {}).items() if not fetches(name)}
+    config = {**origin, "model_args": arguments, **({} if section is None else {"optin": section})}
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
 
 

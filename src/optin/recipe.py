@@ -93,6 +93,8 @@ class Refit:
         _require("refit.ridge", self.ridge, self.ridge > 0, "above 0")
         _require("refit.floor", self.floor, self.floor >= 0, "0 or more")
         _require("refit.folds", self.folds, self.folds >= 1, "at least 1")
+        apart = not (self.makers and self.kind == "scales")
+        _require("refit.makers", self.makers, apart, "false where refit.kind is 'scales'")
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,11 @@ def check_folder(folder: Path, config: Any) -> None:
             raise CheckpointError("config.json asks for a quantised network; checkpoints of optin hold none.")
 
 
+def fetches(argument: str) -> bool:
+    """Whether an argument of a network makes its library fetch or read weights."""
+    return argument in FETCHING or argument.startswith("pretrained")
+
+
 def check_arguments(folder: Path, arguments: Mapping[str, Any]) -> None:
     """Refuse arguments of a network that make its library fetch or read other weights than those beside them.
 
@@ -49,7 +54,7 @@ def check_arguments(folder: Path, arguments: Mapping[str, Any]) -> None:
         CheckpointError: names the argument.
     """
     for name in arguments:
-        if name in FETCHING or name.startswith("pretrained"):
+        if fetches(name):
             raise CheckpointError(f"{folder / 'config.json'} asks for weights from elsewhere: {name!r}.")
 
 

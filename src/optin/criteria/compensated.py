@@ -30,7 +30,7 @@ from ..recipe import Recipe
 from ..scores import Curve
 from ..statistics import Moments, factored
 from ..units import Gate, UnitGroup, UnitSpace
-from .draws import summed
+from .draws import Weights, summed
 from .scoring import Scoring
 from .sketch import UnitTotals, flat, part_scales
 
@@ -65,12 +65,13 @@ class Sensitivities:
                         weight.shape[0], weight.shape[0], dtype=torch.float64
                     )
 
-    def add(self, probe: Probe, weights: Mapping[str, list[Tensor]]) -> None:
-        """Add one draw and its weights of tokens."""
+    def add(self, probe: Probe, weights: Weights) -> None:
+        """Add one draw, its tokens weighted."""
         self.units.add(probe)
+        of = weights()
         for name, moments in self.moments.items():
             mask = probe.masks[name]
-            for x, w in zip(probe.inputs[name], weights[name], strict=True):
+            for x, w in zip(probe.inputs[name], of[name], strict=True):
                 moments.add(x[mask], weights=w[mask])
             for part in PARTS:
                 g = torch.cat([value[mask] for value in probe.outputs[part][name]]).float()

@@ -6,6 +6,7 @@ sums. So they differ from those of one process in nothing but the order of addin
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -33,12 +34,14 @@ from ..units import UnitSpace
 from .partial import Partial
 from .scoring import Scoring
 
+Weights = Callable[[], Mapping[str, list[Tensor]]]
+
 
 class Sums(Protocol):
     """What a criterion adds up."""
 
-    def add(self, probe: Probe, weights: Mapping[str, list[Tensor]]) -> None:
-        """Add one draw, given how much each token matters at every consumer."""
+    def add(self, probe: Probe, weights: Weights) -> None:
+        """Add one draw; `weights` computes how much each token matters at every consumer."""
 
     def tensors(self) -> dict[str, Tensor]:
         """All sums by name, as they are kept: adding to a tensor adds to the sum."""
@@ -80,10 +83,10 @@ def summed(scoring: Scoring, empty: Callable[[], S], description: str) -> S:
 
 
 def _add(micro: Micro, probe: Probe, sums: Sums, token_weights: TokenWeights) -> None:
-    weights = token_weights.of(probe)
+    weights = functools.cache(lambda: token_weights.of(probe))
     sums.add(probe, weights)
     if not micro.again:
-        token_weights.add(micro, weights)
+        token_weights.add(micro, weights())
 
 
 class BatchSums:

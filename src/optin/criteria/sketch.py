@@ -14,7 +14,7 @@ from torch import Tensor
 from ..probe import PARTS, Probe
 from ..scores import Curve
 from ..units import UnitSpace
-from .draws import summed
+from .draws import Weights, summed
 from .scoring import Scoring
 
 Parts = dict[str, dict[str, Tensor]]
@@ -37,7 +37,7 @@ class UnitTotals:
             part: {group.name: torch.zeros(group.size, dtype=torch.float64) for group in space} for part in PARTS
         }
 
-    def add(self, probe: Probe, weights: Mapping[str, list[Tensor]] | None = None) -> None:
+    def add(self, probe: Probe, weights: Weights | None = None) -> None:
         """Add one draw; tokens count alike, whatever their weights."""
         self.draws += 1
         for part, groups in probe.units.items():
