@@ -91,7 +91,7 @@ def job(shape: str, examples: int, dtype: str, exact: bool) -> None:
     scored = time.perf_counter()
     plan = optin.plan(model, scores, BUDGET)
     searched = time.perf_counter()
-    optin.apply(model, plan, batches)
+    optin.apply(model, plan, batches, scores=scores)
     end, highest = time.perf_counter(), peak()
     found: dict[str, Any] = {
         "forward": forward,
