@@ -155,8 +155,9 @@ def render(results: dict[str, Any]) -> str:
             f"## {name}",
             "",
             f"Dense accuracy {100 * dense:.1f} % on {tests}. Accuracy in % ± standard deviation (seeds: {seeds}; "
-            "one for what draws nothing), then KL of the outputs to the dense ones. Seconds and memory are those of the first budget, scoring "
-            f"and all, in one process; throughput is at {SPEED} %, as a multiple of the dense network's.",
+            "one for what draws nothing), then KL of the outputs to the dense ones. Seconds and memory are those of "
+            f"the first budget, scoring and all, in one process; throughput is at {SPEED} %, as a multiple of the "
+            "dense network's.",
             "",
             *table(
                 ["", *(f"{budget} % MACs" for budget in BUDGETS), "s", "peak, MB", "throughput"],

@@ -1,7 +1,7 @@
 """The vision tables: DINOv2 ViT-S/14 with a linear head on Fashion-MNIST, pruned alone and with merged tokens.
 
     python benchmarks/vision.py                        everything
-    python benchmarks/vision.py quality --seeds 0      one seed of one part of: quality, jobs, exact
+    python benchmarks/vision.py quality --seeds 0      one seed of one part of: quality, noise, jobs, exact
 
 The network is rebuilt first (benchmarks/dinov2.py, cached). Calibration draws 256 unlabelled training images a
 seed; quality is measured on 2,000 test images. Rows that are done are kept, so that a run can be continued.
@@ -30,13 +30,16 @@ from optin.criteria import Scoring
 from optin.criteria.exact import exact_parts
 from optin.gating import gated, masks
 from optin.merging import all_tokens
+from optin.recipe import Recipe
 
 BUDGETS = (85, 75, 65, 50)
 ALONE = (85, 75, 65)  # budgets that merging alone is measured at
 CRITERIA = ("compensated", "sketch", "magnitude", "random")
 BETA, TAU = "beta: compensated + compensation", "tau: compensated + compensation"
+MAKERS = "beta: compensated + compensation, makers too"
 CONSTANT = "constant merging alone"
 FIXED = {"beta: magnitude, masks only", CONSTANT}  # do not depend on the seed
+NOISES = {"beta on white noise": 0.0, "beta on noise with the spectrum of photographs": 1.0}
 BASELINES = tuple(f"beta: {criterion} + compensation" for criterion in CRITERIA[1:])
 BELOW = ((BETA, BASELINES), (TAU, (BETA, CONSTANT, "constant merging + compensation")))
 KL_BARS = {BETA: {75: 0.03, 65: 0.05, 50: 0.09}, TAU: {75: 0.013, 65: 0.03, 50: 0.06}}
@@ -51,6 +54,7 @@ def recipes() -> Rows:
     constant = beta.override(criterion="random", tokens__merge="constant")
     rows = {
         BETA: (beta, BUDGETS),
+        MAKERS: (beta.override(refit__makers=True), BUDGETS),
         TAU: (tau, BUDGETS),
         CONSTANT: (constant.override(refit__enabled=False), ALONE),
         "constant merging + compensation": (constant, ALONE),
@@ -65,6 +69,47 @@ def recipes() -> Rows:
 def quality(setting: Setting, found: dict[str, Any], seeds: list[int], store: Any) -> dict[str, Any]:
     """Every row at every budget."""
     return measure_rows(setting, recipes(), FIXED, found, seeds, store)
+
+
+class Noise:
+    """A network calibrated on noise, without any image; measured on images.
+
+    Args:
+        power: of the frequency, that amplitudes fall with: 0 for white noise, about 1 in photographs.
+    """
+
+    def __init__(self, setting: Setting, power: float) -> None:
+        self.setting, self.power = setting, power
+        self.model, self.quality, self.measure = setting.model, setting.quality, setting.measure
+
+    def calibration(self, recipe: Recipe) -> list[dict[str, torch.Tensor]]:
+        """As many as the draw of images."""
+        generator = torch.Generator().manual_seed(recipe.seed)
+        batches = self.setting.calibration(recipe)
+        return [{name: self._drawn(value, generator) for name, value in batch.items()} for batch in batches]
+
+    def _drawn(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Channels of mean 0 and deviation 1, as processors make them; shape (example, channel, height, width)."""
+        height, width = images.shape[-2:]
+        rows, columns = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None]
+        frequency = (rows.square() + columns.square()).sqrt()
+        frequency[0, 0] = torch.inf
+        spectrum = torch.fft.rfft2(torch.randn(images.shape, generator=generator)) / frequency**self.power
+        values = torch.fft.irfft2(spectrum, s=(height, width))
+        return (values / values.std((-2, -1), keepdim=True)).to(images)
+
+
+def noise(setting: Setting, found: dict[str, Any], seeds: list[int], store: Any) -> dict[str, Any]:
+    """Calibration without images, by kind of noise."""
+    found = dict(found)
+    for name, power in NOISES.items():
+        rows: Rows = {name: (optin.PRESETS["beta"], BUDGETS)}
+
+        def keep(part: dict[str, Any], name: str = name) -> None:
+            store({**found, name: part})
+
+        found[name] = measure_rows(Noise(setting, power), rows, set(), found.get(name, {}), seeds, keep)
+    return found
 
 
 def jobs(setting: Setting, found: dict[str, Any], seeds: list[int], store: Any) -> dict[str, Any]:
@@ -132,14 +177,16 @@ def exact(setting: Setting, found: dict[str, Any], seeds: list[int], store: Any)
     return {"units": len(drawn), "seconds": seconds, "factor": full * len(drawn) / seconds}
 
 
-PARTS = {"quality": quality, "jobs": jobs, "exact": exact}
+PARTS = {"quality": quality, "noise": noise, "jobs": jobs, "exact": exact}
 
 
 def render(results: dict[str, Any]) -> str:
     """The tables in Markdown."""
     lines: list[str] = []
     if found := results.get("quality"):
-        lines += quality_table(found, BUDGETS, f"{HELD_OUT:,} test images")
+        drawn = [figure for part in results.get("noise", {}).values() for figure in part["figures"]]
+        figures = {**found, "figures": found["figures"] + drawn}
+        lines += quality_table(figures, BUDGETS, f"{HELD_OUT:,} test images")
     if found := results.get("jobs"):
         rows = [
             [
