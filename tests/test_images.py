@@ -12,6 +12,7 @@ from transformers import ViTImageProcessorPil
 
 import optin
 from optin import cli
+from optin.benchmark import compare_speed
 from optin.errors import DependencyError, InputError
 from optin.recipe import Calibration, Task
 from optin.runs import Placement, run_evaluate, run_prune
@@ -254,3 +255,15 @@ def test_zero_shot(tree, tmp_path):
     with torch.inference_mode():
         expected = model(**picture, **prompts).logits_per_image
         torch.testing.assert_close(ZeroShot(model, prompts)(**picture), expected)
+
+
+def test_networks_are_timed_at_the_size_of_the_plan():
+    """DINOv2 takes any size, and is often used at another than its configuration names."""
+    model = build("dinov2")
+    result = optin.prune(model, [{"pixel_values": torch.randn(4, 3, 24, 32)}], "60%")
+    assert model.config.image_size != 24
+    (speed,) = compare_speed(model, result.model, batch=1, rounds=1)
+    assert speed.length == 24
+    assert speed.ideal == pytest.approx(result.plan.dense.macs / result.plan.pruned.macs)
+    (speed,) = compare_speed(model, model, batch=1, rounds=1)
+    assert speed.length == model.config.image_size

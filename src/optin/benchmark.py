@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from .arch import describe
-from .arch.inputs import default_length, example_inputs, image_input
+from .arch.inputs import example_inputs, image_input
 from .batches import Batch
+from .checkpoint import input_shape
 from .latency import forward_ms
 from .modules import inference_mode_of
 from .pipeline import costs
@@ -61,14 +62,16 @@ def compare_speed(
     """Time both networks in turn on random inputs without padding.
 
     Args:
-        lengths: tokens of a text (32 and 128 by default) or pixels of an image side (the model's own).
+        lengths: tokens of a text (32 and 128 by default) or pixels of an image side (what the plan was made for, else
+            the model's own).
         width: in pixels, of images that are not square.
     """
     results = []
     space = describe(dense)
-    if lengths is None:
-        lengths = (default_length(dense),) if image_input(dense) else (32, 128)
-    for length in lengths:
+    if lengths is None and image_input(dense):
+        length, width = input_shape(pruned)
+        lengths = (length,)
+    for length in lengths or (32, 128):
         inputs = example_inputs(dense, length, batch, width)
         times = side_by_side((dense, pruned), inputs, rounds, track)
         ideal = costs(dense, space, length, width)[0].dense / costs(pruned, describe(pruned), length, width)[0].dense

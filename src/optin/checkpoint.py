@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from .arch import architectures, describe
+from .arch.inputs import default_length
 from .card import base_model, model_card
 from .errors import ArchitectureError, CheckpointError, DependencyError, InputError, OptinError, first_line
 from .files import new_folder, read_json, write_text
@@ -79,6 +80,15 @@ def attach(model: nn.Module, plan: Plan) -> None:
 def section_of(model: nn.Module) -> Any:
     """The plan that a network was cut to, as `attach` wrote it; None for a dense one."""
     return getattr(getattr(model, "config", model), SECTION, None)
+
+
+def input_shape(model: nn.Module) -> tuple[int, int | None]:
+    """The length, and for images that are not square the width, that a pruned network was planned for.
+
+    Of a dense one, what it takes by itself.
+    """
+    section = section_of(model)
+    return (section["length"], section.get("width")) if section else (default_length(model), None)
 
 
 def compose(first: Plan, second: Plan) -> Plan:

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from .arch import describe
-from .arch.inputs import default_length, example_inputs, image_input
+from .arch.inputs import example_inputs, image_input
 from .batches import Batch
 from .benchmark import compare_speed, side_by_side
-from .checkpoint import REPORT, load_scores, save_scores, section_of
+from .checkpoint import REPORT, input_shape, load_scores, save_scores, section_of
 from .errors import InputError, first_line
 from .exporting import export_all
 from .files import disk_errors, read_json, write_text
@@ -268,8 +268,7 @@ def _export_inputs(source: str, recipe: Recipe, placement: Placement, batch: int
         preprocessor = load_processor(source) if image_input(model) else load_tokenizer(source)
     except InputError:
         preprocessor = None
-    section = section_of(model)
-    length, width = (section["length"], section.get("width")) if section else (default_length(model), None)
+    length, width = input_shape(model)
     return model, preprocessor, example_inputs(model, length, batch, width)
 
 
