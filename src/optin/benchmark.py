@@ -69,8 +69,8 @@ def compare_speed(
     results = []
     space = describe(dense)
     if lengths is None and image_input(dense):
-        length, width = input_shape(pruned)
-        lengths = (length,)
+        length, planned = input_shape(pruned)
+        lengths, width = (length,), width or planned
     for length in lengths or (32, 128):
         inputs = example_inputs(dense, length, batch, width)
         times = side_by_side((dense, pruned), inputs, rounds, track)
