@@ -205,6 +205,7 @@ VARIANTS: dict[str, Variant] = {
     "default": networks,
     "two rounds": two_rounds,
     "refit of what makes units": option(refit__makers=True),
+    "refit of the head": option(refit__head=True),
     "28 of 32 dimensions in heads": narrow_heads(28),
     "24 of 32 dimensions in heads": narrow_heads(24),
     "lambda by held-out KL": lambda_by_held_out,

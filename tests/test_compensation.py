@@ -9,6 +9,7 @@ from optin.arch import describe
 from optin.batches import Batches
 from optin.compensation import compensate
 from optin.gating import gated, masks
+from optin.head import head_maps
 from optin.makers import makers
 from optin.recipe import Recipe
 from optin.surgery import shrink
@@ -83,6 +84,40 @@ def test_makers_of_bert(bert, batches):
     found = makers(bert, describe(bert), batches[0])
     names = ("attention.self.query", "attention.self.key", "attention.self.value", "intermediate.dense")
     assert list(found) == [f"bert.encoder.layer.{layer}.{name}" for layer in range(3) for name in names]
+
+
+def test_the_head_is_refitted_too(architecture):
+    """Behind all else, and the outputs come no less close than without."""
+    model = build(architecture, None, "eager" if architecture in EAGER_ONLY else "sdpa")
+    calibration = [inputs(model, batch=8, seed=seed) for seed in range(12)]
+    plan = random_plan(model)
+    without = optin.apply(model, plan, calibration, recipe=RECIPE).model
+    other = optin.apply(model, plan, calibration, recipe=RECIPE.override(refit__head=True)).model
+    found = head_maps(model, without, describe(model), calibration[0])
+    before = without.state_dict()
+    changed = {name for name, value in other.state_dict().items() if not torch.equal(value, before[name])}
+    assert {name.rpartition(".")[0] for name in changed} <= {gate.module for gate in found}
+    with torch.inference_mode():
+        far, near = (
+            sum(float((answers(model(**x)) - answers(small(**x))).square().mean()) for x in calibration)
+            for small in (without, other)
+        )
+    assert near <= far
+
+
+def test_what_belongs_to_the_head():
+    """Not the decoder of words, whose weights are embeddings, nor a tower without units, nor where nothing lacks."""
+    for architecture, head, expected in (
+        ("bert", "SequenceClassification", ["bert.pooler.dense", "classifier"]),
+        ("bert", "MaskedLM", ["cls.predictions.transform.dense"]),
+        ("clip", "Model", ["visual_projection"]),
+        ("timm-deit", None, ["head", "head_dist"]),
+    ):
+        model = build(architecture, head)
+        space, batch = describe(model), inputs(model)
+        shrunk = optin.apply(model, random_plan(model)).model
+        assert [gate.module for gate in head_maps(model, shrunk, space, batch)] == expected
+        assert not head_maps(model, copy.deepcopy(model), space, batch)
 
 
 def test_the_teacher_is_left_as_it_was(bert, batches):

@@ -19,7 +19,7 @@ from optin.runs import Placement, run_evaluate, run_prune
 from optin.tasks import load_images, load_processor, task_spec
 from optin.tasks.images import Unreadable
 from optin.tasks.vision import Both, ZeroShot, calibration_batches, class_indices, evaluate
-from tests.networks import build, tokenizer
+from tests.networks import build, inputs, tokenizer
 
 SPEC = task_spec("image-classification")
 
@@ -255,6 +255,15 @@ def test_zero_shot(tree, tmp_path):
     with torch.inference_mode():
         expected = model(**picture, **prompts).logits_per_image
         torch.testing.assert_close(ZeroShot(model, prompts)(**picture), expected)
+
+
+def test_names_of_different_lengths():
+    """The padding of texts says nothing about the tokens of images."""
+    model = build("clip", "Model")
+    batch = inputs(model, batch=8)
+    assert batch["attention_mask"].sum(1).unique().numel() == 2
+    result = optin.prune(model, [batch], "95%")
+    assert result.plan.pruned.macs <= 0.95 * result.plan.dense.macs
 
 
 def test_networks_are_timed_at_the_size_of_the_plan():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from optin.pipeline import costs
 from optin.recipe import Recipe
 from optin.schedule import constant, schedule_cost, steps_of, token_costs
 from optin.trajectory import answers
+from tests.contract.test_architectures import random_plan, run
 from tests.networks import VISION, build, inputs
 
 CPU = torch.device("cpu")
@@ -105,6 +107,22 @@ def test_tau_end_to_end(architecture, tmp_path):
     loaded, other = optin.load(tmp_path / "small"), inputs(model, seed=9)
     with torch.inference_mode():
         torch.testing.assert_close(answers(loaded(**other)), answers(result.model(**other)), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", sorted({name for name, _ in CASES}))
+def test_the_head_behind_merged_tokens(architecture):
+    """Its refit goes on from the merged tokens: the outputs come no less close than without."""
+    model = build(architecture, "Model" if architecture == "clip" else None)
+    batches = [inputs(model, batch=8, seed=seed) for seed in range(6)]
+    plan = dataclasses.replace(random_plan(model), tokens=(0, 2, 2))
+    without, near = (
+        sum(float((run(model, batch) - run(small, batch)).square().mean()) for batch in batches)
+        for small in (
+            optin.apply(model, plan, batches, recipe=RECIPE.override(refit__head=head)).model
+            for head in (False, True)
+        )
+    )
+    assert near <= without
 
 
 def test_token_costs_are_those_of_merging():

@@ -49,6 +49,7 @@ def test_a_recipe_may_start_from_a_preset(tmp_path):
         "refit: {ridge: 0}",
         "refit: {ridge: .nan}",
         "refit: {kind: scales, makers: true}",
+        "refit: {kind: scales, head: true}",
         "trajectory: {temperature: 0}",
         "trajectory: {pooling: last}",
         "trajectory: {embeddings: first}",

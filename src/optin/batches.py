@@ -157,7 +157,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def _trim(batch: Batch) -> Batch:
-    if "attention_mask" not in batch:
+    if "attention_mask" not in batch or image_sides(batch) is not None:  # units of two towers are those of images
         return batch
     mask = batch["attention_mask"]
     used = int(mask.any(0).nonzero().max()) + 1 if mask.any() else mask.shape[1]

@@ -11,6 +11,7 @@ before it left wrong. The network is walked once, block by block.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from .batches import Batch, Batches, position_mask
 from .consumers import add, can_shift, features_per_unit, matrix, rows_made, rows_read, scale_of
 from .errors import ArchitectureError
+from .head import head_maps
 from .makers import makers, with_makers
 from .merging import State, merging_of
 from .modules import hidden_of, inference_mode_of, with_hidden
@@ -28,7 +30,7 @@ from .probe import TokenWeights, differentiate, micro_batches, trajectory_object
 from .progress import Track, silent
 from .recipe import Recipe, Refit
 from .regression import Folds
-from .replay import Recorder, recorded_blocks, run_block, standing_in
+from .replay import Recorder, recorded_blocks, resumed_at, run_block, run_until, standing_in
 from .store import Store
 from .units import Gate, Tap, UnitSpace
 
@@ -64,6 +66,8 @@ def compensate(
         with inference_mode_of(dense), inference_mode_of(pruned), torch.no_grad():
             for gates in track(stages, "compensation", len(stages)):
                 (walk.shared if tied else walk.block)(gates, of)
+            if recipe.refit.head:
+                walk.head(head_maps(dense, pruned, space, next(iter(batches))))
 
 
 def _of_readers(weights: WeightsOf, readers: Mapping[str, str]) -> WeightsOf:
@@ -182,6 +186,25 @@ class _Walk:
                     self._add(folds, gate, batch, read, lack, weights(index, gate.module)[call])
             self._update(gate, folds)
 
+    def head(self, gates: Sequence[Gate]) -> None:
+        """Refit the maps behind the last block, every position alike; most have few, so ridges are validated."""
+        for index, batch in enumerate(self.batches):
+            totals = Recorder([_total(gate) for gate in gates])
+            with totals.recording(self.models["dense"]):
+                self._run_on("dense", index, batch)
+            for place, gate in enumerate(gates):
+                self.store["total", index, place] = totals.calls[_total(gate)][0]
+        for place, gate in enumerate(gates):
+            folds = self._folds(gate, least=2)
+            for index, batch in enumerate(self.batches):
+                reads = Recorder([_total(gate), _read(gate)])
+                with reads.recording(self.models["pruned"]):
+                    self._run_on("pruned", index, batch, until=_total(gate))
+                read = reads.calls[_read(gate)][0]
+                lack = self.store["total", index, place] - reads.calls[_total(gate)][0]
+                self._add(folds, gate, batch, read, lack, lack.new_ones(read.shape[:-1]))
+            self._update(gate, folds)
+
     def _keep(self, which: str, index: int, hidden: Tensor) -> None:
         """Keep what a block returned: the last one's if they form a chain, else all."""
         self.store[which, index, 0 if self.space.chained else len(self.templates)] = hidden
@@ -195,17 +218,26 @@ class _Walk:
         return [with_hidden(kept, self.store[which, index, place]) for place, kept in enumerate(self.templates)]
 
     def _run(self, which: str, index: int, batch: Batch, until: Tap | None = None) -> Any:
-        model, blocks = self.models[which], self.space.blocks
         before = self._before(which, index)
-        if which == "dense" or self.merging is None:
-            return run_block(model, blocks, batch, before, until)
-        with self.merging.resumed_at(len(before), {name: self.store["merged", name, index] for name in self.merged}):
-            return run_block(model, blocks, batch, before, until)
+        with self._merged(which, index, len(before)):
+            return run_block(self.models[which], self.space.blocks, batch, before, until)
 
-    def _folds(self, gate: Gate) -> Folds:
+    def _run_on(self, which: str, index: int, batch: Batch, until: Tap | None = None) -> None:
+        """Run from behind the blocks passed so far, up to a tap or to the end."""
+        model, before = self.models[which], self._before(which, index)
+        with self._merged(which, index, len(before)), resumed_at(model, self.space.blocks, before):
+            run_until(model, batch, until)
+
+    def _merged(self, which: str, index: int, place: int) -> contextlib.AbstractContextManager[None]:
+        """Have the merging go on from what it had merged before a block."""
+        if which == "dense" or self.merging is None:
+            return contextlib.nullcontext()
+        return self.merging.resumed_at(place, {name: self.store["merged", name, index] for name in self.merged})
+
+    def _folds(self, gate: Gate, least: int = 1) -> Folds:
         weight = matrix(self.models["pruned"].get_submodule(gate.module))
         targets, features = weight.shape
-        return Folds(self.options.folds, features, targets, weight.device)
+        return Folds(max(least, self.options.folds), features, targets, weight.device)
 
     def _add(self, folds: Folds, gate: Gate, batch: Batch, read: Tensor, lack: Tensor, weights: Tensor) -> None:
         """Add the positions of one batch; what multiplies the output before the sum is divided out."""

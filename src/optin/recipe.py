@@ -79,6 +79,7 @@ class Refit:
         folds: 2 or more choose the ridge of every consumer by cross-validation over so many parts of the calibration
             set, starting from `ridge`; a consumer that no refit helps stays as it is. 1 takes `ridge` everywhere.
         makers: refit the linear maps that make units as well, each before what reads its units.
+        head: refit the linear maps behind the last block (pooler, classifier), after all others.
     """
 
     enabled: bool = True
@@ -87,14 +88,16 @@ class Refit:
     floor: float = 0.1
     folds: int = 1
     makers: bool = False
+    head: bool = False
 
     def __post_init__(self) -> None:
         _require("refit.kind", self.kind, self.kind in ("weights", "scales"), "'weights' or 'scales'")
         _require("refit.ridge", self.ridge, self.ridge > 0, "above 0")
         _require("refit.floor", self.floor, self.floor >= 0, "0 or more")
         _require("refit.folds", self.folds, self.folds >= 1, "at least 1")
-        apart = not (self.makers and self.kind == "scales")
-        _require("refit.makers", self.makers, apart, "false where refit.kind is 'scales'")
+        for name in ("makers", "head"):
+            apart = not (getattr(self, name) and self.kind == "scales")
+            _require(f"refit.{name}", getattr(self, name), apart, "false where refit.kind is 'scales'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +301,7 @@ PRESETS: Mapping[str, Recipe] = types.MappingProxyType(
     {
         "default": Recipe(),
         # More time for the last bit of quality: more inputs, every ridge and every map fitted.
-        "thorough": Recipe(refit=Refit(folds=2, makers=True), calibration=Calibration(examples=1024)),
+        "thorough": Recipe(refit=Refit(folds=2, makers=True, head=True), calibration=Calibration(examples=1024)),
         # Vision transformers: heads and neurons alone, or tokens too (where coupling made no difference); maps of
         # classes, which are read at their highest score.
         "beta": BETA,

@@ -1,0 +1,58 @@
+"""The head as consumers: the linear maps behind the last block (pooler, projections, classifier), refitted last.
+
+They read what no refit of a block could repair, and what they make is closer to the output than any hidden state.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .batches import Batch
+from .modules import hooks, inference_mode_of
+from .units import Gate, Tap, UnitSpace
+
+
+def head_maps(dense: nn.Module, pruned: nn.Module, space: UnitSpace, batch: Batch) -> list[Gate]:
+    """Linear maps behind the last block that run once there and that the pruning reaches.
+
+    Not those of a tower that stays as it is, nor those whose weights serve elsewhere too (embeddings of a language
+    model), nor those that read tokens one by one where some are merged.
+    """
+    uses = Counter(id(value) for _, value in dense.named_parameters(remove_duplicate=False))
+    own = [
+        name
+        for name, module in dense.named_modules()
+        if isinstance(module, nn.Linear) and uses[id(module.weight)] == 1
+    ]
+    made, other = (_made(model, own, space, batch) for model in (dense, pruned))
+    return [
+        Gate(name, total=Tap(name, "output"))
+        for name, (value, *again) in made.items()
+        if not again and value.shape == other[name][0].shape and not torch.equal(value, other[name][0])
+    ]
+
+
+def _made(model: nn.Module, linear: list[str], space: UnitSpace, batch: Batch) -> dict[str, list[Tensor]]:
+    """What each of some maps makes in a forward after the last block, in the order in which they run."""
+    made: dict[str, list[Tensor]] = {}
+
+    def keep(name: str) -> Any:
+        return lambda module, args, output: made.setdefault(name, []).append(output)
+
+    def forget(*_: Any) -> None:
+        made.clear()
+
+    with (
+        inference_mode_of(model),
+        torch.inference_mode(),
+        hooks(
+            *(model.get_submodule(name).register_forward_hook(keep(name)) for name in linear),
+            *(model.get_submodule(name).register_forward_hook(forget) for name in dict.fromkeys(space.blocks)),
+        ),
+    ):
+        model(**batch)
+    return made
