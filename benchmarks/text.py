@@ -216,7 +216,7 @@ def job(name: str, examples: int) -> None:
     scored = time.perf_counter()
     plan = optin.plan(setting.model, scores, "50%", recipe=recipe)
     searched = time.perf_counter()
-    optin.apply(setting.model, plan, others, recipe=refit)
+    optin.apply(setting.model, plan, others, recipe=refit, scores=scores)
     end, highest = time.perf_counter(), peak()
     dense = statistics.median(passes + [forward_seconds(setting.model, others) for _ in range(3)])
     figures = {

@@ -127,7 +127,7 @@ def jobs(setting: Setting, found: dict[str, Any], seeds: list[int], store: Any) 
         scored = time.perf_counter()
         plan = optin.plan(setting.model, scores, "50%", recipe=recipe)
         searched = time.perf_counter()
-        optin.apply(setting.model, plan, batches, recipe=recipe)
+        optin.apply(setting.model, plan, batches, recipe=recipe, scores=scores)
         end = time.perf_counter()
         dense = statistics.median(passes + [forward_seconds(setting.model, batches) for _ in range(2)])
         row: dict[str, Any] = {
