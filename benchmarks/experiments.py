@@ -42,7 +42,7 @@ BUDGETS = (60, 50, 40)
 LAMBDAS = (0.1, 0.3, 1.0, 3.0, 10.0)
 HELD_OUT = 4  # one batch in so many, to choose lambda by
 ALIKE = "kept in bfloat16"
-THOROUGH, SHARE = "the same on 1,024 sentences", 0.5  # of the bars that were set for the default
+THOROUGH, SHARE = "thorough: these, the head, 1,024 sentences", 0.5  # of the bars that were set for the default
 WINDOW = 0.1  # of a group's units on either side of the boundary
 
 Inputs = list[dict[str, torch.Tensor]]
