@@ -76,6 +76,14 @@ def test_one_scoring_serves_any_budget(bert, batches):
     assert sizes == sorted(sizes)
 
 
+def test_inference_mode_of_the_caller_changes_nothing(bert, batches):
+    outside = optin.prune(bert, batches, "60%")
+    with torch.inference_mode():
+        inside = optin.prune(bert, batches, "60%")
+    assert inside.plan == outside.plan
+    inside.model(**batches[0]).logits.sum().backward()
+
+
 def test_training_mode_and_gradients_are_restored(bert, batches):
     bert.train()
     bert.bert.embeddings.requires_grad_(False)

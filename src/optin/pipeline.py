@@ -130,6 +130,7 @@ def sweep(
         yield apply(model, chosen, calibration, recipe=one, scores=scores, track=track)
 
 
+@torch.inference_mode(mode=False)  # whatever the caller is in: gradients are needed
 def score(
     model: nn.Module,
     batches: Iterable[Mapping[str, Any]],
@@ -263,6 +264,7 @@ def _choose(
     return find(space, scores.curves, cost, budget, recipe.search, multiples), ()
 
 
+@torch.inference_mode(mode=False)  # so that the small network can be trained
 def apply(
     model: nn.Module,
     plan: Plan,
