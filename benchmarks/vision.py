@@ -36,7 +36,7 @@ BUDGETS = (85, 75, 65, 50)
 ALONE = (85, 75, 65)  # budgets that merging alone is measured at
 CRITERIA = ("compensated", "sketch", "magnitude", "random")
 BETA, TAU = "beta: compensated + compensation", "tau: compensated + compensation"
-MAKERS = "beta: compensated + compensation, makers too"
+MAKERS, HEAD = f"{BETA}, makers too", f"{BETA}, head too"
 CONSTANT = "constant merging alone"
 FIXED = {"beta: magnitude, masks only", CONSTANT}  # do not depend on the seed
 NOISES = {"beta on white noise": 0.0, "beta on noise with the spectrum of photographs": 1.0}
@@ -55,6 +55,7 @@ def recipes() -> Rows:
     rows = {
         BETA: (beta, BUDGETS),
         MAKERS: (beta.override(refit__makers=True), BUDGETS),
+        HEAD: (beta.override(refit__head=True), BUDGETS),
         TAU: (tau, BUDGETS),
         CONSTANT: (constant.override(refit__enabled=False), ALONE),
         "constant merging + compensation": (constant, ALONE),
