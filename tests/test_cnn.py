@@ -25,6 +25,7 @@ from optin.criteria.exact import Reference, exact_parts
 from optin.criteria.scoring import Scoring
 from optin.errors import ArchitectureError, CheckpointError, InputError
 from optin.gating import gated, masks
+from optin.head import head_maps
 from optin.other_models import create, save_other
 from optin.pipeline import costs
 from optin.plans import Cost, Plan
@@ -357,6 +358,12 @@ def test_segmentation_networks_through_the_whole_job(family, tmp_path):
     cut = optin.apply(model, plan).model
     assert counted(cut, 64, 96) == plan.pruned.macs
     assert distance(optin.apply(model, plan, calibration, recipe=recipe).model) < distance(cut)
+
+
+def test_masks_that_are_predicted_behind_every_block_are_no_head():
+    model = of_transformers("Mask2Former")
+    small = optin.apply(model, some_of(model)).model
+    assert not head_maps(model, small, describe(model), {"pixel_values": torch.randn(2, 3, 64, 64)})
 
 
 @torch.inference_mode()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 
 import optin
@@ -105,19 +106,21 @@ def test_the_head_is_refitted_too(architecture):
     assert near <= far
 
 
-def test_what_belongs_to_the_head():
-    """Not the decoder of words, whose weights are embeddings, nor a tower without units, nor where nothing lacks."""
-    for architecture, head, expected in (
+@pytest.mark.parametrize(
+    ("architecture", "head", "expected"),
+    [
         ("bert", "SequenceClassification", ["bert.pooler.dense", "classifier"]),
-        ("bert", "MaskedLM", ["cls.predictions.transform.dense"]),
-        ("clip", "Model", ["visual_projection"]),
+        ("bert", "MaskedLM", ["cls.predictions.transform.dense"]),  # the decoder is the embeddings
+        ("clip", "Model", ["visual_projection"]),  # the tower of texts stays as it is
         ("timm-deit", None, ["head", "head_dist"]),
-    ):
-        model = build(architecture, head)
-        space, batch = describe(model), inputs(model)
-        shrunk = optin.apply(model, random_plan(model)).model
-        assert [gate.module for gate in head_maps(model, shrunk, space, batch)] == expected
-        assert not head_maps(model, copy.deepcopy(model), space, batch)
+    ],
+)
+def test_what_belongs_to_the_head(architecture, head, expected):
+    model = build(architecture, head)
+    space, batch = describe(model), inputs(model)
+    shrunk = optin.apply(model, random_plan(model)).model
+    assert [gate.module for gate in head_maps(model, shrunk, space, batch)] == expected
+    assert not head_maps(model, copy.deepcopy(model), space, batch)
 
 
 def test_the_teacher_is_left_as_it_was(bert, batches):

@@ -17,7 +17,7 @@ from .units import Gate, Tap, UnitSpace
 
 
 def head_maps(dense: nn.Module, pruned: nn.Module, space: UnitSpace, batch: Batch) -> list[Gate]:
-    """Linear maps behind the last block that run once there and that the pruning reaches.
+    """Linear maps that run once a forward, behind the last block, and that the pruning reaches.
 
     Not those of a tower that stays as it is, nor those whose weights serve elsewhere too (embeddings of a language
     model), nor those that read tokens one by one where some are merged.
@@ -31,17 +31,22 @@ def head_maps(dense: nn.Module, pruned: nn.Module, space: UnitSpace, batch: Batc
     made, other = (_made(model, own, space, batch) for model in (dense, pruned))
     return [
         Gate(name, total=Tap(name, "output"))
-        for name, (value, *again) in made.items()
-        if not again and value.shape == other[name][0].shape and not torch.equal(value, other[name][0])
+        for name, value in made.items()
+        if value.shape == other[name].shape and not torch.equal(value, other[name])
     ]
 
 
-def _made(model: nn.Module, linear: list[str], space: UnitSpace, batch: Batch) -> dict[str, list[Tensor]]:
-    """What each of some maps makes in a forward after the last block, in the order in which they run."""
-    made: dict[str, list[Tensor]] = {}
+def _made(model: nn.Module, linear: list[str], space: UnitSpace, batch: Batch) -> dict[str, Tensor]:
+    """What each map that runs once, behind the last block, makes; in the order in which they run."""
+    made: dict[str, Tensor] = {}
+    runs = Counter[str]()
 
     def keep(name: str) -> Any:
-        return lambda module, args, output: made.setdefault(name, []).append(output)
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            made[name] = output
+            runs[name] += 1
+
+        return hook
 
     def forget(*_: Any) -> None:
         made.clear()
@@ -55,4 +60,4 @@ def _made(model: nn.Module, linear: list[str], space: UnitSpace, batch: Batch) -
         ),
     ):
         model(**batch)
-    return made
+    return {name: value for name, value in made.items() if runs[name] == 1}
