@@ -73,7 +73,7 @@ def network(name: str) -> Network:
 
 
 OURS = {
-    "minilm": {"optin": "default"},
+    "minilm": {"optin": "default", "optin, thorough": "thorough"},
     "dinov2": {"optin, beta": "beta", "optin, tau": "tau"},
     "resnet56": {"optin, beta": "beta"},
 }

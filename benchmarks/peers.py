@@ -163,7 +163,7 @@ def render(results: dict[str, Any]) -> str:
             f"Dense accuracy {100 * dense:.1f} % on {tests}. Accuracy in % ± standard deviation (seeds: {seeds}; "
             "one for what draws nothing), then KL of the outputs to the dense ones. Seconds and memory are those of "
             f"the first budget, scoring and all, in one process; throughput is at {SPEED} %, as a multiple of the "
-            "dense network's. Both are of the seeds that were timed; an empty cell was not reached, or not timed.",
+            "dense network's. Both are of the seeds that were timed; an empty cell was not reached.",
             "",
             *table(
                 ["", *(f"{budget} % MACs" for budget in BUDGETS), "s", "peak, MB", "throughput"],
