@@ -41,6 +41,7 @@ from .units import UnitGroup, UnitSpace, lies_in
 SIZES = 16  # networks that are timed
 SECONDS = 0.5  # that the forwards of each of them take together, about
 FEWEST, MOST = 3, 30  # forwards of each of them
+FITS = 2  # of the times of a block: errors of the second are relative to the first
 PRIOR = 1e-2  # weight of times in proportion to the MACs, against one timed network
 MULTIPLE = 16  # that processors like sizes to be of
 REST = ""  # what lies in no block
@@ -93,15 +94,14 @@ def now(device: torch.device) -> int:
 
 def fitted(model: nn.Module, space: UnitSpace, macs: CostModel, inputs: Batch, track: Track = silent) -> list[Term]:
     """The terms of the latency, from the times of networks cut to many sizes."""
-    plans, rounds = sizes_to_time(space), FEWEST
+    plans = sizes_to_time(space)
+    first = sum(block_times(model, space.blocks, inputs, FEWEST).values())
+    rounds = min(max(math.ceil(SECONDS * 1000 * PER_MS / first), FEWEST), MOST)
     times: dict[str, list[float]] = defaultdict(list)
-    for number, plan in enumerate(track(plans, "block times", len(plans))):
+    for plan in track(plans, "block times", len(plans)):
         cut = copy.deepcopy(model)
         shrink(cut, space, plan)
-        found = block_times(cut, space.blocks, inputs, rounds)
-        if number == 0:
-            rounds = min(max(math.ceil(SECONDS * 1000 * PER_MS / sum(found.values())), FEWEST), MOST)
-        for block, picoseconds in found.items():
+        for block, picoseconds in block_times(cut, space.blocks, inputs, rounds).items():
             times[block].append(picoseconds)
     shares = [{name: count / space.sizes[name] for name, count in plan.kept.items()} for plan in plans]
     return [
@@ -144,8 +144,11 @@ def _count(group: UnitGroup, share: float) -> int:
 
 
 def block_times(model: nn.Module, blocks: tuple[str, ...], inputs: Batch, rounds: int) -> dict[str, float]:
-    """Median picoseconds that each block takes in one forward, and what lies in none of them."""
-    device, found = device_of(model), defaultdict[str, list[int]](list)
+    """Median picoseconds that each block takes in one forward, and what lies in none of them.
+
+    Scaled to add up to the median of the whole forward: in most of them some block or other is late.
+    """
+    device, found, whole = device_of(model), defaultdict[str, list[int]](list), []
     watches = {block: _Stopwatch(device) for block in blocks}
     handles = [
         handle
@@ -161,11 +164,14 @@ def block_times(model: nn.Module, blocks: tuple[str, ...], inputs: Batch, rounds
             start = now(device)
             model(**inputs)
             rest = now(device) - start
+            whole.append(rest)
             for block, watch in watches.items():
                 found[block].append(watch.total)
                 rest -= watch.total
             found[REST].append(max(rest, 0))
-    return {block: statistics.median(values) for block, values in found.items()}
+    medians = {block: statistics.median(values) for block, values in found.items()}
+    scale = statistics.median(whole) / max(sum(medians.values()), 1)
+    return {block: scale * median for block, median in medians.items()}
 
 
 def coefficients(
@@ -173,7 +179,10 @@ def coefficients(
 ) -> dict[Groups, int]:
     """a_P of one block: least squares of the relative errors, without negative ones.
 
-        min over a    sum over networks  ( X a / t - 1 )^2   +   PRIOR  || a - T macs / sum(macs) ||^2 / T^2
+        min over a    sum over networks  ( X a - t )^2 / f^2   +   PRIOR  || a - T macs / sum(macs) ||^2 / T^2
+
+    Errors are relative to the times f = X a of a first fit, which has f = t: relative to what was measured, they draw
+    the fit below it, since a time that came out too short counts for more than one too long.
 
     Args:
         shares: kept of each group, by network, the dense one first.
@@ -182,10 +191,15 @@ def coefficients(
     """
     dense, total = max(times[0], 1.0), max(sum(meetings.values()), 1)
     columns = [[math.prod(share[name] for name in groups) for groups in meetings] for share in shares]
-    matrix = torch.tensor(columns, dtype=torch.float64) * dense / torch.tensor(times).clamp_min(1.0)[:, None]
+    matrix = torch.tensor(columns, dtype=torch.float64)
+    target = torch.tensor(times, dtype=torch.float64).clamp_min(1.0) / dense
     pull = math.sqrt(PRIOR) * torch.eye(len(meetings), dtype=torch.float64)
     expected = pull @ torch.tensor([amount / total for amount in meetings.values()], dtype=torch.float64)
-    found = nonnegative(torch.cat([matrix, pull]), torch.cat([torch.ones(len(times)), expected]))
+    found, fit = torch.zeros(len(meetings), dtype=torch.float64), target
+    for _ in range(FITS):
+        rows = torch.cat([matrix / fit[:, None], pull])
+        found = nonnegative(rows, torch.cat([target / fit, expected]))
+        fit = (matrix @ found).clamp_min(torch.finfo(torch.float32).eps)
     return {
         groups: round(float(amount) * dense) for groups, amount in zip(meetings, found, strict=True) if amount > 0
     }
