@@ -6,8 +6,8 @@
 Networks of random weights, ranked by magnitude: time does not depend on which units stay. Block times are measured
 anew, not taken from earlier runs. Every pruned network is timed in turn with the dense one. Rounding is compared at
 60 % of the MACs, again in turn. The process restarts itself with an allocator that keeps what is freed (glibc), as
-servers are run: how long the system takes to hand out memory changes from minute to minute. Prints the tables, and stores them in docs/results/latency.md, the figures in
-docs/results/latency.json.
+servers are run: how long the system takes to hand out memory changes from minute to minute. Prints the tables, and
+stores them in docs/results/latency.md, the figures in docs/results/latency.json.
 """
 
 from __future__ import annotations
