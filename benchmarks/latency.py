@@ -152,7 +152,7 @@ def render(results: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"One forward on {torch.get_num_threads()} threads, float32: bert-6x384 at 128 tokens, the others at 224 "
-            "pixels.",
+            "pixels; freed memory stays with the process.",
             "",
             *table(head, rows),
             "",

@@ -103,7 +103,7 @@ def test_the_head_is_refitted_too(architecture):
             sum(float((answers(model(**x)) - answers(small(**x))).square().mean()) for x in calibration)
             for small in (without, other)
         )
-    assert near <= far
+    assert near < 0.8 * far if architecture == "bert" else near <= far
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,20 @@ def test_times_that_follow_the_model_are_found_again(seed):
     assert all(predicted(share) == pytest.approx(time(share), rel=0.1) for share in shares)
 
 
+def test_noise_does_not_draw_the_fit_down():
+    """Times whose mean is the true one: so is the mean of the fits."""
+    generator, meetings = torch.Generator().manual_seed(0), {(): 0, ("a",): 1}
+    fits = []
+    for _ in range(100):
+        shares = [{"a": share} for share in [1.0, *torch.rand(15, generator=generator).tolist()]]
+        noise = (0.15 * torch.randn(16, generator=generator) - 0.15**2 / 2).exp()
+        times = [
+            (0.3 + 0.7 * share["a"]) * PER_MS * factor for share, factor in zip(shares, noise.tolist(), strict=True)
+        ]
+        fits.append(sum(coefficients(shares, times, meetings).values()) / PER_MS)
+    assert sum(fits) / len(fits) == pytest.approx(1, abs=0.02)
+
+
 def test_what_the_sizes_leave_open_follows_the_macs():
     dense = [{"a": 1.0, "b": 1.0}]
     found = coefficients(dense, [4.0 * PER_MS], {(): 0, ("a",): 1, ("b",): 3})

@@ -66,8 +66,8 @@ def compensate(
         with inference_mode_of(dense), inference_mode_of(pruned), torch.no_grad():
             for gates in track(stages, "compensation", len(stages)):
                 (walk.shared if tied else walk.block)(gates, of)
-            if recipe.refit.head:
-                walk.head(head_maps(dense, pruned, space, next(iter(batches))))
+            if recipe.refit.head and (maps := head_maps(dense, pruned, space, next(iter(batches)))):
+                walk.head(maps)
 
 
 def _of_readers(weights: WeightsOf, readers: Mapping[str, str]) -> WeightsOf:
@@ -191,7 +191,7 @@ class _Walk:
         for index, batch in enumerate(self.batches):
             totals = Recorder([_total(gate) for gate in gates])
             with totals.recording(self.models["dense"]):
-                self._run_on("dense", index, batch)
+                self._run_on("dense", index, batch, until=_total(gates[-1]))
             for place, gate in enumerate(gates):
                 self.store["total", index, place] = totals.calls[_total(gate)][0]
         for place, gate in enumerate(gates):
@@ -222,8 +222,8 @@ class _Walk:
         with self._merged(which, index, len(before)):
             return run_block(self.models[which], self.space.blocks, batch, before, until)
 
-    def _run_on(self, which: str, index: int, batch: Batch, until: Tap | None = None) -> None:
-        """Run from behind the blocks passed so far, up to a tap or to the end."""
+    def _run_on(self, which: str, index: int, batch: Batch, until: Tap) -> None:
+        """Run from behind the blocks passed so far up to a tap."""
         model, before = self.models[which], self._before(which, index)
         with self._merged(which, index, len(before)), resumed_at(model, self.space.blocks, before):
             run_until(model, batch, until)

@@ -195,7 +195,7 @@ def coefficients(
     target = torch.tensor(times, dtype=torch.float64).clamp_min(1.0) / dense
     pull = math.sqrt(PRIOR) * torch.eye(len(meetings), dtype=torch.float64)
     expected = pull @ torch.tensor([amount / total for amount in meetings.values()], dtype=torch.float64)
-    found, fit = torch.zeros(len(meetings), dtype=torch.float64), target
+    fit = target
     for _ in range(FITS):
         rows = torch.cat([matrix / fit[:, None], pull])
         found = nonnegative(rows, torch.cat([target / fit, expected]))
