@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 
 import pytest
 import torch
+import torchvision
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
@@ -47,6 +49,7 @@ def proportional(monkeypatch):
         return found
 
     monkeypatch.setattr(latency, "block_times", times)
+    monkeypatch.setattr(latency, "milliseconds", lambda model, inputs, rounds: 1.0)
 
 
 def setting(model, batch=2):
@@ -134,6 +137,41 @@ def test_times_like_macs_are_spent_like_macs(bert, batches, proportional):
     cost = latency_cost(bert, space, macs, example_inputs(bert, 9))
     for plan in sizes_to_time(space):
         assert cost(plan.kept) == pytest.approx(1000 * macs(plan.kept), rel=0.02)
+
+
+def test_a_machine_that_slows_down_does_not_change_the_fit(bert, proportional, monkeypatch):
+    space, macs, inputs = setting(bert)
+    steady, timed = latency.fitted(bert, space, macs, inputs), latency.block_times
+    slower = itertools.count(start=10)
+
+    def times(model, blocks, inputs, rounds):
+        factor = next(slower)
+        return {block: factor * time for block, time in timed(model, blocks, inputs, rounds).items()}
+
+    monkeypatch.setattr(latency, "block_times", times)
+    monkeypatch.setattr(latency, "milliseconds", lambda model, inputs, rounds: next(slower))
+    found = latency.fitted(bert, space, macs, inputs)
+    factor = sum(term.amount for term in found) / sum(term.amount for term in steady)
+    assert 10 < factor < next(slower)
+    for term, expected in zip(found, steady, strict=True):
+        assert (term.module, term.groups) == (expected.module, expected.groups)
+        assert term.amount == pytest.approx(factor * expected.amount, rel=1e-3)
+
+
+def test_what_has_no_macs_grows_with_the_units_before_it(proportional, monkeypatch):
+    model = torchvision.models.resnet18().eval()
+    space, inputs = describe(model), example_inputs(model, 32, 1)
+    timed = latency.block_times
+
+    def times(model, blocks, inputs, rounds):
+        return {**timed(model, blocks, inputs, rounds), "maxpool": PER_MS * model.conv1.out_channels}
+
+    monkeypatch.setattr(latency, "block_times", times)
+    macs = mac_cost(model, space, inputs)
+    cost = latency_cost(model, space, macs, inputs)
+    for plan in sizes_to_time(space):
+        expected = PER_MS * plan.kept["conv1"] + 1000 * macs(plan.kept)
+        assert cost(plan.kept) == pytest.approx(expected, rel=0.05)
 
 
 @pytest.mark.parametrize("name", ["bert", "albert-grouped", "deberta-v2"])

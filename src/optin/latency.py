@@ -6,8 +6,10 @@ kept of group g, and P ranging over the sets of groups that meet in one module o
     t_block(s) = a_0 + sum over P of  a_P  prod over g in P of s_g,        a >= 0
 
 Every block, and the rest of the network, is timed inside the whole forward of networks cut to many sizes, each group
-to sizes of its own. The coefficients solve a least squares drawn slightly towards times in proportion to the MACs,
-which settles what the sizes leave open. They are terms of a `CostModel`, which any search can spend.
+to sizes of its own. What has no MACs, such as pooling, grows with the units as well: it is timed with the block before
+it. All times are divided by those of the dense network just before and after, as a machine may slow down meanwhile. The
+coefficients solve a least squares drawn slightly towards times in proportion to the MACs, which settles what the sizes
+leave open. They are terms of a `CostModel`, which any search can spend.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ import platform
 import statistics
 import time
 from collections import defaultdict
+from collections.abc import Container, Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -94,21 +98,47 @@ def now(device: torch.device) -> int:
 
 def fitted(model: nn.Module, space: UnitSpace, macs: CostModel, inputs: Batch, track: Track = silent) -> list[Term]:
     """The terms of the latency, from the times of networks cut to many sizes."""
-    plans = sizes_to_time(space)
-    first = sum(block_times(model, space.blocks, inputs, FEWEST).values())
-    rounds = min(max(math.ceil(SECONDS * 1000 * PER_MS / first), FEWEST), MOST)
+    plans, meetings = sizes_to_time(space), _meetings(space, macs)
     times: dict[str, list[float]] = defaultdict(list)
-    for plan in track(plans, "block times", len(plans)):
-        cut = copy.deepcopy(model)
-        shrink(cut, space, plan)
-        for block, picoseconds in block_times(cut, space.blocks, inputs, rounds).items():
+    for spent in _times_of(model, space, plans, inputs, track):
+        for block, picoseconds in _joined(spent, (REST, *space.blocks), meetings).items():
             times[block].append(picoseconds)
     shares = [{name: count / space.sizes[name] for name, count in plan.kept.items()} for plan in plans]
     return [
         Term(block, amount, groups)
         for block, measured in times.items()
-        for groups, amount in coefficients(shares, measured, _meetings(block, space, macs)).items()
+        for groups, amount in coefficients(shares, measured, meetings[block]).items()
     ]
+
+
+def _times_of(
+    model: nn.Module, space: UnitSpace, plans: list[Plan], inputs: Batch, track: Track
+) -> list[dict[str, float]]:
+    """Picoseconds by block of the network cut to each plan, as if the machine had kept to its median pace.
+
+    The pace is the time of the dense network, before and after each of the others.
+    """
+    rounds = min(max(math.ceil(SECONDS * 1000 / milliseconds(model, inputs, FEWEST)), FEWEST), MOST)
+    pace, found = [milliseconds(model, inputs, rounds // FEWEST)], []
+    for plan in track(plans, "block times", len(plans)):
+        cut = copy.deepcopy(model)
+        shrink(cut, space, plan)
+        found.append(block_times(cut, space.blocks, inputs, rounds))
+        pace.append(milliseconds(model, inputs, rounds // FEWEST))
+    usual, around = statistics.median(pace), [sum(pair) / 2 for pair in pairwise(pace)]
+    return [
+        {block: usual / meanwhile * picoseconds for block, picoseconds in spent.items()}
+        for spent, meanwhile in zip(found, around, strict=True)
+    ]
+
+
+def _joined(spent: dict[str, float], order: Iterable[str], timed: Container[str]) -> dict[str, float]:
+    """Times of the blocks that are `timed`, each with those of the others that follow it."""
+    found: dict[str, float] = defaultdict(float)
+    for block in dict.fromkeys(order):
+        last = block if block in timed else last
+        found[last] += spent[block]
+    return found
 
 
 def sizes_to_time(space: UnitSpace) -> list[Plan]:
@@ -216,15 +246,17 @@ def nonnegative(matrix: Float[Tensor, "row column"], target: Float[Tensor, " row
     return torch.zeros(matrix.shape[1], dtype=matrix.dtype)
 
 
-def _meetings(block: str, space: UnitSpace, macs: CostModel) -> dict[Groups, int]:
-    """The sets of groups that meet in the modules of a block, each group alone, and none: MACs of each."""
-    found: dict[Groups, int] = defaultdict(int, {(): 0})
+def _meetings(space: UnitSpace, macs: CostModel) -> dict[str, dict[Groups, int]]:
+    """MACs of the sets of groups that meet in the modules of each block that has any, of each group alone, of none."""
+    found: dict[str, dict[Groups, int]] = {REST: {(): 0}}
     for term in macs.terms:
-        if block == next((name for name in space.blocks if lies_in(term.module, name)), REST):
-            found[tuple(sorted(set(term.groups)))] += term.amount
-    for name in {name for groups in found for name in groups}:
-        found[(name,)] += 0
-    return dict(sorted(found.items()))
+        block = next((name for name in space.blocks if lies_in(term.module, name)), REST)
+        sets = found.setdefault(block, {(): 0})
+        together = tuple(sorted(set(term.groups)))
+        sets[together] = sets.get(together, 0) + term.amount
+        for name in together:
+            sets.setdefault((name,), 0)
+    return {block: dict(sorted(sets.items())) for block, sets in found.items()}
 
 
 class _Stopwatch:
