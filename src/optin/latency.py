@@ -6,10 +6,10 @@ kept of group g, and P ranging over the sets of groups that meet in one module o
     t_block(s) = a_0 + sum over P of  a_P  prod over g in P of s_g,        a >= 0
 
 Every block, and the rest of the network, is timed inside the whole forward of networks cut to many sizes, each group
-to sizes of its own. What has no MACs, such as pooling, grows with the units as well: it is timed with the block before
-it. All times are divided by those of the dense network just before and after, as a machine may slow down meanwhile. The
-coefficients solve a least squares drawn slightly towards times in proportion to the MACs, which settles what the sizes
-leave open. They are terms of a `CostModel`, which any search can spend.
+to sizes of its own. What has no MACs, such as pooling, grows with the units as well: it is timed with the block
+before it. All times are divided by those of the dense network just before and after, as a machine may slow down
+meanwhile. The coefficients solve a least squares drawn slightly towards times in proportion to the MACs, which
+settles what the sizes leave open. They are terms of a `CostModel`, which any search can spend.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import platform
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Container, Iterable
+from collections.abc import Container
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,7 @@ def fitted(model: nn.Module, space: UnitSpace, macs: CostModel, inputs: Batch, t
     plans, meetings = sizes_to_time(space), _meetings(space, macs)
     times: dict[str, list[float]] = defaultdict(list)
     for spent in _times_of(model, space, plans, inputs, track):
-        for block, picoseconds in _joined(spent, (REST, *space.blocks), meetings).items():
+        for block, picoseconds in _joined(spent, space.blocks, meetings).items():
             times[block].append(picoseconds)
     shares = [{name: count / space.sizes[name] for name, count in plan.kept.items()} for plan in plans]
     return [
@@ -132,10 +132,10 @@ def _times_of(
     ]
 
 
-def _joined(spent: dict[str, float], order: Iterable[str], timed: Container[str]) -> dict[str, float]:
+def _joined(spent: dict[str, float], blocks: tuple[str, ...], timed: Container[str]) -> dict[str, float]:
     """Times of the blocks that are `timed`, each with those of the others that follow it."""
-    found: dict[str, float] = defaultdict(float)
-    for block in dict.fromkeys(order):
+    last, found = REST, defaultdict[str, float](float)
+    for block in (REST, *dict.fromkeys(blocks)):
         last = block if block in timed else last
         found[last] += spent[block]
     return found
@@ -247,7 +247,7 @@ def nonnegative(matrix: Float[Tensor, "row column"], target: Float[Tensor, " row
 
 
 def _meetings(space: UnitSpace, macs: CostModel) -> dict[str, dict[Groups, int]]:
-    """MACs of the sets of groups that meet in the modules of each block that has any, of each group alone, of none."""
+    """MACs by block that has any: of the groups that meet in its modules, of each group alone, and of none."""
     found: dict[str, dict[Groups, int]] = {REST: {(): 0}}
     for term in macs.terms:
         block = next((name for name in space.blocks if lies_in(term.module, name)), REST)
