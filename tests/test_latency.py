@@ -48,8 +48,11 @@ def proportional(monkeypatch):
             found[next((block for block in blocks if lies_in(module, block)), "")] += 1000.0 * macs
         return found
 
+    def milliseconds(model, inputs, rounds):
+        return sum(latency.block_times(model, describe(model).blocks, inputs, rounds).values()) / PER_MS
+
     monkeypatch.setattr(latency, "block_times", times)
-    monkeypatch.setattr(latency, "milliseconds", lambda model, inputs, rounds: 1.0)
+    monkeypatch.setattr(latency, "milliseconds", milliseconds)
 
 
 def setting(model, batch=2):
@@ -149,13 +152,29 @@ def test_a_machine_that_slows_down_does_not_change_the_fit(bert, proportional, m
         return {block: factor * time for block, time in timed(model, blocks, inputs, rounds).items()}
 
     monkeypatch.setattr(latency, "block_times", times)
-    monkeypatch.setattr(latency, "milliseconds", lambda model, inputs, rounds: next(slower))
     found = latency.fitted(bert, space, macs, inputs)
     factor = sum(term.amount for term in found) / sum(term.amount for term in steady)
     assert 10 < factor < next(slower)
     for term, expected in zip(found, steady, strict=True):
         assert (term.module, term.groups) == (expected.module, expected.groups)
         assert term.amount == pytest.approx(factor * expected.amount, rel=1e-3)
+
+
+def test_blocks_of_one_make_have_the_same_times(bert, proportional, monkeypatch):
+    space, macs, inputs = setting(bert)
+    generator, timed = torch.Generator().manual_seed(0), latency.block_times
+
+    def times(model, blocks, inputs, rounds):
+        found = timed(model, blocks, inputs, rounds)
+        return {block: (0.5 + float(torch.rand((), generator=generator))) * time for block, time in found.items()}
+
+    monkeypatch.setattr(latency, "block_times", times)
+    by_block = [[], [], []]
+    for term in latency.fitted(bert, space, macs, inputs):
+        if term.module in space.blocks:
+            names = tuple(name.rpartition(".")[2] for name in term.groups)
+            by_block[space.blocks.index(term.module)].append((names, term.amount))
+    assert by_block[0] and by_block[0] == by_block[1] == by_block[2]
 
 
 def test_what_has_no_macs_grows_with_the_units_before_it(proportional, monkeypatch):

@@ -23,6 +23,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Container
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -97,26 +98,38 @@ def now(device: torch.device) -> int:
 
 
 def fitted(model: nn.Module, space: UnitSpace, macs: CostModel, inputs: Batch, track: Track = silent) -> list[Term]:
-    """The terms of the latency, from the times of networks cut to many sizes."""
+    """The terms of the latency, from the times of networks cut to many sizes.
+
+    Blocks of one make have the same. All are scaled to give the dense network its time: budgets are shares of that.
+    """
     plans, meetings = sizes_to_time(space), _meetings(space, macs)
-    times: dict[str, list[float]] = defaultdict(list)
-    for spent in _times_of(model, space, plans, inputs, track):
-        for block, picoseconds in _joined(spent, space.blocks, meetings).items():
-            times[block].append(picoseconds)
+    runs = _runs(space.blocks, meetings)
+    dense, times = _times_of(model, space, plans, inputs, track)
     shares = [{name: count / space.sizes[name] for name, count in plan.kept.items()} for plan in plans]
-    return [
-        Term(block, amount, groups)
-        for block, measured in times.items()
-        for groups, amount in coefficients(shares, measured, meetings[block]).items()
-    ]
+    groups = {block: [group.name for group in space if (group.name,) in sets] for block, sets in meetings.items()}
+    terms: list[Term] = []
+    for first, *others in _of_one_make(model, space, runs, groups, meetings):
+        names = {block: dict(zip(groups[first], groups[block], strict=True)) for block in (first, *others)}
+        found = coefficients(
+            [{name: share[own] for name, own in names[block].items()} for block in names for share in shares],
+            [sum(spent[name] for name in runs[block]) for block in names for spent in times],
+            meetings[first],
+        )
+        terms += [
+            Term(block, amount, tuple(own[name] for name in together))
+            for block, own in names.items()
+            for together, amount in found.items()
+        ]
+    off = dense / sum(term.amount for term in terms)
+    return [replace(term, amount=round(off * term.amount)) for term in terms]
 
 
 def _times_of(
     model: nn.Module, space: UnitSpace, plans: list[Plan], inputs: Batch, track: Track
-) -> list[dict[str, float]]:
-    """Picoseconds by block of the network cut to each plan, as if the machine had kept to its median pace.
+) -> tuple[float, list[dict[str, float]]]:
+    """Picoseconds of the dense network, and by block of it cut to each plan, as if it had always taken as long.
 
-    The pace is the time of the dense network, before and after each of the others.
+    It is timed before and after each of the others; its time is the median.
     """
     rounds = min(max(math.ceil(SECONDS * 1000 / milliseconds(model, inputs, FEWEST)), FEWEST), MOST)
     pace, found = [milliseconds(model, inputs, rounds // FEWEST)], []
@@ -125,20 +138,38 @@ def _times_of(
         shrink(cut, space, plan)
         found.append(block_times(cut, space.blocks, inputs, rounds))
         pace.append(milliseconds(model, inputs, rounds // FEWEST))
-    usual, around = statistics.median(pace), [sum(pair) / 2 for pair in pairwise(pace)]
-    return [
-        {block: usual / meanwhile * picoseconds for block, picoseconds in spent.items()}
+    dense, around = statistics.median(pace), [sum(pair) / 2 for pair in pairwise(pace)]
+    return dense * PER_MS, [
+        {block: dense / meanwhile * picoseconds for block, picoseconds in spent.items()}
         for spent, meanwhile in zip(found, around, strict=True)
     ]
 
 
-def _joined(spent: dict[str, float], blocks: tuple[str, ...], timed: Container[str]) -> dict[str, float]:
-    """Times of the blocks that are `timed`, each with those of the others that follow it."""
-    last, found = REST, defaultdict[str, float](float)
+def _runs(blocks: tuple[str, ...], timed: Container[str]) -> dict[str, list[str]]:
+    """Of each block that is `timed`: itself, and those of the others that follow it."""
+    last, found = REST, defaultdict[str, list[str]](list)
     for block in (REST, *dict.fromkeys(blocks)):
         last = block if block in timed else last
-        found[last] += spent[block]
+        found[last].append(block)
     return found
+
+
+def _of_one_make(
+    model: nn.Module,
+    space: UnitSpace,
+    runs: dict[str, list[str]],
+    groups: dict[str, list[str]],
+    meetings: dict[str, dict[Groups, int]],
+) -> list[list[str]]:
+    """Blocks that differ in the names of their groups alone."""
+    found: dict[Any, list[str]] = defaultdict(list)
+    for block, run in runs.items():
+        number = {name: index for index, name in enumerate(groups[block])}
+        sets = {frozenset(number[name] for name in together): amount for together, amount in meetings[block].items()}
+        kinds = tuple(type(model.get_submodule(name)) for name in run)
+        sizes = tuple(space.sizes[name] for name in groups[block])
+        found[kinds, sizes, frozenset(sets.items())].append(block)
+    return list(found.values())
 
 
 def sizes_to_time(space: UnitSpace) -> list[Plan]:
