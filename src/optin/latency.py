@@ -8,8 +8,9 @@ kept of group g, and P ranging over the sets of groups that meet in one module o
 Every block, and the rest of the network, is timed inside the whole forward of networks cut to many sizes, each group
 to sizes of its own. What has no MACs, such as pooling, grows with the units as well: it is timed with the block
 before it. All times are divided by those of the dense network just before and after, as a machine may slow down
-meanwhile. The coefficients solve a least squares drawn slightly towards times in proportion to the MACs, which
-settles what the sizes leave open. They are terms of a `CostModel`, which any search can spend.
+meanwhile. The coefficients, one set for all blocks of one make, solve a least squares drawn slightly towards times in
+proportion to the MACs, which settles what the sizes leave open. They are terms of a `CostModel`, which any search can
+spend.
 """
 
 from __future__ import annotations
