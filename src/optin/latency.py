@@ -109,12 +109,12 @@ def fitted(model: nn.Module, space: UnitSpace, macs: CostModel, inputs: Batch, t
     shares = [{name: count / space.sizes[name] for name, count in plan.kept.items()} for plan in plans]
     groups = {block: [group.name for group in space if (group.name,) in sets] for block, sets in meetings.items()}
     terms: list[Term] = []
-    for first, *others in _of_one_make(model, space, runs, groups, meetings):
-        names = {block: dict(zip(groups[first], groups[block], strict=True)) for block in (first, *others)}
+    for make in _of_one_make(model, space, runs, groups, meetings):
+        names = {block: dict(zip(groups[make[0]], groups[block], strict=True)) for block in make}
         found = coefficients(
             [{name: share[own] for name, own in names[block].items()} for block in names for share in shares],
             [sum(spent[name] for name in runs[block]) for block in names for spent in times],
-            meetings[first],
+            meetings[make[0]],
         )
         terms += [
             Term(block, amount, tuple(own[name] for name in together))
