@@ -30,7 +30,7 @@ from torch import nn
 
 import optin
 from optin.arch.inputs import example_inputs
-from optin.latency import forward_ms
+from optin.benchmark import side_by_side
 from optin.recipe import Recipe
 
 BATCHES = (1, 32)
@@ -61,11 +61,7 @@ def network(name: str) -> nn.Module:
 
 def in_turn(models: list[nn.Module], inputs: dict[str, torch.Tensor]) -> list[float]:
     """Median milliseconds of each, all timed once a round."""
-    with torch.inference_mode():
-        for model in models:
-            model(**inputs)
-        rounds = [[forward_ms(model, inputs) for model in models] for _ in range(ROUNDS)]
-    return [statistics.median(times) for times in zip(*rounds, strict=True)]
+    return [statistics.median(times) for times in zip(*side_by_side(models, inputs, ROUNDS), strict=True)]
 
 
 def predictions(

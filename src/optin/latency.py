@@ -47,7 +47,6 @@ from .units import UnitGroup, UnitSpace, lies_in
 SIZES = 16  # networks that are timed
 SECONDS = 0.5  # that the forwards of each of them take together, about
 FEWEST, MOST = 3, 30  # forwards of each of them
-FITS = 2  # of the times of a block: errors of the second are relative to the first
 PRIOR = 1e-2  # weight of times in proportion to the MACs, against one timed network
 MULTIPLE = 16  # that processors like sizes to be of
 REST = ""  # what lies in no block
@@ -101,7 +100,8 @@ def now(device: torch.device) -> int:
 def fitted(model: nn.Module, space: UnitSpace, macs: CostModel, inputs: Batch, track: Track = silent) -> list[Term]:
     """The terms of the latency, from the times of networks cut to many sizes.
 
-    Blocks of one make have the same. All are scaled to give the dense network its time: budgets are shares of that.
+    Blocks of one make have the same. All are scaled to give the dense network its time: budgets are shares of that,
+    and a least squares of relative errors comes out below times with noise.
     """
     plans, meetings = sizes_to_time(space), _meetings(space, macs)
     runs = _runs(space.blocks, meetings)
@@ -206,11 +206,8 @@ def _count(group: UnitGroup, share: float) -> int:
 
 
 def block_times(model: nn.Module, blocks: tuple[str, ...], inputs: Batch, rounds: int) -> dict[str, float]:
-    """Median picoseconds that each block takes in one forward, and what lies in none of them.
-
-    Scaled to add up to the median of the whole forward: in most of them some block or other is late.
-    """
-    device, found, whole = device_of(model), defaultdict[str, list[int]](list), []
+    """Median picoseconds that each block takes in one forward, and what lies in none of them."""
+    device, found = device_of(model), defaultdict[str, list[int]](list)
     watches = {block: _Stopwatch(device) for block in blocks}
     handles = [
         handle
@@ -226,14 +223,11 @@ def block_times(model: nn.Module, blocks: tuple[str, ...], inputs: Batch, rounds
             start = now(device)
             model(**inputs)
             rest = now(device) - start
-            whole.append(rest)
             for block, watch in watches.items():
                 found[block].append(watch.total)
                 rest -= watch.total
             found[REST].append(max(rest, 0))
-    medians = {block: statistics.median(values) for block, values in found.items()}
-    scale = statistics.median(whole) / max(sum(medians.values()), 1)
-    return {block: scale * median for block, median in medians.items()}
+    return {block: statistics.median(values) for block, values in found.items()}
 
 
 def coefficients(
@@ -241,10 +235,7 @@ def coefficients(
 ) -> dict[Groups, int]:
     """a_P of one block: least squares of the relative errors, without negative ones.
 
-        min over a    sum over networks  ( X a - t )^2 / f^2   +   PRIOR  || a - T macs / sum(macs) ||^2 / T^2
-
-    Errors are relative to the times f = X a of a first fit, which has f = t: relative to what was measured, they draw
-    the fit below it, since a time that came out too short counts for more than one too long.
+        min over a    sum over networks  ( X a / t - 1 )^2   +   PRIOR  || a - T macs / sum(macs) ||^2 / T^2
 
     Args:
         shares: kept of each group, by network, the dense one first.
@@ -253,15 +244,10 @@ def coefficients(
     """
     dense, total = max(times[0], 1.0), max(sum(meetings.values()), 1)
     columns = [[math.prod(share[name] for name in groups) for groups in meetings] for share in shares]
-    matrix = torch.tensor(columns, dtype=torch.float64)
-    target = torch.tensor(times, dtype=torch.float64).clamp_min(1.0) / dense
+    matrix = torch.tensor(columns, dtype=torch.float64) * dense / torch.tensor(times).clamp_min(1.0)[:, None]
     pull = math.sqrt(PRIOR) * torch.eye(len(meetings), dtype=torch.float64)
     expected = pull @ torch.tensor([amount / total for amount in meetings.values()], dtype=torch.float64)
-    fit = target
-    for _ in range(FITS):
-        rows = torch.cat([matrix / fit[:, None], pull])
-        found = nonnegative(rows, torch.cat([target / fit, expected]))
-        fit = (matrix @ found).clamp_min(torch.finfo(torch.float32).eps)
+    found = nonnegative(torch.cat([matrix, pull]), torch.cat([torch.ones(len(times)), expected]))
     return {
         groups: round(float(amount) * dense) for groups, amount in zip(meetings, found, strict=True) if amount > 0
     }
