@@ -155,8 +155,11 @@ def render(results: dict[str, Any]) -> str:
         for found in by_batch["rounding"]
         for times in [{str(multiple): value for multiple, value in found["times"].items()}]
     ]
-    worst = max((value for found in results.values() for row in found["rows"] for value in errors(row)), key=abs)
-    bars = bar_table([(f"each predicted within {WITHIN:g} % of measured", f"{worst:+.1f} %", abs(worst) <= WITHIN)])
+    by_row = [errors(row) for found in results.values() for row in found["rows"]]
+    worst = max(map(statistics.median, by_row), key=abs)
+    alone = max((value for each in by_row for value in each), key=abs)
+    told = f"{worst:+.1f} % (one alone {alone:+.1f} %)"
+    bars = bar_table([(f"predicted within {WITHIN:g} % of measured, by the medians", told, abs(worst) <= WITHIN)])
     return "\n".join(
         [
             f"One forward on {torch.get_num_threads()} threads, float32: bert-6x384 at 128 tokens, the others at 224 "
