@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -47,6 +48,17 @@ def weight_bytes(model: nn.Module) -> int:
     return sum(
         value.nbytes for value in {id(value): value for value in model.state_dict(keep_vars=True).values()}.values()
     )
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 of the names, types, shapes and values of all weights and buffers: which network scores belong to."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            continue
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from .errors import InputError, OptinError, first_line
 from .gating import gated, masks
 from .latency import latency_cost, milliseconds, multiple_of
 from .merging import all_tokens
-from .modules import check_weights, device_of, inference_mode_of, weight_bytes
+from .modules import check_weights, device_of, fingerprint, inference_mode_of, weight_bytes
 from .plans import Cost, Latency, Plan
 from .progress import Callback, Track, silent, unheard
 from .recipe import Recipe
@@ -177,6 +177,7 @@ def score(
             "criterion": recipe.criterion,
             "recipe": recipe.to_dict(),
             "data": {"examples": calibration.examples, "sha256": calibration.digest},
+            "network": scoring.network,
             "versions": versions(),
         },
         tokens,
@@ -209,6 +210,10 @@ def plan(
         or {n: len(c.order) for n, c in scores.curves.items()} != space.sizes
     ):
         raise InputError(f"the scores are of another network than this {space.architecture}. Score this one.")
+    if scores.provenance.get("network", known := fingerprint(model)) != known:
+        raise InputError(
+            f"the scores are of a {space.architecture} with other weights than this one. Score this one."
+        )
     target = Budget.parse(recipe.budget or "")
     if recipe.tokens.merge != "none" and target.quantity != "MACs":
         raise InputError(f"token schedules are chosen under a budget of MACs, not of {target.quantity}.")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..batches import Batches
 from ..engines import Engine, local
+from ..modules import fingerprint
 from ..probe import TokenWeights
 from ..progress import Track, silent
 from ..recipe import Recipe
@@ -39,10 +40,15 @@ class Scoring:
     scales: dict[str, float] = field(default_factory=dict)
     gradients: dict[str, list[Tensor]] = field(default_factory=dict)
 
+    @cached_property
+    def network(self) -> str:
+        """Which network it is: see `modules.fingerprint`."""
+        return fingerprint(self.model)
+
     @property
     def identity(self) -> str:
         """What partial results depend on."""
-        return f"{self.batches.digest} {self.recipe.to_dict()}"
+        return f"{self.network} {self.batches.digest} {self.recipe.to_dict()}"
 
     @cached_property
     def weights(self) -> TokenWeights:
