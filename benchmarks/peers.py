@@ -33,8 +33,8 @@ from torch_pruning_peer import macs, pruned
 import optin
 from optin.arch import describe
 from optin.benchmark import compare_speed
+from optin.checks import costs
 from optin.cost import CostModel
-from optin.pipeline import costs
 from optin.plans import Cost, Plan
 from optin.recipe import Recipe
 

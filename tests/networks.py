@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
 
+from optin.arch import describe
+from optin.checks import costs
+from optin.plans import Cost, Plan
 from optin.timm_models import create
 
 _COMMON = {
@@ -177,6 +181,18 @@ def tokens(model: nn.Module, batch: int = 4, length: int = 9, seed: int = 0) -> 
 
 
 WORDS = ("good", "fine", "bad", "awful", "film", "plot", "the", "a", "is", "not")
+
+
+def plan_of(
+    model: nn.Module, keep: Mapping[str, Sequence[int]], length: int = 16, tokens: tuple[int, ...] = ()
+) -> Plan:
+    """A plan by hand, with its true costs."""
+    space = describe(model)
+    macs, parameters = costs(model, space, length)
+    kept = {name: len(units) for name, units in keep.items()}
+    dense, pruned = Cost(macs.dense, parameters.dense), Cost(macs.merged(tokens)(kept), parameters(kept))
+    units = {name: tuple(chosen) for name, chosen in keep.items()}
+    return Plan(space.architecture, space.sizes, units, dense, pruned, length, tokens=tokens)
 
 
 def tokenizer() -> Any:

@@ -27,15 +27,14 @@ from optin.errors import ArchitectureError, CheckpointError, InputError
 from optin.gating import gated, masks
 from optin.head import head_maps
 from optin.other_models import create, save_other
-from optin.pipeline import costs
-from optin.plans import Cost, Plan
+from optin.plans import Plan
 from optin.probe import read_final, states
 from optin.recipe import Recipe
 from optin.replay import recorded_blocks
 from optin.surgery import shrink
 from optin.tasks import load_model, load_processor
 from optin.trajectory import answers, manifold_loss, output_loss
-from tests.networks import shaken
+from tests.networks import plan_of, shaken
 
 CPU = torch.device("cpu")
 RECIPE = Recipe().override(trajectory__draws=8, refit__folds=2)
@@ -164,16 +163,7 @@ def some(model: nn.Module, seed: int = 0) -> Plan:
     for group in space:
         count = int(torch.randint(group.min_keep, group.size, (1,), generator=generator))
         keep[group.name] = tuple(sorted(torch.randperm(group.size, generator=generator)[:count].tolist()))
-    kept = {name: len(units) for name, units in keep.items()}
-    macs, parameters = costs(model, space, SIDE)
-    return Plan(
-        space.architecture,
-        space.sizes,
-        keep,
-        Cost(macs.dense, parameters.dense),
-        Cost(macs(kept), parameters(kept)),
-        SIDE,
-    )
+    return plan_of(model, keep, SIDE)
 
 
 def counted(model: nn.Module, side: int = SIDE, width: int | None = None) -> int:
@@ -324,10 +314,8 @@ def test_networks_of_transformers(family, tmp_path):
     space = describe(model)
     assert any(group.kind == "head" for group in space) == (family in ("Segformer", "UperNet", "Mask2Former"))
     keep = {group.name: tuple(range(0, group.size, 2)) for group in space}
-    kept = {name: len(units) for name, units in keep.items()}
-    macs, parameters = costs(model, space, 64)
-    dense, pruned = Cost(macs.dense, parameters.dense), Cost(macs(kept), parameters(kept))
-    plan = Plan(space.architecture, space.sizes, keep, dense, pruned, 64)
+    plan = plan_of(model, keep, 64)
+    dense, pruned = plan.dense, plan.pruned
     assert dense.macs == counted(model, 64)
     with gated(model, space, masks(model, plan)):
         expected = answers(model(**batch))
@@ -391,10 +379,8 @@ def test_exact_scores_of_heads_and_neurons_equal_removals(family):
 
 
 def some_of(model: nn.Module) -> Plan:
-    """Half of every group, costs left out."""
-    space = describe(model)
-    keep = {group.name: tuple(range(0, group.size, 2)) for group in space}
-    return Plan(space.architecture, space.sizes, keep, Cost(2, 2), Cost(1, 1), 64)
+    """Half of every group."""
+    return plan_of(model, {group.name: range(0, group.size, 2) for group in describe(model)}, 64)
 
 
 TIMM = ("resnet18", "mobilenetv2_035", "efficientnet_lite0", "vgg11_bn", "convnext_atto")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from optin.arch import describe
-from optin.pipeline import costs
+from optin.checks import costs
 from tests.networks import build
 
 

@@ -9,8 +9,8 @@ from torch import nn
 import optin
 from optin import compensation
 from optin.arch import describe
+from optin.checks import self_check
 from optin.errors import ArchitectureError, BudgetError, InputError, NumericalError, OptinError
-from optin.pipeline import self_check
 from optin.recipe import Recipe
 from tests.contract.test_architectures import random_plan
 from tests.networks import build, tokens

@@ -15,9 +15,9 @@ from .arch import describe
 from .arch.inputs import example_inputs, image_input
 from .batches import Batch
 from .checkpoint import input_shape
+from .checks import costs
 from .latency import forward_ms
 from .modules import inference_mode_of
-from .pipeline import costs
 from .progress import Track, silent
 
 

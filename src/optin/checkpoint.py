@@ -9,8 +9,9 @@ code of the checkpoint runs.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ from .quiet import quiet
 from .report import render
 from .scores import Curve, Scores
 from .surgery import shrink
+from .units import UnitSpace
 from .untrusted import check_folder
 
 if TYPE_CHECKING:
@@ -53,27 +55,35 @@ class {name}(shrinking("{name}")):
 '''
 
 
-def establish(model: nn.Module, plan: Plan) -> None:
+def establish(model: nn.Module, plan: Plan, space: UnitSpace | None = None) -> None:
     """Cut a network to a plan in place, and let its tokens merge as the plan says.
+
+    Args:
+        space: its description, if that is known.
 
     Raises:
         CheckpointError: the plan does not fit the network.
     """
-    space = describe(model)
+    space = space or describe(model)
     shrink(model, space, plan)
     if plan.tokens and space.tokens is not None:
         Merging(model, space.tokens, plan.tokens)
 
 
-def attach(model: nn.Module, plan: Plan) -> None:
+def attach(model: nn.Module, plan: Plan, original: Mapping[str, int] | None = None) -> None:
     """Write the plan into the model's configuration, so that the model can be saved by any means.
 
     A network that has none gets it as an attribute.
 
     A network pruned before gets the composition of both plans: its dense sizes stay those of the first.
+
+    Args:
+        original: MACs and parameters of the network before it was pruned first, at the size of this plan.
     """
     earlier = section_of(model)
     combined = plan if earlier is None else compose(Plan.from_dict(earlier), plan)
+    if original is not None:
+        combined = dataclasses.replace(combined, dense=Cost(original["macs"], original["parameters"]))
     setattr(getattr(model, "config", model), SECTION, combined.to_dict())
 
 

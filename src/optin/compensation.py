@@ -127,11 +127,12 @@ class _Walk:
         self.merging = merging_of(pruned)  # its tokens are compared with the mean of the dense network's
         self.merged: tuple[str, ...] = ()  # the parts of its state that there are so far
         self.outputs = outputs  # per consumer whose outputs are units, those that stay
-        self.templates: list[Any] = []  # what the blocks passed so far return beside the hidden state
+        # What the blocks passed so far return on each batch, the hidden states without their values.
+        self.templates: dict[str, list[list[Any]]] = {"dense": [], "pruned": []}
 
     def block(self, gates: Sequence[Gate], weights: WeightsOf) -> None:
         """Refit the consumers of a block that runs once, then move both networks behind it."""
-        output: Any = None
+        outputs: list[Any] = []
         for index, batch in enumerate(self.batches):
             totals = Recorder([_total(gate) for gate in gates])
             with totals.recording(self.models["dense"]):
@@ -143,6 +144,8 @@ class _Walk:
                     total = total[..., list(self.outputs[gate.module])]
                 self.store["total", index, place] = total
             self._keep("dense", index, hidden_of(output))
+            outputs.append(_template(output))
+        self.templates["dense"].append(outputs)
         for place, gate in enumerate(gates):
             folds = self._folds(gate)
             for index, batch in enumerate(self.batches):
@@ -158,13 +161,16 @@ class _Walk:
                 self._add(folds, gate, batch, read, lack, weight)
             self._update(gate, folds)
         state: State = {}
+        outputs = []
         for index, batch in enumerate(self.batches):
-            self._keep("pruned", index, hidden_of(self._run("pruned", index, batch)))
+            output = self._run("pruned", index, batch)
+            self._keep("pruned", index, hidden_of(output))
+            outputs.append(_template(output))
             state = {} if self.merging is None else self.merging.state
             for name, value in state.items():
                 self.store["merged", name, index] = value
         self.merged = tuple(state)
-        self.templates.append(with_hidden(output, hidden_of(output).new_empty(0)))
+        self.templates["pruned"].append(outputs)
 
     def shared(self, gates: Sequence[Gate], weights: WeightsOf) -> None:
         """Refit the consumers of a block that runs many times: every run is given the dense network's state."""
@@ -207,15 +213,17 @@ class _Walk:
 
     def _keep(self, which: str, index: int, hidden: Tensor) -> None:
         """Keep what a block returned: the last one's if they form a chain, else all."""
-        self.store[which, index, 0 if self.space.chained else len(self.templates)] = hidden
+        self.store[which, index, 0 if self.space.chained else len(self.templates[which])] = hidden
 
     def _before(self, which: str, index: int) -> list[Any]:
         """What the blocks passed so far return."""
-        if not self.templates:
+        templates = [outputs[index] for outputs in self.templates[which]]
+        if not templates:
             return []
         if self.space.chained:
-            return standing_in(self.templates, self.store[which, index, 0])
-        return [with_hidden(kept, self.store[which, index, place]) for place, kept in enumerate(self.templates)]
+            return standing_in(templates, self.store[which, index, 0])
+        states = (self.store[which, index, place].clone() for place in range(len(templates)))
+        return [with_hidden(kept, state) for kept, state in zip(templates, states, strict=True)]
 
     def _run(self, which: str, index: int, batch: Batch, until: Tap | None = None) -> Any:
         before = self._before(which, index)
@@ -256,6 +264,11 @@ class _Walk:
             add(model, gate, change, change.new_zeros(len(change)))
         else:
             add(model, gate, *folds.refit(ridge, bias=can_shift(module, gate)))
+
+
+def _template(output: Any) -> Any:
+    """What a block returned, its hidden state without values."""
+    return with_hidden(output, hidden_of(output).to("meta"))
 
 
 def _read(gate: Gate) -> Tap:

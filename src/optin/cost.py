@@ -7,7 +7,6 @@ look-ups do not. `FlopCounterMode` of torch reports twice this number.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import BudgetError
+from .errors import ArchitectureError, BudgetError
 from .merging import all_tokens, merging_of, most
 from .modules import hooks, inference_mode_of
 from .replay import Recorder
@@ -140,11 +139,16 @@ def parameter_cost(model: nn.Module, space: UnitSpace) -> CostModel:
     return CostModel("parameters", space.sizes, tuple(terms))
 
 
-def mac_cost(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Tensor]) -> CostModel:
+def mac_cost(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any]) -> CostModel:
     """MACs of one example, from one forward that records how many positions each module works on.
+
+    The sum of all terms is what torch counts in that forward.
 
     Args:
         inputs: keyword inputs of ONE example at the reference length.
+
+    Raises:
+        ArchitectureError: torch counts less than what the modules add up to.
     """
     macs: dict[str, int] = defaultdict(int)
     attention: dict[int, int] = defaultdict(int)
@@ -161,8 +165,7 @@ def mac_cost(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Tensor]) -
             handles.append(module.register_forward_hook(record, with_kwargs=True))
     tokens = Recorder([Tap(space.tokens.blocks[0], "input")] if space.tokens else [])
     made = Recorder([Tap(name, "output") for product in space.attention for name in product.maps or ()])
-    counter = _flop_counter() if space.channels_first else None
-    everything = counter or contextlib.nullcontext()
+    counter = _flop_counter()
     with (
         hooks(*handles),
         tokens.recording(model),
@@ -170,7 +173,7 @@ def mac_cost(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Tensor]) -
         all_tokens(model),
         inference_mode_of(model),
         torch.no_grad(),
-        everything,
+        counter,
     ):
         model(**inputs)
     for index, product in enumerate(space.attention):
@@ -186,8 +189,14 @@ def mac_cost(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Tensor]) -
         group = product.group
         amount = attention[index] if group is None else attention[index] * space[group].size
         terms.append(Term(product.module, amount, (group,) if group else (), place(product.module), 2))
-    if counter is not None and (rest := counter.get_total_flops() // 2 - sum(term.amount for term in terms)):
-        # A traced network does not say which of its operations are products between activations.
+    rest = counter.get_total_flops() // 2 - sum(term.amount for term in terms)
+    if rest < 0:
+        raise ArchitectureError(
+            f"the modules of this {type(model).__name__} have {-rest:,} MACs more than torch counts in its forward, "
+            "so that a budget would be of a wrong count. Please report it with the network."
+        )
+    if rest:
+        # Nothing says which groups the other operations grow with, so they are taken to stay.
         terms.append(Term("products between activations", rest, ()))
     if space.tokens is None:
         return CostModel("MACs", space.sizes, tuple(terms))
@@ -198,6 +207,14 @@ def mac_cost(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Tensor]) -
     )
     merging = merging_of(model)
     return model_cost if merging is None else model_cost.merged(merging.schedule)
+
+
+def counted_macs(model: nn.Module, inputs: Mapping[str, Any]) -> int:
+    """MACs of one forward as torch counts them, whatever the network is made of."""
+    counter = _flop_counter()
+    with inference_mode_of(model), torch.no_grad(), counter:
+        model(**inputs)
+    return int(counter.get_total_flops()) // 2
 
 
 def _flop_counter() -> Any:

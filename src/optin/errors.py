@@ -59,3 +59,20 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of what an error says."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on whichever device; torch has several ways to say so."""
+    text = str(error).lower()
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or any(said in text for said in ("out of memory", "can't allocate memory", "not enough memory"))
+    )
+
+
+def refused(message: str, error: BaseException) -> InputError:
+    """What to raise `from` an error of a network's own code: that memory ran out, or that it refuses its inputs."""
+    if out_of_memory(error):
+        return InputError("memory ran out. Use smaller batches, fewer or shorter inputs, or --dtype bfloat16.")
+    return InputError(f"{message}: {first_line(error)}")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .modules import hooks
+from .modules import first_of, hooks, with_first
 from .plans import Plan
 from .units import Gate, UnitSpace
 
@@ -29,7 +29,7 @@ def gated(model: nn.Module, space: UnitSpace, multipliers: Mapping[str, Tensor])
     """
     with hooks(
         *(
-            model.get_submodule(gate.module).register_forward_pre_hook(_Multiply(gate, multiplier))
+            model.get_submodule(gate.module).register_forward_pre_hook(_Multiply(gate, multiplier), with_kwargs=True)
             for name, multiplier in multipliers.items()
             for gate in space[name].gates
         )
@@ -55,10 +55,12 @@ class _Multiply:
         self.dim, self.examples = gate.dim, gate.examples
         self.multiplier = multiplier.repeat_interleave(gate.block, dim=-1)
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        value = args[0]
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        value = first_of(module, args, kwargs)
         shape = [1] * value.dim()
         shape[self.dim] = self.multiplier.shape[-1]
         if self.multiplier.dim() == 2:
             shape[self.examples] = self.multiplier.shape[0]
-        return (value * self.multiplier.view(shape), *args[1:])
+        return with_first(module, args, kwargs, value * self.multiplier.view(shape))

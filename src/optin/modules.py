@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -57,19 +58,23 @@ def fingerprint(model: nn.Module) -> str:
         if not isinstance(value, Tensor):
             continue
         digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 @contextlib.contextmanager
 def inference_mode_of(model: nn.Module) -> Iterator[None]:
-    """Dropout off and no gradient for any weight; both restored afterwards."""
+    """Dropout off, no gradient for any weight, torch's own attention module by module; restored afterwards."""
     training = {module: module.training for module in model.modules()}
     wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    # The fast path of nn.TransformerEncoderLayer runs no submodule, so that hooks on them would see nothing.
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     model.eval().requires_grad_(False)
     try:
         yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
         for module, mode in training.items():
             module.training = mode
         for parameter, flag in wanted.items():
@@ -97,6 +102,25 @@ def patched_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[
         del module.forward
         if own is not None:
             module.forward = own
+
+
+def first_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The first argument of a module's forward, given by place or by name: what a consumer reads."""
+    return args[0] if args else kwargs[_first_name(module, kwargs)]
+
+
+def with_first(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call with another first one."""
+    if args:
+        return (value, *args[1:]), kwargs
+    return args, {**kwargs, _first_name(module, kwargs): value}
+
+
+def _first_name(module: nn.Module, kwargs: dict[str, Any]) -> str:
+    name = next(iter(inspect.signature(module.forward).parameters), "")
+    return name if name in kwargs else next(iter(kwargs))
 
 
 def tensor_of(model: nn.Module, name: str) -> Tensor:

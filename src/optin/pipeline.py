@@ -15,27 +15,27 @@ import torch
 from torch import nn
 
 from .arch import describe
-from .arch.inputs import default_length, example_inputs, max_positions
-from .batches import Batch, Batches, size_of, split, token_mask
+from .arch.inputs import default_length, example_inputs, forward_names
+from .arch.refusals import check_network
+from .batches import Batches
 from .budget import PER_MS, Budget
-from .checkpoint import attach, establish, save
+from .checkpoint import attach, establish, save, section_of
+from .checks import check_costs, check_inputs, costs, keywords_of, self_check
 from .compensation import compensate
-from .cost import CostModel, mac_cost, parameter_cost
+from .cost import CostModel
 from .criteria import SPREAD, Scoring, criterion
 from .engines import Engine, local
 from .engines import engine as find_engine
-from .errors import InputError, OptinError, first_line
-from .gating import gated, masks
+from .errors import InputError
 from .latency import latency_cost, milliseconds, multiple_of
-from .merging import all_tokens
-from .modules import check_weights, device_of, fingerprint, inference_mode_of, weight_bytes
+from .merging import merging_of
+from .modules import check_weights, device_of, fingerprint, weight_bytes
 from .plans import Cost, Latency, Plan
 from .progress import Callback, Track, silent, unheard
-from .recipe import Recipe
+from .recipe import PRESETS, Recipe
 from .schedule import constant, find_jointly, token_costs, token_space
 from .scores import Scores
 from .search import find, rearranged
-from .trajectory import answers
 from .units import UnitSpace
 from .versions import versions
 
@@ -90,7 +90,7 @@ def prune(
     """
     recipe = _with_budget(recipe, budget)
     clock = _Clock()
-    calibration = Batches.of(batches, device_of(model))
+    calibration = _calibration(model, batches)
     scores = score(model, calibration, recipe=recipe, track=track)
     clock.lap("score")
     callback("score", {"seconds": clock.laps["score"], "examples": calibration.examples})
@@ -123,7 +123,7 @@ def sweep(
         OptinError: as `prune`; a budget that cannot be reached is refused before any network is refitted.
     """
     recipes = [_with_budget(recipe, budget) for budget in budgets]
-    calibration = Batches.of(batches, device_of(model))
+    calibration = _calibration(model, batches)
     scores = scores or score(model, calibration, recipe=recipe, track=track)
     plans = [plan(model, scores, recipe=one, track=track) for one in recipes]
     for one, chosen in zip(recipes, plans, strict=True):
@@ -154,7 +154,7 @@ def score(
         NumericalError: NaN or infinite weights or activations.
         InputError: no calibration inputs, an unknown criterion, or an engine that cannot be had.
     """
-    recipe = recipe or Recipe()
+    recipe = _options(recipe) or Recipe()
     measure = criterion(recipe.criterion)
     where = find_engine(engine, address) if isinstance(engine, str) else engine
     if where is not local and recipe.criterion not in SPREAD:
@@ -164,8 +164,9 @@ def score(
         )
     space = describe(model)
     check_weights(model)
-    calibration = Batches.of(batches, device_of(model))
-    check_inputs(model, calibration)
+    _check_tokens(model, recipe)
+    calibration = _calibration(model, batches)
+    check_inputs(model, space, calibration, recipe)
     scoring = Scoring(model, space, calibration, recipe, track, Path(resume) if resume else None, where)
     curves = measure(scoring)
     tokens = token_costs(scoring) if recipe.tokens.merge == "search" else None
@@ -176,7 +177,7 @@ def score(
         {
             "criterion": recipe.criterion,
             "recipe": recipe.to_dict(),
-            "data": {"examples": calibration.examples, "sha256": calibration.digest},
+            "data": _data(calibration),
             "network": scoring.network,
             "versions": versions(),
         },
@@ -217,11 +218,13 @@ def plan(
     target = Budget.parse(recipe.budget or "")
     if recipe.tokens.merge != "none" and target.quantity != "MACs":
         raise InputError(f"token schedules are chosen under a budget of MACs, not of {target.quantity}.")
+    _check_tokens(model, recipe)
     length, width = (recipe.length, None) if recipe.length else (scores.length, scores.width)
-    macs, parameters = costs(model, space, length, width)
+    keywords = keywords_of(scores)
+    macs, parameters = costs(model, space, length, width, keywords)
     cost = macs if target.quantity == "MACs" else parameters
     if target.quantity == "latency":
-        inputs = example_inputs(model, length, recipe.latency_batch, width)
+        inputs = example_inputs(model, length, recipe.latency_batch, width) | keywords
         cost = latency_cost(model, space, macs, inputs, track)
     kept, schedule = _choose(space, scores, cost, target, recipe)
     latency = None
@@ -290,17 +293,17 @@ def apply(
         CheckpointError: the plan does not fit the network.
         OptinError: the small network does not compute what the masked dense one does.
     """
-    recipe = recipe or Recipe.from_dict(plan.provenance.get("recipe", {}))
+    recipe = _options(recipe) or Recipe.from_dict(plan.provenance.get("recipe", {}))
     clock = _Clock()
     space = describe(model)
     plan.validate(space)
-    calibration = None if batches is None else Batches.of(batches, device_of(model))
+    calibration = None if batches is None else _calibration(model, batches)
     if calibration is not None:
-        check_inputs(model, calibration)
+        check_inputs(model, space, calibration, recipe)
     # The dense network is the teacher of the refit, so in place it is the copy that stays dense.
     other = copy.deepcopy(model)
     dense, pruned = (other, model) if inplace else (model, other)
-    establish(pruned, plan)
+    establish(pruned, plan, space)
     if calibration is not None:
         self_check(dense, pruned, space, plan, next(iter(calibration)))
         clock.lap("shrink")
@@ -308,10 +311,10 @@ def apply(
             weights = _token_weights(scores, calibration, recipe)
             compensate(dense, pruned, space, calibration, recipe, plan.keep, track, weights)
             clock.lap("compensate")
-    attach(pruned, plan)
     report = {**summary(plan), **_figures(dense, pruned, space, plan, scores), "seconds": clock.laps}
+    attach(pruned, plan, report.pop("original", None))
     if plan.latency is not None:
-        inputs = example_inputs(pruned, plan.length, plan.latency.batch, plan.width)
+        inputs = example_inputs(pruned, plan.length, plan.latency.batch, plan.width) | keywords_of(plan)
         report["latency"]["measured_ms"] = milliseconds(pruned, inputs)
     return Result(pruned, plan, report, recipe)
 
@@ -357,22 +360,6 @@ def inspect(model: nn.Module, length: int | None = None) -> dict[str, Any]:
     }
 
 
-def costs(model: nn.Module, space: UnitSpace, length: int, width: int | None = None) -> tuple[CostModel, CostModel]:
-    """MACs of one example of `length` tokens or pixels a side, and parameters.
-
-    Args:
-        width: in pixels, of images that are not square.
-
-    Raises:
-        InputError: the model does not take inputs of that length.
-    """
-    inputs = example_inputs(model, length, width=width)
-    try:
-        return mac_cost(model, space, inputs), parameter_cost(model, space)
-    except (ValueError, RuntimeError, AssertionError) as error:
-        raise InputError(f"the network does not take inputs of length {length}: {first_line(error)}") from None
-
-
 def summary(plan: Plan) -> dict[str, Any]:
     """The figures of a plan."""
     return {
@@ -390,74 +377,26 @@ def summary(plan: Plan) -> dict[str, Any]:
 def _figures(
     dense: nn.Module, pruned: nn.Module, space: UnitSpace, plan: Plan, scores: Scores | None
 ) -> dict[str, Any]:
-    """Figures of a pruned network that its plan does not hold: bytes of weights, MACs by module, removal curves."""
+    """Figures of a pruned network that its plan does not hold: bytes of weights, MACs by module, removal curves.
+
+    Raises:
+        CheckpointError: the network costs something else than the plan says.
+    """
     figures: dict[str, Any] = {"bytes": {"dense": weight_bytes(dense), "pruned": weight_bytes(pruned)}}
     if scores is not None:
         figures["curves"] = {name: curve.sampled(CURVE) for name, curve in scores.curves.items()}
     with contextlib.suppress(InputError):  # a plan by hand may name a length that the network does not take
-        work, _ = costs(dense, space, plan.length, plan.width)
+        work, parameters = costs(dense, space, plan.length, plan.width, keywords_of(plan))
+        check_costs(pruned, plan)
         after = work.merged(plan.tokens).breakdown(plan.kept)
         figures["breakdown"] = {
             module: {"dense": macs, "pruned": after[module]} for module, macs in work.breakdown(work.sizes).items()
         }
+        if (earlier := section_of(dense)) is not None:
+            # Costs are sums of products, so that those of the network with all its units follow from what is left.
+            sizes = Plan.from_dict(earlier).sizes
+            figures["original"] = {"macs": work(sizes), "parameters": parameters(sizes)}
     return figures
-
-
-def self_check(dense: nn.Module, pruned: nn.Module, space: UnitSpace, plan: Plan, batch: Batch) -> None:
-    """Compare the shrunk network with the masked dense one on up to four examples.
-
-    Raises:
-        OptinError: they differ by more than rounding.
-    """
-    sample = next(split(batch, min(4, size_of(batch))))
-    with inference_mode_of(dense), inference_mode_of(pruned), torch.inference_mode():
-        with gated(dense, space, masks(dense, plan)):
-            expected = answers(dense(**sample))
-        with all_tokens(pruned):
-            got = answers(pruned(**sample))
-    tolerance = 1e-4 if expected.dtype in (torch.float32, torch.float64) else 5e-2
-    scale = float(expected.abs().max().clamp_min(1))
-    difference = float((expected - got).abs().max()) / scale
-    if not difference <= tolerance:
-        raise OptinError(
-            f"the shrunk network differs from the masked one by {difference:.1e} of its largest output. "
-            f"This is a defect of optin for {space.architecture!r}: please report it with the plan."
-        )
-
-
-def check_inputs(model: nn.Module, batches: Batches) -> None:
-    """Refuse calibration inputs that the network cannot take, before any work.
-
-    Raises:
-        InputError: too few examples, too many tokens, ids beyond the vocabulary, nothing but padding, or
-            images of a size that it does not accept.
-    """
-    if batches.examples < 2:
-        raise InputError("calibration needs at least 2 examples, and does well with 256.")
-    limit, vocabulary = max_positions(model), getattr(getattr(model, "config", None), "vocab_size", None)
-    for batch in batches:
-        ids = batch.get("input_ids")
-        if ids is None:
-            continue
-        if limit is not None and ids.shape[1] > limit:
-            raise InputError(
-                f"a calibration input of {ids.shape[1]} tokens is beyond the {limit} tokens of this model. "
-                "Truncate the inputs."
-            )
-        if vocabulary is not None and int(ids.max()) >= vocabulary:
-            raise InputError(
-                f"the token id {int(ids.max())} is beyond the model's vocabulary of {vocabulary} words. "
-                "Use the tokenizer of this model."
-            )
-        if not token_mask(batch).any(1).all():
-            raise InputError("a calibration input holds only padding: leave it out.")
-    sample = next(split(next(iter(batches)), 1))
-    try:
-        with inference_mode_of(model), torch.inference_mode():
-            model(**sample)
-    except (ValueError, RuntimeError, TypeError, IndexError) as error:
-        shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in sample.items())
-        raise InputError(f"the network does not take the inputs {shapes}: {first_line(error)}") from None
 
 
 class _Clock:
@@ -473,8 +412,41 @@ class _Clock:
         self._last = now
 
 
+def _calibration(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> Batches:
+    check_network(model)
+    return Batches.of(batches, device_of(model), forward_names(model))
+
+
+def _data(calibration: Batches) -> dict[str, Any]:
+    """What a provenance says of the calibration set."""
+    return {
+        "examples": calibration.examples,
+        "sha256": calibration.digest,
+        **({"keywords": dict(calibration.keywords)} if calibration.keywords else {}),
+        **({"left_out": list(calibration.left_out)} if calibration.left_out else {}),
+    }
+
+
+def _check_tokens(model: nn.Module, recipe: Recipe) -> None:
+    """Refuse to merge the tokens of a network that merges some already."""
+    if recipe.tokens.merge != "none" and merging_of(model) is not None:
+        raise InputError(
+            "this network merges tokens already, on a schedule that was chosen for all of them. Prune its units "
+            "alone (preset 'beta'), or the dense network with both."
+        )
+
+
+def _options(recipe: Any) -> Recipe | None:
+    if recipe is None or isinstance(recipe, Recipe):
+        return recipe
+    hint = f": optin.PRESETS[{recipe!r}]" if isinstance(recipe, str) and recipe in PRESETS else ""
+    raise InputError(
+        f"a recipe is an optin.Recipe, not a {type(recipe).__name__}{hint}. See Recipe.load and PRESETS."
+    )
+
+
 def _with_budget(recipe: Recipe | None, budget: str | float | Budget | None) -> Recipe:
-    recipe = recipe or Recipe()
+    recipe = _options(recipe) or Recipe()
     if budget is not None:
         recipe = recipe.override(budget=str(Budget.parse(budget)))
     if recipe.budget is None:

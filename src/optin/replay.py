@@ -12,10 +12,14 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from .batches import Batch
-from .modules import hidden_of, hooks, patched_forward, with_hidden
+from .errors import ArchitectureError
+from .modules import first_of, hidden_of, hooks, patched_forward, with_hidden
+from .trajectory import answers, distance, tolerance_of
 from .units import Tap
 
 
@@ -38,7 +42,7 @@ class Recorder:
         """Record until the block ends."""
         with hooks(
             *(
-                model.get_submodule(tap.module).register_forward_pre_hook(self._input(tap))
+                model.get_submodule(tap.module).register_forward_pre_hook(self._input(tap), with_kwargs=True)
                 if tap.side == "input"
                 else model.get_submodule(tap.module).register_forward_hook(self._output(tap))
                 for tap in self.calls
@@ -47,22 +51,36 @@ class Recorder:
             yield
 
     def _input(self, tap: Tap) -> Any:
-        return lambda module, args: self.calls[tap].append(args[0])
+        return lambda module, args, kwargs: self.calls[tap].append(_snapshot(first_of(module, args, kwargs)))
 
     def _output(self, tap: Tap) -> Any:
-        return lambda module, args, output: self.calls[tap].append(hidden_of(output))
+        def record(module: nn.Module, args: Any, output: Any) -> Any:
+            if not isinstance(output, Tensor):
+                self.calls[tap].append(_snapshot(hidden_of(output)))
+                return None
+            self.calls[tap].append(output)
+            return output.clone()  # what follows may change it in place
+
+        return record
 
 
 @contextlib.contextmanager
 def recorded_blocks(model: nn.Module, blocks: Sequence[str], outputs: list[Any]) -> Iterator[None]:
     """Append what each block returns to `outputs`, in order of execution."""
-    with hooks(
-        *(
-            model.get_submodule(name).register_forward_hook(lambda module, args, output: outputs.append(output))
-            for name in dict.fromkeys(blocks)
-        )
-    ):
+
+    def record(module: nn.Module, args: Any, output: Any) -> Any:
+        outputs.append(_snapshot(output))
+        return output.clone() if isinstance(output, Tensor) and torch.is_grad_enabled() else None
+
+    with hooks(*(model.get_submodule(name).register_forward_hook(record) for name in dict.fromkeys(blocks))):
         yield
+
+
+def _snapshot(value: Any) -> Any:
+    """A value that later operations cannot change in place; itself where gradients by it may be asked for."""
+    if torch.is_grad_enabled():
+        return value
+    return tree_map(lambda part: part.clone() if isinstance(part, Tensor) else part, value)
 
 
 @contextlib.contextmanager
@@ -82,9 +100,60 @@ def resumed_at(model: nn.Module, blocks: Sequence[str], before: Sequence[Any]) -
         yield
 
 
-def standing_in(outputs: Sequence[Any], hidden: Tensor) -> list[Any]:
-    """What skipped blocks return: each in the form of its own output, all with the last one's hidden state."""
-    return [with_hidden(output, hidden) for output in outputs]
+def standing_in(outputs: Sequence[Any], hidden: Tensor, times: int = 1) -> list[Any]:
+    """What skipped blocks return where nothing flows past them: the last one `hidden`, in the form of its own output.
+
+    Those before it return zeros of their own shapes: what modules between the blocks make of them is read by nothing.
+
+    Args:
+        outputs: of the skipped blocks; of all but the last only the shapes of the hidden states matter.
+        times: how many networks `hidden` stacks along its first axis.
+    """
+    if not outputs:
+        return []
+    zeros: dict[Any, Tensor] = {}
+    replaced = []
+    for output in outputs[:-1]:
+        own = hidden_of(output)
+        key = ((own.shape[0] * times, *own.shape[1:]), own.dtype)
+        if key not in zeros:
+            zeros[key] = torch.zeros(key[0], dtype=own.dtype, device=hidden.device)
+        replaced.append(with_hidden(output, zeros[key]))
+    return [*replaced, with_hidden(outputs[-1], hidden.clone())]  # what follows may change it in place
+
+
+def check_replay(model: nn.Module, blocks: Sequence[str], batch: Batch, chained: bool) -> None:
+    """Refuse a network that computes something else when it goes on from behind one of its blocks.
+
+    Args:
+        chained: as in `UnitSpace`.
+
+    Raises:
+        ArchitectureError: names the block.
+    """
+    outputs: list[Any] = []
+    with recorded_blocks(model, blocks, outputs):
+        expected = answers(model(**batch))
+    if len(outputs) != len(blocks):
+        raise ArchitectureError(
+            f"the blocks of this {type(model).__name__} run {len(outputs)} times, not {len(blocks)}."
+        )
+    for place in range(1, len(blocks) + 1):
+        before = outputs[:place]
+        try:
+            with resumed_at(model, blocks, standing_in(before, hidden_of(before[-1])) if chained else before):
+                got = answers(model(**batch))
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            raise _cannot_go_on(model, blocks[place - 1]) from error
+        if not distance(expected, got) <= tolerance_of(expected):
+            raise _cannot_go_on(model, blocks[place - 1])
+
+
+def _cannot_go_on(model: nn.Module, block: str) -> ArchitectureError:
+    return ArchitectureError(
+        f"this {type(model).__name__} cannot go on from behind {block!r}: what that returns is not all that the rest "
+        "of the network reads. Score by 'compensated' or 'sketch' and refit nothing (refit.enabled: false)."
+    )
 
 
 class Replaced:
@@ -168,15 +237,15 @@ class Trail:
             if name
         ]
         with hooks(
-            *(module.register_forward_hook(self._finish(name)) for name, module in parts),
+            *(module.register_forward_hook(self._finish(name), with_kwargs=True) for name, module in parts),
             *(model.get_submodule(name).register_forward_pre_hook(self._begin(name)) for name in self.consumers),
         ):
             yield
 
     def _finish(self, name: str) -> Any:
-        def finish(module: nn.Module, args: Any, output: Any) -> None:
-            if args:  # what a module makes from nothing (a table of biases) is not of this input
-                self._done[name].append(output)
+        def finish(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            if args or kwargs:  # what a module makes from nothing (a table of biases) is not of this input
+                self._done[name].append(_snapshot(output))
 
         return finish
 

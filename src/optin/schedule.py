@@ -39,6 +39,7 @@ from .trajectory import Output, Positions, manifold_loss, output_loss
 from .units import TokenSpace, UnitSpace
 
 MICRO = 8  # images that are compared at once
+PART = 2**24  # entries at most of the tables that are kept, and of the part of one that is made at a time
 ROUNDS = 6  # turns of choosing units for a schedule and a schedule for units
 
 
@@ -162,7 +163,7 @@ def find_jointly(
         )
     choices = choices_of(space, curves, multiples)
     limit = limit_of(budget, cost, choices)
-    steps = steps_of(costs, tokens.protected)
+    steps = Steps(costs, tokens.protected)
     best: tuple[float, dict[str, int], tuple[int, ...]] | None = None
 
     def fits(mu: float) -> bool:
@@ -188,23 +189,51 @@ def find_jointly(
     return fill(kept, choices, cost.merged(schedule), limit), schedule
 
 
-def schedule_cost(schedule: Sequence[int], steps: list[Tensor]) -> float:
-    """The trajectory cost of a schedule, merge by merge; `steps` are those of `steps_of`."""
+class Steps:
+    """What it costs at each block to go from so many merged tokens to so many.
+
+    A table is square in the tokens, so that of a block is made in parts of some rows, and kept where all are small.
+
+    Args:
+        costs: those of `token_costs`.
+        protected: tokens that never merge.
+    """
+
+    def __init__(self, costs: Float[Tensor, "block tokens+1"], protected: int) -> None:
+        self.costs, self.protected = costs, protected
+        self.merged = torch.arange(costs.shape[1], dtype=torch.float64)
+        self.rows = max(1, PART // costs.shape[1])
+        self._kept: dict[tuple[int, int], Tensor] | None = {} if costs.shape[1] * costs.numel() <= PART else None
+
+    def parts(self) -> list[slice]:
+        """The numbers of tokens merged before, in order, so many at a time."""
+        return [slice(start, start + self.rows) for start in range(0, len(self.merged), self.rows)]
+
+    def table(self, place: int, part: slice) -> Float[Tensor, "before after"]:
+        """Of one block, from some numbers of tokens merged before."""
+        if self._kept is None:
+            return self.between(place, self.merged[part, None], self.merged)
+        key = (place, part.start)
+        if key not in self._kept:
+            self._kept[key] = self.between(place, self.merged[part, None], self.merged)
+        return self._kept[key]
+
+    def between(self, place: int, before: Tensor, after: Tensor) -> Tensor:
+        """c_i( r n / (n - M) ) with r from M `before` to `after`, linear between the numbers that were measured."""
+        free, cost = len(self.merged) - 1 - self.protected, self.costs[place]
+        share = ((after - before) * free / (free - before).clamp_min(1)).clamp(0, len(cost) - 1)
+        low = share.floor().long().clamp_max(len(cost) - 2)
+        return cost[low] + (cost[low + 1] - cost[low]) * (share - low)
+
+
+def schedule_cost(schedule: Sequence[int], steps: Steps) -> float:
+    """The trajectory cost of a schedule, merge by merge."""
     merged, total = 0, 0.0
-    for r, step in zip(schedule, steps, strict=True):
-        total += float(step[merged, merged + r])
+    for place, r in enumerate(schedule):
+        before = torch.tensor(float(merged), dtype=torch.float64)
+        total += float(steps.between(place, before, before + r))
         merged += r
     return total
-
-
-def steps_of(costs: Float[Tensor, "block tokens+1"], protected: int) -> list[Float[Tensor, "before after"]]:
-    """What it costs at each block to go from so many merged tokens to so many."""
-    merged = torch.arange(costs.shape[1], dtype=torch.float64)
-    free = costs.shape[1] - 1 - protected
-    left = (free - merged).clamp_min(1)
-    share = ((merged - merged[:, None]) * free / left[:, None]).clamp(0, len(merged) - 1)
-    low = share.floor().long().clamp_max(len(merged) - 2)
-    return [cost[low] + (cost[low + 1] - cost[low]) * (share - low) for cost in costs]
 
 
 def constant(cost: CostModel, limit: int) -> tuple[int, ...]:
@@ -225,7 +254,7 @@ def constant(cost: CostModel, limit: int) -> tuple[int, ...]:
 
 
 def _in_turns(
-    mu: float, choices: Mapping[str, Choices], steps: list[Tensor], cost: CostModel, tokens: TokenSpace
+    mu: float, choices: Mapping[str, Choices], steps: Steps, cost: CostModel, tokens: TokenSpace
 ) -> tuple[dict[str, int], tuple[int, ...]]:
     schedule: tuple[int, ...] = (0,) * len(tokens.blocks)
     kept: dict[str, int] = {}
@@ -239,7 +268,7 @@ def _in_turns(
 
 
 def _schedule(
-    mu: float, kept: Mapping[str, int], steps: list[Tensor], cost: CostModel, tokens: TokenSpace
+    mu: float, kept: Mapping[str, int], steps: Steps, cost: CostModel, tokens: TokenSpace
 ) -> tuple[int, ...]:
     """The best schedule for these units at a price of MACs, over the number of tokens merged so far."""
     count = cost.tokens
@@ -247,14 +276,19 @@ def _schedule(
     left = (count - merged).double()
     # step[M', M]: from M' merged tokens to M, if so many can merge at once and one that may merge is left.
     highest = torch.tensor([int(m) + most(count - int(m), tokens.protected) for m in merged])
-    possible = (merged >= merged[:, None]) & (merged <= highest[:, None])
     value = torch.full((count + 1,), torch.inf, dtype=torch.float64)
     value[0] = 0.0
     choice = []
     for place, (per_token, per_pair) in enumerate(cost.by_block(kept)):
         if place:
-            options = torch.where(possible, value[:, None] + steps[place], torch.inf)
-            value, origin = options.min(0)
+            best, origin = torch.full_like(value, torch.inf), torch.zeros_like(merged)
+            for part in steps.parts():
+                possible = (merged >= merged[part, None]) & (merged <= highest[part, None])
+                options = torch.where(possible, value[part, None] + steps.table(place, part), torch.inf)
+                lowest, row = options.min(0)
+                origin = torch.where(lowest < best, row + part.start, origin)
+                best = torch.minimum(best, lowest)
+            value = best
             choice.append(origin)
         value = value + mu * (per_token * left + per_pair * left**2)
     place, path = int(value.argmin()), []
@@ -265,7 +299,7 @@ def _schedule(
 
 
 def _fill(
-    schedule: tuple[int, ...], kept: Mapping[str, int], steps: list[Tensor], cost: CostModel, limit: int
+    schedule: tuple[int, ...], kept: Mapping[str, int], steps: Steps, cost: CostModel, limit: int
 ) -> tuple[int, ...]:
     """Merge less where it fits: again and again the one token that saves the most cost per price."""
     while True:

@@ -203,14 +203,16 @@ def _ranking(
 ) -> list[tuple[str, int, float]]:
     """Steps beyond the least as (group, units, importance), most important per unit first.
 
-    Within a group importance falls from step to step, so a prefix of the ranking is a valid choice.
+    No step of a group is ranked above one before it, so that a prefix of the ranking is a valid choice.
     """
-    steps = []
+    ranked: list[tuple[float, tuple[str, int, float]]] = []
     for group in groups:
         counts, cost = choices[group.name].counts, choices[group.name].cost
-        gains = -cost.diff()
-        steps += [(group.name, int(counts[i + 1] - counts[i]), float(gains[i])) for i in range(len(gains))]
-    return sorted(steps, key=lambda step: -step[2] / step[1])
+        rank = math.inf
+        for units, gain in zip(counts.diff().tolist(), (-cost.diff()).tolist(), strict=True):
+            rank = min(rank, gain / units)
+            ranked.append((rank, (group.name, units, gain)))
+    return [step for _, step in sorted(ranked, key=lambda entry: -entry[0])]
 
 
 def rearranged(curve: Curve, gradients: Float[Tensor, "draw unit"], count: int) -> tuple[int, ...]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Hashable
 from pathlib import Path
 from types import TracebackType
@@ -17,28 +19,36 @@ LIMIT = 128 * 2**20  # bytes
 
 
 class Store:
-    """A mapping whose memory does not grow beyond `limit` bytes; a context manager that deletes its files."""
+    """A mapping whose memory does not grow beyond `limit` bytes.
+
+    Its files go when it is closed, as a context manager or with the last reference to it.
+    """
 
     def __init__(self, limit: int = LIMIT) -> None:
         self.limit = limit
+        self.bytes = 0  # in memory
         self._memory: dict[Hashable, Tensor] = {}
         # A device, not an empty tensor that has one: each would pin the memory freed around it.
         self._files: dict[Hashable, tuple[Path, torch.device]] = {}
         self._count = 0
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Path | None = None
 
     def __setitem__(self, key: Hashable, value: Tensor) -> None:
-        self._memory.pop(key, None)
+        old = self._memory.pop(key, None)
+        if old is not None:
+            self.bytes -= _bytes(old)
         if key in self._files:
             self._files.pop(key)[0].unlink()
-        if sum(map(_bytes, self._memory.values())) + _bytes(value) <= self.limit:
+        if self.bytes + _bytes(value) <= self.limit:
             self._memory[key] = value
+            self.bytes += _bytes(value)
             return
         with disk_errors(Path(tempfile.gettempdir())):
             if self._folder is None:
-                self._folder = tempfile.TemporaryDirectory(prefix="optin-")
+                self._folder = Path(tempfile.mkdtemp(prefix="optin-"))
+                self._close = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
             self._count += 1
-            path = Path(self._folder.name) / f"{self._count}.safetensors"
+            path = self._folder / f"{self._count}.safetensors"
             save_file({"value": value.contiguous()}, path)
         self._files[key] = (path, value.device)
 
@@ -57,9 +67,16 @@ class Store:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Forget everything and delete the files."""
         self._memory.clear()
+        self._files.clear()
+        self.bytes = 0
         if self._folder is not None:
-            self._folder.cleanup()
+            self._close()
+            self._folder = None
 
 
 def _bytes(value: Tensor) -> int:

@@ -15,6 +15,7 @@ pair: its loss, which `exact` evaluates, and its probe <v, phi> with random v, w
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ from torch.nn import functional as F
 from .batches import Batch, position_mask
 from .errors import ArchitectureError
 
+MASKED = -1e4  # logit of what can be no answer
 PIXELS = 256  # of a map of classes that are compared, per example
 
 
@@ -132,13 +134,15 @@ def read_output(
     if hasattr(output, "start_logits"):
         both = torch.cat([_unstack(output.start_logits, stack), _unstack(output.end_logits, stack)], 1)
         mask = positions.mask(both[0, : both.shape[1] // 2, :, None])
-        return Output("distribution", both.masked_fill(~mask.repeat(2, 1), -1e4))
+        return Output("distribution", both.masked_fill(~mask.repeat(2, 1), MASKED))
     if embeddings := projected(output):
         return Output("point", F.normalize(_unstack(torch.cat(embeddings, -1), stack), dim=-1))
     logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     if hasattr(output, "masks_queries_logits"):
         logits = semantic_logits(output)
     if logits is not None:
+        if not isinstance(logits, Tensor):
+            raise ArchitectureError(unread(output))
         values = _unstack(logits, stack)
         if values.dim() == 5:  # one class per pixel: a regular part of the pixels
             step = math.ceil(math.sqrt(values[0, 0, 0].numel() / PIXELS))
@@ -149,10 +153,11 @@ def read_output(
             return Output("point", values)
         if problem == "multi_label_classification":
             values = torch.stack([values, torch.zeros_like(values)], -1).flatten(1, 2)
-        return Output("distribution", values)
+        # A class that is masked has a probability of zero, and no gradient.
+        return Output("distribution", values.masked_fill(values == -torch.inf, MASKED))
     hidden = getattr(output, "last_hidden_state", None)
-    if hidden is None:
-        raise ArchitectureError(f"cannot read the output {type(output).__name__}: no logits, no hidden states.")
+    if not isinstance(hidden, Tensor):
+        raise ArchitectureError(unread(output))
     if pooling == "pooler":
         return Output("point", F.normalize(_unstack(pooled(output), stack), dim=-1))
     values = _unstack(hidden, stack)
@@ -241,7 +246,11 @@ def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def answers(output: Any) -> Tensor:
-    """What a network says, as one tensor: its logits, or the last hidden state of a bare encoder."""
+    """What a network says, as one tensor: its logits, or the last hidden state of a bare encoder.
+
+    Raises:
+        ArchitectureError: it has none of these.
+    """
     if isinstance(output, Tensor):
         return output
     if hasattr(output, "start_logits"):
@@ -250,5 +259,40 @@ def answers(output: Any) -> Tensor:
         return torch.cat(embeddings, -1)
     if hasattr(output, "masks_queries_logits"):
         return semantic_logits(output)
-    answer: Tensor = output.logits if hasattr(output, "logits") else output.last_hidden_state
-    return answer
+    for name in ("logits", "last_hidden_state"):
+        value = getattr(output, name, None)
+        if isinstance(value, Tensor):
+            return value
+    raise ArchitectureError(unread(output))
+
+
+def unread(output: Any) -> str:
+    """What is said of an output that nobody can read."""
+    if isinstance(output, Mapping):
+        what = f"a {type(output).__name__} of {', '.join(map(str, output))}"
+    elif isinstance(output, (list, tuple)):
+        what = f"a {type(output).__name__} of {len(output)}"
+    else:
+        what = f"a {type(output).__name__}"
+    return (
+        f"the network returns {what}: neither one tensor nor logits, hidden states or embeddings by name. "
+        "Wrap it in a module whose forward returns the tensor that matters."
+    )
+
+
+def distance(expected: Tensor, got: Tensor) -> float:
+    """The largest difference, as a share of the largest value that is finite (1 at least).
+
+    Infinities in the same places are the same: classes that a network masks.
+    """
+    if expected.shape != got.shape:
+        return math.inf
+    same = (expected == got) & expected.isinf()
+    rest = (expected - got).masked_fill(same, 0)
+    scale = expected.masked_fill(expected.isinf(), 0).abs().max().clamp_min(1) if expected.numel() else 1
+    return float(rest.abs().max() / scale) if rest.numel() else 0.0
+
+
+def tolerance_of(values: Tensor) -> float:
+    """How far two outputs may be apart by rounding: see `distance`."""
+    return 1e-4 if values.dtype in (torch.float32, torch.float64) else 5e-2

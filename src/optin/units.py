@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 
@@ -135,7 +136,7 @@ class UnitGroup:
     reheaded: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class UnitSpace:
     """Everything that can be removed from one network.
 
@@ -167,12 +168,12 @@ class UnitSpace:
         """The block that a module lies in."""
         return next(block for block in self.blocks if lies_in(module, block))
 
-    @property
+    @cached_property
     def by_name(self) -> Mapping[str, UnitGroup]:
         """The groups by name, in order of execution."""
         return {group.name: group for group in self.groups}
 
-    @property
+    @cached_property
     def sizes(self) -> dict[str, int]:
         """Units per group in the dense network."""
         return {group.name: group.size for group in self.groups}

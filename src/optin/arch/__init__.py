@@ -15,6 +15,7 @@ from ..errors import ArchitectureError, unknown
 from ..units import UnitSpace
 from . import albert, beit, bert, clip, cnn, deberta_v2, dinov2, distilbert, mpnet, swin, timm, vit
 from .layers import architecture_of
+from .refusals import check_network, check_shared
 
 Describe = Callable[[nn.Module], UnitSpace]
 
@@ -33,9 +34,18 @@ def describe(model: nn.Module) -> UnitSpace:
         model: a transformers encoder of text or images, bare or with a head, or a convolutional network of any make.
 
     Raises:
-        ArchitectureError: a network of transformers of no known architecture (the message lists those known), or one
-            of another make that cannot be traced (the message names what stops it).
+        InputError: no network, or one in a wrapper.
+        ArchitectureError: a network of transformers of no known architecture (the message lists those known), one
+            of another make that cannot be traced, or one whose weights are not its own; the message names what stops
+            it.
     """
+    check_network(model)
+    space = _describe(model)
+    check_shared(model, space)
+    return space
+
+
+def _describe(model: nn.Module) -> UnitSpace:
     known = architectures()
     kind = architecture_of(model)
     if kind is None or (kind not in known and kind.startswith("timm.")):

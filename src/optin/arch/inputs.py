@@ -19,6 +19,11 @@ def takes(model: nn.Module, name: str) -> bool:
     return name in (getattr(model, "input_names", None) or inspect.signature(model.forward).parameters)
 
 
+def forward_names(model: nn.Module) -> tuple[str, ...]:
+    """The arguments of a network's forward by name."""
+    return tuple(inspect.signature(model.forward).parameters)
+
+
 def default_length(model: nn.Module) -> int:
     """Length at which MACs are counted if nothing else is known: 128 tokens, or the image side in pixels."""
     return image_side(model) if image_input(model) else 128

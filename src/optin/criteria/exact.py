@@ -193,7 +193,7 @@ class Reference:
                 before = self.blocks[: group.layer]
                 if self.space.chained:
                     last = self._tiled(hidden_of(before[-1]), len(units))
-                    before = standing_in(before, last)
+                    before = standing_in(before, last, len(units))
                 else:
                     before = [self._tiled(output, len(units)) for output in before]
                 patches.enter_context(resumed_at(self.model, self.space.blocks, before))

@@ -1,0 +1,203 @@
+"""What is checked before any work is done with a network, and of what came out of it."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .arch.inputs import example_inputs, max_positions
+from .arch.refusals import check_hooks
+from .batches import Batch, Batches, batched, shapes_of, size_of, split, token_mask
+from .cost import CostModel, counted_macs, mac_cost, parameter_cost
+from .errors import CheckpointError, InputError, NumericalError, OptinError, refused
+from .gating import gated, masks
+from .merging import all_tokens
+from .modules import inference_mode_of
+from .plans import Plan
+from .probe import check_activations, read_final, states
+from .recipe import Recipe
+from .replay import check_replay, recorded_blocks
+from .trajectory import Positions, answers, distance, tolerance_of
+from .units import UnitSpace
+
+# What a forward of the user's own network may raise on inputs that it does not take.
+FAILURES = (ValueError, RuntimeError, TypeError, IndexError, KeyError, AttributeError, AssertionError, MemoryError)
+
+
+def check_inputs(model: nn.Module, space: UnitSpace, batches: Batches, recipe: Recipe) -> None:
+    """Refuse calibration inputs that the network cannot take or whose outputs cannot be read, before any work.
+
+    Raises:
+        InputError: too few examples, too many tokens, ids beyond the vocabulary, nothing but padding, or
+            images of a size that it does not accept.
+        ArchitectureError: an output that cannot be read, a hook that changes values, or a network that does not go on
+            from its blocks.
+        NumericalError: an output that is not finite.
+    """
+    if batches.examples < 2:
+        raise InputError("calibration needs at least 2 examples, and does well with 256.")
+    seen = set[Any]()
+    for batch in batches:
+        _check_tokens(model, batch)
+        shape = tuple((name, value.shape[1:]) for name, value in batch.items() if batched(value))
+        if shape in seen:
+            continue
+        sample, blocks = next(split(batch, 1)), list[Any]()
+        try:
+            with inference_mode_of(model), torch.inference_mode(), recorded_blocks(model, space.blocks, blocks):
+                output = model(**sample)
+        except FAILURES as error:
+            raise refused(f"the network does not take the inputs {shapes_of(sample)}", error) from error
+        if not seen:
+            _check_used(model, sample, output)
+            _check_output(model, space, sample, blocks, output, recipe)
+        seen.add(shape)
+    sample = next(split(next(iter(batches)), 2))
+    check_hooks(model, sample)
+    if recipe.refit.enabled or recipe.criterion == "exact" or recipe.tokens.merge == "search":
+        with inference_mode_of(model), torch.inference_mode(), all_tokens(model):
+            check_replay(model, space.blocks, sample, space.chained)
+
+
+def _check_tokens(model: nn.Module, batch: Batch) -> None:
+    """Of a text: how many, and which."""
+    config = getattr(model, "config", None)
+    limit = max_positions(model)
+    for name, largest in (("input_ids", "vocab_size"), ("token_type_ids", "type_vocab_size")):
+        ids, count = batch.get(name), getattr(config, largest, None)
+        if not isinstance(ids, Tensor) or ids.is_floating_point() or not ids.numel():
+            continue
+        if limit is not None and ids.shape[1] > limit:
+            raise InputError(
+                f"a calibration input of {ids.shape[1]} tokens is beyond the {limit} tokens of this model. "
+                "Truncate the inputs."
+            )
+        beyond = count is not None and int(ids.max()) >= max(count, 1)
+        if beyond or int(ids.min()) < 0:
+            value = int(ids.max()) if beyond else int(ids.min())
+            raise InputError(
+                f"{name!r} holds {value}, which is outside the model's vocabulary of {count} words. "
+                "Use the tokenizer of this model."
+            )
+    if "input_ids" in batch and not token_mask(batch).any(1).all():
+        raise InputError("a calibration input holds only padding: leave it out.")
+
+
+def _check_used(model: nn.Module, sample: Batch, output: Any) -> None:
+    """Refuse inputs that the forward takes by `**kwargs` and forgets, such as names that are spelled wrongly."""
+    named = inspect.signature(model.forward).parameters
+    known = [name for name, parameter in named.items() if parameter.kind is not parameter.VAR_KEYWORD]
+    for name, value in sample.items():
+        if name in known or not batched(value):
+            continue
+        other = torch.ones_like(value) if bool((value == 0).all()) else torch.zeros_like(value)
+        with contextlib.suppress(*FAILURES), inference_mode_of(model), torch.inference_mode():
+            if distance(answers(output), answers(model(**{**sample, name: other}))) == 0:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+                hint = f" Did you mean {near[0]!r}?" if near else " Leave it out."
+                raise InputError(f"the network makes no use of the input {name!r}.{hint}")
+
+
+def _check_output(
+    model: nn.Module, space: UnitSpace, sample: Batch, blocks: list[Any], output: Any, recipe: Recipe
+) -> None:
+    values = answers(output)
+    generator = torch.Generator().manual_seed(0)
+    positions = Positions(sample, recipe.trajectory.rows, generator, space.channels_first)
+    if len(blocks) == len(space.blocks):
+        for name, state in zip(space.blocks, states(space, blocks), strict=True):
+            check_activations(name, state, positions.mask(state))
+    try:
+        read_final(model, output, positions, recipe.trajectory)
+    except FAILURES as error:
+        shape = tuple(values.shape)
+        raise refused(f"the network's output of shape {shape} for one example cannot be read", error) from error
+    if bool(values.isnan().any() | (values == torch.inf).any()):
+        raise NumericalError(
+            "the output of the network contains NaN or infinity on the calibration inputs. "
+            "Try --dtype float32, or look for inputs that the network cannot take."
+        )
+
+
+def costs(
+    model: nn.Module,
+    space: UnitSpace,
+    length: int,
+    width: int | None = None,
+    keywords: Mapping[str, Any] | None = None,
+) -> tuple[CostModel, CostModel]:
+    """MACs of one example of `length` tokens or pixels a side, and parameters.
+
+    Args:
+        width: in pixels, of images that are not square.
+        keywords: further arguments of the forward.
+
+    Raises:
+        InputError: the model does not take inputs of that length.
+    """
+    inputs = example_inputs(model, length, width=width) | dict(keywords or {})
+    try:
+        return mac_cost(model, space, inputs), parameter_cost(model, space)
+    except FAILURES as error:
+        raise refused(f"the network does not take inputs of length {length}", error) from error
+
+
+def keywords_of(plan_or_scores: Any) -> dict[str, Any]:
+    """The arguments of the forward that were no tensors when a network was scored.
+
+    Raises:
+        CheckpointError: a provenance that holds something else.
+    """
+    data = plan_or_scores.provenance.get("data", {})
+    found = data.get("keywords", {}) if isinstance(data, Mapping) else None
+    plain = (bool, int, float, str, type(None))
+    if not isinstance(found, Mapping) or not all(isinstance(value, plain) for value in found.values()):
+        raise CheckpointError(
+            "the provenance of the plan or the scores is damaged: its keywords are no plain values."
+        )
+    return dict(found)
+
+
+def self_check(dense: nn.Module, pruned: nn.Module, space: UnitSpace, plan: Plan, batch: Batch) -> None:
+    """Compare the shrunk network with the masked dense one on up to four examples.
+
+    Raises:
+        OptinError: they differ by more than rounding.
+    """
+    sample = next(split(batch, min(4, size_of(batch))))
+    with inference_mode_of(dense), inference_mode_of(pruned), torch.inference_mode():
+        with gated(dense, space, masks(dense, plan)):
+            expected = answers(dense(**sample))
+        with all_tokens(pruned):
+            got = answers(pruned(**sample))
+    difference = distance(expected, got)
+    if not difference <= tolerance_of(expected):
+        raise OptinError(
+            f"the shrunk network differs from the masked one by {difference:.1e} of its largest output. "
+            f"This is a defect of optin for {space.architecture!r}: please report it with the plan."
+        )
+
+
+def check_costs(pruned: nn.Module, plan: Plan) -> None:
+    """Compare the costs that a plan promises with those that torch counts in the network that it made.
+
+    Raises:
+        CheckpointError: they differ: the plan says something wrong.
+    """
+    inputs = example_inputs(pruned, plan.length, width=plan.width) | keywords_of(plan)
+    parameters = sum(parameter.numel() for parameter in pruned.parameters())
+    for what, said, found in (
+        ("MACs", plan.pruned.macs, counted_macs(pruned, inputs)),
+        ("parameters", plan.pruned.parameters, parameters),
+    ):
+        if said != found:
+            raise CheckpointError(
+                f"the plan promises {said:,} {what} and the network that it makes has {found:,}. "
+                "Make the plan anew, with optin.plan."
+            )
