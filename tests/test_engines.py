@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import os
 import pickle
@@ -16,15 +17,18 @@ import pytest
 import torch
 
 import optin
+from optin import engines
 from optin.arch import describe
 from optin.batches import Batches
 from optin.criteria import Scoring
 from optin.criteria.compensated import Sensitivities
 from optin.criteria.draws import summed
-from optin.engines import engine, local
+from optin.engines import _Actor, check_address, engine, local
 from optin.errors import CheckpointError, DependencyError, InputError
 from optin.recipe import Recipe
-from tests.networks import build, inputs
+from optin.versions import build
+from tests.networks import build as network
+from tests.networks import inputs
 
 RECIPE = Recipe().override(criterion="exact", trajectory__rows=12, trajectory__draws=4, trajectory__stack=4)
 
@@ -41,7 +45,7 @@ def cluster():
     head = ("--head", f"--port={address.partition(':')[2]}", "--include-dashboard=false")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")  # on loopback, for the time of the test
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent.parent), prepend=os.pathsep)
         try:
             for place in (head, (f"--address={address}",), (f"--address={address}",)):
                 subprocess.run([command, "start", *place, *options], check=True, capture_output=True)
@@ -101,7 +105,7 @@ def scoring(model, batches, recipe, **options) -> Scoring:
 
 def test_sums_of_batches_are_those_of_one_process(architecture):
     """Two passes over batches of several lengths, the last of them smaller."""
-    model = build(architecture)
+    model = network(architecture)
     batches = [inputs(model, batch=size, seed=size) for size in (5, 6, 3)]
     recipe = Recipe().override(trajectory__rows=12, trajectory__draws=20)
     here, there = scoring(model, batches, recipe), scoring(model, batches, recipe, engine=elsewhere)
@@ -144,6 +148,9 @@ def test_sums_of_batches_go_on_after_a_kill(bert, batches, tmp_path):
 class StandIn:
     """What the engine asks of Ray, answered here: the call given last is done first."""
 
+    util = types.SimpleNamespace(get_node_ip_address=lambda: "127.0.0.1")
+    exceptions = types.SimpleNamespace(RayError=ConnectionError)
+
     def __init__(self, resources: dict[str, float]) -> None:
         self.resources = resources
         self.actors: list[object] = []
@@ -154,13 +161,13 @@ class StandIn:
         return False
 
     def init(self, **options):
-        assert options["address"] in (None, "auto")
+        assert options["address"] == "local" and options["_node_ip_address"] == "127.0.0.1"
 
     def cluster_resources(self):
         return self.resources
 
     def put(self, value):
-        return pickle.loads(pickle.dumps(value))
+        return functools.partial(pickle.loads, pickle.dumps(value))
 
     def remote(self, **options):
         assert options["max_restarts"] == options["max_task_retries"] == -1
@@ -168,8 +175,9 @@ class StandIn:
         def of(kind):
             def make(*arguments):
                 actor = kind(*arguments)
-                do = actor.do
-                actor.do = types.SimpleNamespace(remote=lambda *given: functools.partial(do, *given))
+                for name in ("do", "build"):
+                    method = functools.partial(functools.partial, getattr(actor, name))
+                    setattr(actor, name, types.SimpleNamespace(remote=method))
                 self.actors.append(actor)
                 return actor
 
@@ -181,7 +189,7 @@ class StandIn:
         return [running[-1]], running[:-1]
 
     def get(self, call):
-        return call()
+        return [one() for one in call] if isinstance(call, list) else call()
 
     def kill(self, actor):
         self.killed.append(actor)
@@ -200,12 +208,93 @@ def test_answers_come_in_order_from_as_many_workers_as_there_is_room_for(bert, b
         assert torch.equal(got.curves[name].cost, curve.cost)
 
 
-def test_no_cluster_is_said(bert, batches, monkeypatch):
-    stand_in = StandIn({})
+@pytest.fixture
+def stand_in(monkeypatch):
+    one = StandIn({"CPU": 2.0})
+    monkeypatch.setitem(sys.modules, "ray", one)
+    return one
+
+
+def test_a_cluster_that_does_not_start_is_said(bert, batches, stand_in):
     stand_in.init = lambda **_: (_ for _ in ()).throw(ConnectionError("nothing there"))
-    monkeypatch.setitem(sys.modules, "ray", stand_in)
-    with pytest.raises(InputError, match="ray start --head"):
-        optin.score(bert, batches, recipe=RECIPE, engine="ray", address="auto")
+    with pytest.raises(InputError, match="ray start --head") as caught:
+        optin.score(bert, batches, recipe=RECIPE, engine="ray")
+    assert isinstance(caught.value.__cause__, ConnectionError)
+
+
+@pytest.mark.parametrize("name", ["optin", "torch", "source"])
+def test_workers_of_another_version_are_refused(name, bert, batches, stand_in, monkeypatch):
+    monkeypatch.setattr(_Actor, "build", lambda self: {**build(), name: "0.0.1"})
+    with pytest.raises(InputError, match=rf"has {name} 0\.0\.1 and this machine"):
+        optin.score(bert, batches, recipe=RECIPE, engine="ray")
+    assert stand_in.stopped
+
+
+def test_workers_without_the_package_are_refused(bert, batches, stand_in, monkeypatch):
+    def missing(self):
+        raise ModuleNotFoundError("No module named 'optin'")
+
+    monkeypatch.setattr(_Actor, "build", missing)
+    with pytest.raises(InputError, match="No module named 'optin'. Install optin there"):
+        optin.score(bert, batches, recipe=RECIPE, engine="ray")
+
+
+ADDRESSES = ("", "here", "10.0.0.1", ":6379", "host:port", "host:99999999", "http://host:1", "ray://", "ray://a")
+
+
+@pytest.mark.parametrize("address", [*ADDRESSES, "a b:1", "user:secret@host:1", "[::1", "127.0.0.1:0", "x" * 10_000])
+def test_what_is_no_address_is_refused(address):
+    with pytest.raises(InputError, match="is no address of a Ray cluster|no Ray cluster answers"):
+        check_address(address)
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_an_address_where_nothing_listens_is_refused_at_once(scheme, bert, batches, stand_in):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"{scheme}127.0.0.1:{probe.getsockname()[1]}"
+        with pytest.raises(InputError, match="no Ray cluster answers"):
+            optin.score(bert, batches, recipe=RECIPE, engine="ray", address=address)
+
+
+def test_an_address_where_something_else_listens_is_refused(bert, batches, stand_in, monkeypatch):
+    monkeypatch.setattr(engines, "TIMEOUT", 0.5)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(InputError, match="no Ray cluster answers"):
+            optin.score(bert, batches, recipe=RECIPE, engine="ray", address=address)
+
+
+def test_no_cluster_of_this_machine_is_said(monkeypatch, tmp_path):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    with pytest.raises(InputError, match="none runs on this machine"):
+        check_address("auto")
+
+
+@pytest.mark.filterwarnings("ignore")  # of Ray and its processes
+def test_a_cluster_that_is_started_here_is_reached_from_here_alone(tmp_path):
+    """Every port that Ray opens is on the loopback address, and asks for a token."""
+    pytest.importorskip("ray")
+    program = (
+        "import torch\n"
+        "from optin.engines import Ray\n"
+        "torch.set_num_threads(1)\n"
+        "def listening():\n"
+        "    rows = [line.split() for name in ('tcp', 'tcp6') for line in open(f'/proc/net/{name}')]\n"
+        "    return {(row[1].rpartition(':')[0], row[9]) for row in rows if row[3] == '0A'}\n"
+        "before = listening()\n"
+        "class Work:\n"
+        "    def __call__(self):\n"
+        "        return listening()\n"
+        "(found,) = Ray()(Work(), [()])\n"
+        "print({address for address, _ in found - before})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    loopback = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
+    assert ast.literal_eval(done.stdout.strip().splitlines()[-1]) <= loopback
 
 
 def test_engines_that_cannot_be_had(bert, batches, monkeypatch):

@@ -44,6 +44,7 @@ from .progress import Track, silent
 from .surgery import shrink
 from .units import UnitGroup, UnitSpace, lies_in
 
+METHOD = 2  # which way of measuring and fitting stored times are of: to be counted up when that changes
 SIZES = 16  # networks that are timed
 SECONDS = 0.5  # that the forwards of each of them take together, about
 FEWEST, MOST = 3, 30  # forwards of each of them
@@ -297,12 +298,26 @@ def _key(model: nn.Module, space: UnitSpace, inputs: Batch) -> dict[str, Any]:
     return {
         "architecture": space.architecture,
         "parameters": [[name, str(value.dtype), list(value.shape)] for name, value in model.named_parameters()],
-        "inputs": {name: list(value.shape) for name, value in inputs.items()},
+        "channels_last": [name for name, value in model.named_parameters() if _channels_last(value)],
+        "attention": getattr(getattr(model, "config", None), "_attn_implementation", None),
+        "inputs": {name: _form(value) for name, value in inputs.items()},
         "machine": [platform.node(), platform.machine(), str(device), kind],
         "threads": torch.get_num_threads(),
+        "method": METHOD,
         "multiple": MULTIPLE,
         "torch": torch.__version__,
     }
+
+
+def _channels_last(value: Tensor) -> bool:
+    return value.dim() == 4 and not value.is_contiguous() and value.is_contiguous(memory_format=torch.channels_last)
+
+
+def _form(value: Any) -> Any:
+    """Of an input: its shape, type and memory format, or what it is."""
+    if not isinstance(value, Tensor):
+        return value
+    return [list(value.shape), str(value.dtype), _channels_last(value)]
 
 
 def _stored(file: Path, key: dict[str, Any]) -> list[Term] | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 
 def versions() -> dict[str, str]:
@@ -14,3 +16,12 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def build() -> dict[str, str]:
+    """What computes the same as this process does: `versions`, and SHA-256 of the package's own source."""
+    digest, folder = hashlib.sha256(), Path(__file__).parent
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(f"{file.relative_to(folder)}".encode())
+        digest.update(file.read_bytes())
+    return {**versions(), "source": digest.hexdigest()[:12]}
