@@ -21,6 +21,7 @@ from optin import engines
 from optin.arch import describe
 from optin.batches import Batches
 from optin.criteria import Scoring
+from optin.criteria import partial as partial_sums
 from optin.criteria.compensated import Sensitivities
 from optin.criteria.draws import summed
 from optin.engines import _Actor, check_address, engine, local
@@ -143,6 +144,43 @@ def test_sums_of_batches_go_on_after_a_kill(bert, batches, tmp_path):
         assert torch.equal(got.curves[name].order, curve.order) and torch.equal(got.curves[name].cost, curve.cost)
     with pytest.raises(CheckpointError, match="another run"):
         optin.score(bert, batches[:2], recipe=recipe, engine=elsewhere, resume=file)
+
+
+@pytest.mark.parametrize("criterion", ["compensated", "sketch"])
+def test_sums_of_this_process_go_on_after_a_kill_to_the_same_bits(criterion, bert, tmp_path, monkeypatch):
+    """With rows of activations that wait to be multiplied, and in the second pass over the batches."""
+    monkeypatch.setattr(partial_sums, "SHARE", 1e9)  # written after every batch
+    batches = [inputs(bert, batch=size, seed=size) for size in (5, 6, 3)]
+    recipe = Recipe().override(criterion=criterion, trajectory__rows=12, trajectory__draws=20)
+    expected = optin.score(bert, batches, recipe=recipe)
+    for number in (7, 13, 20):
+        file = tmp_path / f"partial-{number}"
+
+        def killed(items, description, total, number=number):
+            for place, item in enumerate(items):
+                if place == number:
+                    raise KeyboardInterrupt
+                yield item
+
+        with pytest.raises(KeyboardInterrupt):
+            optin.score(bert, batches, recipe=recipe, resume=file, track=killed)
+        assert file.exists()
+        got = optin.score(bert, batches, recipe=recipe, resume=file)
+        for name, curve in expected.curves.items():
+            assert torch.equal(got.curves[name].order, curve.order) and torch.equal(got.curves[name].cost, curve.cost)
+        for index in range(len(batches)):
+            for name in expected.weights.consumers:
+                assert torch.equal(torch.stack(got.weights(index, name)), torch.stack(expected.weights(index, name)))
+
+
+@pytest.mark.parametrize("criterion", ["compensated", "sketch", "exact"])
+def test_partial_sums_of_other_weights_are_refused(criterion, bert, batches, tmp_path):
+    recipe, file = RECIPE.override(criterion=criterion), tmp_path / "partial"
+    optin.score(bert, batches, recipe=recipe, resume=file)
+    with torch.no_grad():
+        bert.bert.encoder.layer[0].output.dense.weight[0, 0] += 1
+    with pytest.raises(CheckpointError, match="another run"):
+        optin.score(bert, batches, recipe=recipe, resume=file)
 
 
 class StandIn:

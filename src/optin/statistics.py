@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -66,6 +66,22 @@ class Moments:
         """The sums, as they are kept."""
         self._flush()
         return {"sums": self._sums, "weight": self._weight}
+
+    def state(self) -> dict[str, Tensor]:
+        """The sums and the rows that wait, as they are: adding goes on from there to the same bits."""
+        found = {"sums": self._sums, "weight": self._weight}
+        if self._waiting:
+            found["rows"] = torch.cat([rows for rows, _ in self._waiting])
+            found["weights"] = torch.cat([weights for _, weights in self._waiting])
+        return found
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave."""
+        self._sums.copy_(state["sums"])
+        self._weight.copy_(state["weight"])
+        device = self._sums.device
+        self._waiting = [(state["rows"].to(device), state["weights"].to(device))] if "rows" in state else []
+        self._rows = sum(len(rows) for rows, _ in self._waiting)
 
     @property
     def second(self) -> Float[Tensor, "features+1 features+1"]:

@@ -85,6 +85,23 @@ class Sensitivities:
             **{f"gradients/{name}": value for name, value in flat(self.gradients).items()},
         }
 
+    def state(self) -> dict[str, Tensor]:
+        """See `Sums`."""
+        return {
+            **self.units.state(),
+            **{f"moments/{name}/{key}": t for name, m in self.moments.items() for key, t in m.state().items()},
+            **{f"gradients/{name}": value for name, value in flat(self.gradients).items()},
+        }
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """See `Sums`."""
+        self.units.restore(state)
+        for name, moments in self.moments.items():
+            parts = ("sums", "weight", "rows", "weights")
+            moments.restore({part: state[key] for part in parts if (key := f"moments/{name}/{part}") in state})
+        for name, value in flat(self.gradients).items():
+            value.copy_(state[f"gradients/{name}"])
+
     @property
     def scales(self) -> dict[str, float]:
         """What each part of the trajectory is multiplied by."""

@@ -22,7 +22,6 @@ from ..probe import (
     Probe,
     TokenWeights,
     differentiate,
-    draw_probes,
     micro_batches_of,
     states,
     trajectory_objective,
@@ -46,22 +45,26 @@ class Sums(Protocol):
     def tensors(self) -> dict[str, Tensor]:
         """All sums by name, as they are kept: adding to a tensor adds to the sum."""
 
+    def state(self) -> dict[str, Tensor]:
+        """By name what adding goes on from, to the same bits."""
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave."""
+
 
 S = TypeVar("S", bound=Sums)
 
 
 def summed(scoring: Scoring, empty: Callable[[], S], description: str) -> S:
-    """The sums over all draws; fills in `scoring.weights`. Elsewhere than here, partial sums go to `scoring.resume`.
+    """The sums over all draws; fills in `scoring.weights`. Partial sums go to `scoring.resume`.
 
     Args:
         empty: makes sums of nothing.
     """
     total, recipe = empty(), scoring.recipe
     if scoring.engine is local:
-        for micro, probe in draw_probes(
-            scoring.model, scoring.space, scoring.batches, recipe.trajectory, recipe.seed, scoring.track, description
-        ):
-            _add(micro, probe, total, scoring.weights)
+        for _ in scoring.track(_draws_here(scoring, total), description, recipe.trajectory.draws):
+            pass
         return total
     batches, size = list(scoring.batches), scoring.batches.micro_size(recipe.trajectory.draws)
     draws = sum(-(-size_of(batch) // size) for batch in batches)  # of one pass
@@ -80,6 +83,41 @@ def summed(scoring: Scoring, empty: Callable[[], S], description: str) -> S:
             index, {name: partial.sums[f"weights/{index}/{name}"] for name in scoring.weights.consumers}
         )
     return total
+
+
+def _draws_here(scoring: Scoring, total: Sums) -> Iterator[None]:
+    """Add every draw to the sums, from where an earlier run was killed."""
+    options, weights = scoring.recipe.trajectory, scoring.weights
+    generator = torch.Generator().manual_seed(scoring.recipe.seed)
+    objective = trajectory_objective(scoring.model, scoring.space, options, generator)
+    partial = Partial.open(scoring.resume, {}, f"{scoring.identity} here")
+    if partial.done:
+        total.restore(partial.sums)
+        generator.set_state(partial.sums["generator"])
+        for index in range(min(partial.done, len(scoring.batches))):
+            weights.put(index, {name: partial.sums[f"weights/{index}/{name}"] for name in weights.consumers})
+    done = drawn = 0
+    while drawn < options.draws:
+        for index, batch in enumerate(scoring.batches):
+            again = done >= len(scoring.batches)
+            for micro in micro_batches_of(batch, index, scoring.batches.micro_size(options.draws), again):
+                drawn += 1
+                if done >= partial.done:
+                    _add(micro, differentiate(scoring.model, scoring.space, micro.batch, objective), total, weights)
+                yield
+            done += 1
+            if done > partial.done and partial.due:
+                seen = range(min(done, len(scoring.batches)))
+                partial.sums = {
+                    **total.state(),
+                    "generator": generator.get_state(),
+                    **{
+                        f"weights/{i}/{name}": torch.stack(weights(i, name))
+                        for i in seen
+                        for name in weights.consumers
+                    },
+                }
+                partial.commit(done)
 
 
 def _add(micro: Micro, probe: Probe, sums: Sums, token_weights: TokenWeights) -> None:

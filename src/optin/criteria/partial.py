@@ -66,11 +66,16 @@ class Partial:
             else:
                 self.sums[name] = value
 
+    @property
+    def due(self) -> bool:
+        """Whether it is time to write again."""
+        return self.path is not None and time.monotonic() >= self.waits_until
+
     def commit(self, done: int, may_wait: bool = False) -> None:
         """Say that the sums now cover `done` parts; write them, unless that `may_wait` and would take too long."""
         self.done = done
         start = time.monotonic()
-        if self.path is not None and not (may_wait and start < self.waits_until):
+        if self.path is not None and (self.due or not may_wait):
             tensors = {name: value.cpu().contiguous() for name, value in self.sums.items()}
             write_bytes(self.path, save(tensors, {"fingerprint": self.fingerprint, "done": str(done)}))
             end = time.monotonic()

@@ -48,6 +48,15 @@ class UnitTotals:
         """See `Sums`."""
         return {"draws": self.draws, **flat(self.sums)}
 
+    def state(self) -> dict[str, Tensor]:
+        """See `Sums`."""
+        return self.tensors()
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """See `Sums`."""
+        for name, value in self.tensors().items():
+            value.copy_(state[name])
+
     @property
     def mean(self) -> Parts:
         """I(u) of each part: shape (size,) per group."""
