@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
+import optin
 from optin.arch import describe
+from optin.errors import ArchitectureError
 from optin.modules import hidden_of, patched_forward
-from optin.replay import Recorder, Trail, recorded_blocks, resumed_at, run_block, standing_in
+from optin.recipe import Recipe
+from optin.replay import Recorder, Trail, check_replay, recorded_blocks, resumed_at, run_block, standing_in
 from optin.trajectory import answers
 from optin.units import Tap
 from tests.networks import HEADS_OF, build, inputs, tokens
@@ -63,3 +67,85 @@ def test_a_patch_comes_off_even_after_an_error(bert):
     with patched_forward(layer, lambda *args: 3):
         assert layer() == 3
     assert vars(layer)["forward"] is own
+
+
+class InPlace(nn.Module):
+    """Activations, sums and products that work in place, on what blocks and consumers made and read."""
+
+    def __init__(self, inplace: bool) -> None:
+        super().__init__()
+        self.inplace = inplace
+        self.stem, self.act = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(inplace)
+        self.a, self.act_a = nn.Conv2d(8, 12, 3, padding=1), nn.Hardswish(inplace)
+        self.b = nn.Conv2d(12, 8, 3, padding=1)
+        self.squeeze, self.act_s, self.excite = nn.Conv2d(8, 6, 1), nn.ReLU(inplace), nn.Conv2d(6, 8, 1)
+        self.c, self.act_c, self.head = nn.Conv2d(8, 16, 1), nn.SiLU(inplace), nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = self.act(self.stem(x))
+        y = self.b(self.act_a(self.a(x)))
+        weight = self.excite(self.act_s(self.squeeze(y.mean((2, 3), keepdim=True)))).sigmoid()
+        if self.inplace:
+            y *= weight
+            y += x
+        else:
+            y = y * weight + x
+        return self.head(self.act_c(self.c(y)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("criterion", ["compensated", "sketch", "exact"])
+def test_operations_in_place_change_nothing(criterion):
+    """Neither the plan nor the refit of a network that computes the same without them."""
+    models = [InPlace(inplace).eval() for inplace in (False, True)]
+    models[1].load_state_dict(models[0].state_dict())
+    batches = [{"x": torch.randn(4, 3, 16, 16)} for _ in range(6)]
+    torch.testing.assert_close(models[0](**batches[0]), models[1](**batches[0]))
+    recipe = Recipe(criterion=criterion)
+    plain, inplace = (optin.prune(model, batches, "70%", recipe=recipe) for model in models)
+    assert plain.plan.keep == inplace.plan.keep
+    for name, value in plain.model.state_dict().items():
+        torch.testing.assert_close(inplace.model.state_dict()[name], value, atol=1e-5, rtol=1e-4)
+
+
+class Skips(nn.Module):
+    """A block reads more than what the one before it returned, which nothing says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(3))
+
+    def forward(self, x):
+        first = self.layers[0](x)
+        second = self.layers[1](first.relu())
+        return self.layers[2](second.relu() + first)
+
+
+def test_a_network_that_does_not_go_on_from_its_blocks_is_refused():
+    model, blocks = Skips(), [f"layers.{index}" for index in range(3)]
+    batch = {"x": torch.randn(4, 6)}
+    with torch.inference_mode():
+        with pytest.raises(ArchitectureError, match="cannot go on from behind 'layers.1'"):
+            check_replay(model, blocks, batch, chained=True)
+        check_replay(model, blocks, batch, chained=False)
+        with pytest.raises(ArchitectureError, match="run 3 times, not 4"):
+            check_replay(model, [*blocks, "layers.1"], batch, chained=True)
+
+
+class Between(nn.Module):
+    """Between two blocks modules of other widths work on what the network returns elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.deep = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 32, 3, padding=1)
+        self.side, self.up, self.out = nn.Conv2d(32, 24, 1), nn.Conv2d(56, 12, 3, padding=1), nn.Conv2d(12, 4, 1)
+
+    def forward(self, x):
+        deep = self.deep(self.down(x).relu()).relu()
+        return self.out(self.up(torch.cat([self.side(deep).relu(), deep], 1)).relu())
+
+
+def test_modules_between_blocks_work_on_their_own_shapes():
+    model, batches = Between().eval(), [{"x": torch.randn(4, 3, 32, 32)} for _ in range(3)]
+    for criterion in ("compensated", "exact"):
+        result = optin.prune(model, batches, "70%", recipe=Recipe(criterion=criterion))
+        assert result.plan.pruned.macs <= 0.7 * result.plan.dense.macs

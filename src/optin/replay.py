@@ -139,7 +139,7 @@ def check_replay(model: nn.Module, blocks: Sequence[str], batch: Batch, chained:
             f"the blocks of this {type(model).__name__} run {len(outputs)} times, not {len(blocks)}."
         )
     for place in range(1, len(blocks) + 1):
-        before = outputs[:place]
+        before = _snapshot(outputs[:place])
         try:
             with resumed_at(model, blocks, standing_in(before, hidden_of(before[-1])) if chained else before):
                 got = answers(model(**batch))
