@@ -61,8 +61,7 @@ def check_evaluation(
     elif spec.of_images:
         vision.class_indices(model, spec, _images(examples))
     elif isinstance(examples, Examples):
-        text.class_indices(model, spec, examples)
-        _check_variety(spec, examples)
+        _check_variety(spec, examples, text.class_indices(model, spec, examples))
 
 
 def check_fit(model: nn.Module, spec: TaskSpec) -> None:
@@ -132,11 +131,11 @@ def _check_width(name: str, spec: TaskSpec, width: int) -> None:
         raise InputError(f"{name} has {width} outputs, and the task has 2 classes.")
 
 
-def _check_variety(spec: TaskSpec, examples: Examples) -> None:
+def _check_variety(spec: TaskSpec, examples: Examples, labels: list[Any]) -> None:
     """Correlations and neighbours need more than one example."""
     if spec.kind == "embedding" and len(examples) < 2:
         raise InputError("embeddings are compared with their neighbours': give two examples at least.")
-    if spec.kind == "regression" and len(set(map(str, examples.labels or ()))) < 2:
+    if spec.kind == "regression" and len(set(labels)) < 2:
         raise InputError("a regression is measured by correlation: give examples with different labels.")
 
 

@@ -164,7 +164,7 @@ def _pooling(config: Mapping[str, Any], source: str) -> tuple[str, bool]:
     if modes is None:
         modes = [mode for key, mode in _LEGACY.items() if config.get(key)] or ["mean"]
     modes = [modes] if isinstance(modes, str) else modes
-    if not isinstance(modes, list) or len(modes) != 1 or modes[0] not in _POOLINGS:
+    if not isinstance(modes, list) or len(modes) != 1 or str(modes[0]) not in _POOLINGS:
         raise InputError(
             f"{source} pools by {shown(modes)}, which optin cannot follow: known are {', '.join(_POOLINGS)}, "
             "one at a time."
