@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import ViTImageProcessorPil
 
 import optin
-from optin.errors import InputError
+from optin.errors import InputError, NumericalError
 from optin.finetune import finetune, follow
 from optin.merging import merging_of
 from optin.plans import Plan
 from optin.recipe import Recipe, Training
 from optin.tasks import Images, load_model
+from optin.tasks.images import Unreadable
 from tests.networks import build, inputs
 from tests.test_images import processor
 
@@ -59,6 +63,87 @@ def test_a_dense_network_and_a_teacher(tmp_path):
         finetune(build("vit"), processor(), *data, tmp_path / "none", options, teacher=build("vit"))
     with pytest.raises(InputError, match="no linear 'classifier'"):
         finetune(build("vit", "Model"), processor(), *data, tmp_path / "none", options)
+
+
+def tuned(tmp_path, *, train=None, held_out=None, model=None, **options):
+    train = bright_and_dark(16, 0) if train is None else train
+    held_out = bright_and_dark(8, 1) if held_out is None else held_out
+    return finetune(model or build("vit"), processor(), train, held_out, tmp_path / "tuned", Training(**options))
+
+
+@pytest.mark.parametrize("pruned_before", [True, False])
+def test_a_training_that_diverges_writes_nothing(pruned_before, pruned, tmp_path):
+    model = pruned if pruned_before else build("vit")
+    with torch.no_grad():  # finite weights whose forward is not
+        for name, parameter in model.named_parameters():
+            if "attention" in name and name.endswith("weight"):
+                parameter.fill_(1e25)
+    with pytest.raises(NumericalError, match="diverged .* smaller --learning-rate"):
+        tuned(tmp_path, model=model, learning_rate=1.0, epochs=2, batch_size=8)
+    assert list(tmp_path.iterdir()) == []
+
+
+NEVER = (0, -1, float("nan"))
+ENDLESS = (1e300, float("inf"), 1e5)
+OPTIONS = [(name, value) for name in ("epochs", "learning_rate", "batch_size", "temperature") for value in NEVER]
+OPTIONS += [(name, value) for name in ("epochs", "learning_rate") for value in ENDLESS]
+
+
+@pytest.mark.parametrize(("option", "value"), OPTIONS)
+def test_options_that_no_training_survives(option, value, tmp_path):
+    with pytest.raises(InputError, match=option.replace("_", "[_ ]")):
+        tuned(tmp_path, **{option: value})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_beyond_the_data(tmp_path):
+    assert tuned(tmp_path, batch_size=10**12, epochs=1)["images"] == 16
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "message"),
+    [
+        (None, (), "needs labels"),
+        ([0, -1], (), "row 2"),
+        ([0, 0.5], (), "row 2"),
+        ([0, None], (), "row 2"),
+        ([0, 1], ("dark", "grey"), "'grey' is evaluated"),
+        ([], (), "none of the 0 images"),
+    ],
+)
+def test_data_that_cannot_be_trained_on(labels, classes, message, tmp_path):
+    whole = bright_and_dark(2, 0)
+    part = Images(whole.read, 2 if labels is None else len(labels), labels, classes)
+    with pytest.raises(InputError, match=message):
+        tuned(tmp_path, held_out=part)
+    if not classes:
+        with pytest.raises(InputError, match=message):
+            tuned(tmp_path, train=part)
+
+
+def test_one_class_and_images_that_cannot_be_read(tmp_path):
+    whole = bright_and_dark(2, 0)
+    one = Images(whole.read, 2, [0, 0])
+    with pytest.raises(InputError, match="a classifier needs two"):
+        tuned(tmp_path, train=one, held_out=one)
+
+    def unreadable(index):
+        raise Unreadable("broken.png: no image")
+
+    with pytest.raises(InputError, match=r"none of the 2 images can be read: broken\.png"):
+        tuned(tmp_path, held_out=Images(unreadable, 2, [0, 1]))
+
+
+def test_a_processor_of_another_size(tmp_path):
+    with pytest.raises(InputError, match=r"does not take what is prepared for it \(pixel_values \(1, 3, 20, 20\)\)"):
+        other = ViTImageProcessorPil(size={"height": 20, "width": 20})
+        finetune(build("vit"), other, bright_and_dark(4, 0), bright_and_dark(4, 1), tmp_path / "tuned")
+
+
+def test_an_accuracy_of_the_images_trained_on_is_called_so(tmp_path):
+    whole = dataclasses.replace(bright_and_dark(16, 0), origin="one folder")
+    assert "trained on" in tuned(tmp_path, train=whole, held_out=whole, epochs=1)["seen"]
+    assert "seen" not in tuned(tmp_path, epochs=1)
 
 
 def test_following_a_teacher_by_hand():

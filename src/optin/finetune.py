@@ -5,6 +5,8 @@ Of the paper's uses: prune on one data set, then start from the small network on
 
 from __future__ import annotations
 
+import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +15,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .checkpoint import SECTION, save
-from .errors import DependencyError, InputError
+from .errors import DependencyError, InputError, NumericalError
+from .files import new_folder
 from .modules import device_of
 from .other_models import is_other
 from .pipeline import Result, summary
 from .plans import Plan
 from .quiet import quiet
 from .recipe import Training
-from .tasks import Images, task_spec
-from .tasks.images import Unreadable
+from .tasks import Images, check_evaluation, task_spec
+from .tasks.images import Unreadable, check_labels
 from .tasks.vision import evaluate
 from .trajectory import Output, output_loss
+
+EPOCHS, STEPS, RATE = 10_000, 10**8, 1.0  # passes, steps of the optimiser and its rate, at most
 
 
 def finetune(
@@ -44,21 +49,51 @@ def finetune(
         teacher: a network of the same classes whose outputs are followed beside the labels.
 
     Raises:
-        InputError: no labels, a network without a classifier of images, or a teacher of other classes.
+        InputError: labels or options that cannot be used, a network without a classifier of images, or a teacher of
+            other classes.
+        NumericalError: the training diverged; nothing is written.
         DependencyError: accelerate is not installed.
     """
-    from transformers import PrinterCallback, Trainer, TrainingArguments
-
     options = training or Training()
-    if train.labels is None or held_out.labels is None:
-        raise InputError("fine-tuning needs labels: put each class into a folder of its own.")
-    classes = max(max(train.labels), max(held_out.labels)) + 1
+    _check_options(options, len(train))
+    classes = _check_data(train, held_out)
     torch.manual_seed(seed)
     replace_head(model, classes, train.classes)
     if teacher is not None and getattr(teacher.config, "num_labels", None) != classes:
         raise InputError(f"the teacher must know the {classes} classes of the data: fine-tune it first.")
+    spec = task_spec("image-classification")
+    check_evaluation(model, spec, held_out, processor)
     model.requires_grad_(not options.head_only)
     model.get_submodule("classifier").requires_grad_(True)
+    done = _train(model, processor, train, options, seed, teacher)
+    _check_converged(model, done.training_loss)
+    model.requires_grad_(True).eval()
+    accuracy = evaluate(model, processor, spec, held_out, batch_size=options.batch_size)["accuracy"]
+    section = getattr(model.config, SECTION, None)
+    figures = {
+        "accuracy": accuracy,
+        "classes": classes,
+        "images": len(train),
+        "seconds": done.metrics["train_runtime"],
+        "saved": str(out),
+    }
+    if train.origin is not None and train.origin == held_out.origin:
+        figures["seen"] = "the accuracy is of the images that it was trained on"
+    if section is None:
+        with new_folder(out) as work, quiet():
+            model.save_pretrained(work)  # type: ignore[operator]
+            processor.save_pretrained(work)
+    else:
+        plan = Plan.from_dict(section)
+        save(Result(model, plan, {**summary(plan), "seconds": {}, "finetuned": figures}), out, processor)
+    return figures
+
+
+def _train(
+    model: nn.Module, processor: Any, train: Images, options: Training, seed: int, teacher: nn.Module | None
+) -> Any:
+    """Train in place, by the library's Trainer; returns what it says of it."""
+    from transformers import PrinterCallback, Trainer, TrainingArguments
 
     class Distilling(Trainer):
         """The loss of the labels, and half of it replaced by the teacher's where there is one."""
@@ -74,26 +109,27 @@ def finetune(
                 loss = (loss + follow(output.logits, aim.to(output.logits.device), options.temperature)) / 2
             return (loss, output) if return_outputs else loss
 
-    try:
-        arguments = TrainingArguments(
-            output_dir=str(out.with_name(f"{out.name}.training")),
-            num_train_epochs=options.epochs,
-            per_device_train_batch_size=options.batch_size,
-            per_device_eval_batch_size=options.batch_size,
-            learning_rate=options.learning_rate,
-            warmup_steps=0.1,
-            weight_decay=0.01,
-            seed=seed,
-            report_to=[],
-            save_strategy="no",
-            disable_tqdm=True,
-            logging_strategy="no",
-            remove_unused_columns=False,
-            use_cpu=device_of(model).type == "cpu",
-        )
-    except ImportError:
-        raise DependencyError("fine-tuning needs the package 'accelerate': pip install 'optin[finetune]'") from None
-    with quiet():
+    with quiet(), tempfile.TemporaryDirectory() as scratch:  # the Trainer wants a folder, and writes nothing there
+        try:
+            arguments = TrainingArguments(
+                output_dir=scratch,
+                num_train_epochs=options.epochs,
+                per_device_train_batch_size=min(options.batch_size, len(train)),
+                learning_rate=options.learning_rate,
+                warmup_steps=0.1,
+                weight_decay=0.01,
+                seed=seed,
+                report_to=[],
+                save_strategy="no",
+                disable_tqdm=True,
+                logging_strategy="no",
+                remove_unused_columns=False,
+                use_cpu=device_of(model).type == "cpu",
+            )
+        except ImportError:
+            raise DependencyError(
+                "fine-tuning needs the package 'accelerate': pip install 'optin[finetune]'"
+            ) from None
         trainer = Distilling(
             model=model,
             args=arguments,
@@ -101,26 +137,51 @@ def finetune(
             data_collator=collate,
         )
         trainer.remove_callback(PrinterCallback)
-        done = trainer.train()
-    model.requires_grad_(True).eval()
-    spec = task_spec("image-classification")
-    accuracy = evaluate(model, processor, spec, held_out, batch_size=options.batch_size)["accuracy"]
-    section = getattr(model.config, SECTION, None)
-    figures = {
-        "accuracy": accuracy,
-        "classes": classes,
-        "images": len(train),
-        "seconds": done.metrics["train_runtime"],
-        "saved": str(out),
-    }
-    if section is None:
-        with quiet():
-            model.save_pretrained(out)  # type: ignore[operator]
-        processor.save_pretrained(out)
-    else:
-        plan = Plan.from_dict(section)
-        save(Result(model, plan, {**summary(plan), "seconds": {}, "finetuned": figures}), out, processor)
-    return figures
+        return trainer.train()
+
+
+def _check_options(options: Training, images: int) -> None:
+    """Refuse what no training survives, or no one waits for."""
+    steps = options.epochs * max(1, images / options.batch_size)
+    if not options.epochs <= EPOCHS or steps > STEPS:
+        raise InputError(f"training for {options.epochs:g} epochs has no end: ask for fewer than {EPOCHS:,}.")
+    if not options.learning_rate <= RATE:
+        raise InputError(f"the learning rate {options.learning_rate:g} cannot converge: ask for {RATE:g} at most.")
+
+
+def _check_data(train: Images, held_out: Images) -> int:
+    """How many classes there are; in both parts the same ones, with images that can be read."""
+    if train.labels is None or held_out.labels is None:
+        raise InputError("fine-tuning needs labels: put each class into a folder of its own.")
+    for images in (train, held_out):
+        check_labels(images.labels or (), images.classes)
+        if not any(_readable(images, index) for index in range(len(images))):
+            raise InputError(f"none of the {len(images)} images can be read: {images.problem()}")
+    if strange := [name for name in held_out.classes if train.classes and name not in train.classes]:
+        raise InputError(
+            f"the class {strange[0]!r:.60} is evaluated and not among those to train on: rename or add it."
+        )
+    classes = max(*train.labels, *held_out.labels) + 1
+    if classes < 2:
+        raise InputError("the data has one class, and a classifier needs two.")
+    return classes
+
+
+def _readable(images: Images, index: int) -> bool:
+    try:
+        images.read(index)
+    except Unreadable:
+        return False
+    return True
+
+
+def _check_converged(model: nn.Module, loss: float) -> None:
+    tensors = (*model.parameters(), *model.buffers())
+    whole = all(bool(torch.isfinite(value).all()) for value in tensors if value.is_floating_point())
+    if not (math.isfinite(loss) and whole):
+        raise NumericalError(
+            f"the training diverged (loss {loss:g}), and nothing was written: ask for a smaller --learning-rate."
+        )
 
 
 def replace_head(model: nn.Module, classes: int, names: tuple[str, ...] = ()) -> None:

@@ -173,7 +173,18 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
         found.append("Quality was not measured: no labelled data was given.")
     elif quality.get("examples", 0) < 1000:
         found.append(f"Quality was measured on {quality.get('examples', 0)} examples only.")
-    return found
+    return found + overlap(quality or {})
+
+
+def overlap(quality: Mapping[str, Any]) -> list[str]:
+    """What is to be said of the evaluated examples where calibration drew from the same data."""
+    if seen := quality.get("seen"):
+        return [
+            f"Calibration saw {seen} of the {quality.get('examples')} evaluated examples: too few were left without."
+        ]
+    if left_out := quality.get("left_out"):
+        return [f"The {left_out} examples that calibration saw were not evaluated; the data is the same."]
+    return []
 
 
 def _natural(name: str) -> list[Any]:

@@ -26,16 +26,22 @@ from .pictures import draw, draw_sweep
 from .pipeline import Result, apply, inspect, plan, prune, score, summary, sweep
 from .plans import Plan
 from .progress import Track, silent
-from .recipe import Recipe
+from .recipe import Recipe, Trajectory
 from .report import PICTURES, render
 from .runtimes import open_exported
 from .tasks import (
     Examples,
     Images,
+    SentenceTokenizer,
     TaskSpec,
+    check_evaluation,
+    check_fit,
+    check_pooling,
+    keep_apart,
     load_examples,
     load_images,
     load_model,
+    load_preprocessor,
     load_processor,
     load_scenes,
     load_tokenizer,
@@ -80,23 +86,32 @@ class Job:
     model: nn.Module
     preprocessor: Any
     batches: list[Batch]
+    evaluation: Examples | Images | None = None
+    overlap: dict[str, int] = dataclasses.field(default_factory=dict)  # with calibration, as `keep_apart` says it
 
     @classmethod
-    def of(cls, recipe: Recipe, placement: Placement) -> Job:
+    def of(cls, recipe: Recipe, placement: Placement, evaluated: bool = False) -> Job:
         """Load everything; all that can be wrong with the inputs is found here, before any scoring."""
         spec = task_spec(recipe.task.name)
         labelled = recipe.criterion == "fisher"
         if labelled and spec.kind not in ("classification", "regression", "images"):
             raise InputError(f"the fisher criterion needs one label per example, and {spec.kind} has none.")
         examples = _load(spec, recipe, "calibration", labelled)
+        evaluation = _load(spec, recipe, "evaluation") if evaluated else None
         source = model_of(recipe)
         model = placement.load(source, spec.kind)
         describe(model)
-        preprocessor = _preprocessor(source, spec)
+        check_fit(model, spec)
+        preprocessor = load_preprocessor(source, spec, model)
+        recipe = _as_pooled(recipe, preprocessor)
+        check_pooling(model, recipe.trajectory.pooling)
         handler: Any = vision if spec.of_images else text
         labels = handler.class_indices(model, spec, examples) if labelled else None
-        batches = handler.calibration_batches(model, examples, preprocessor, recipe.calibration, recipe.seed, labels)
-        return cls(recipe, model, preprocessor, batches)
+        batches, drawn = handler.drawn_batches(model, examples, preprocessor, recipe.calibration, recipe.seed, labels)
+        if evaluation is None:
+            return cls(recipe, model, preprocessor, batches)
+        check_evaluation(model, spec, evaluation, preprocessor, recipe.trajectory.pooling)
+        return cls(recipe, model, preprocessor, batches, *keep_apart(examples, drawn, evaluation))
 
 
 def run_inspect(model: str, length: int | None, placement: Placement) -> dict[str, Any]:
@@ -114,6 +129,7 @@ def run_score(
 ) -> dict[str, Any]:
     """`optin score`: removal curves in a folder. A run that is killed goes on where it was."""
     job = Job.of(recipe, placement)
+    recipe = job.recipe
     partial = out.with_name(f"{out.name}.partial")
     scores = score(job.model, job.batches, recipe=recipe, track=track, resume=partial, engine=engine, address=address)
     save_scores(scores, out)
@@ -142,7 +158,8 @@ def run_prune(
     track: Track = silent,
 ) -> dict[str, Any]:
     """`optin prune`: the whole job, then both networks evaluated where the data has labels."""
-    job = Job.of(recipe, placement)
+    job = Job.of(recipe, placement, quality)
+    recipe = job.recipe
     if plan_file is not None:
         result = apply(job.model, Plan.load(plan_file), job.batches, recipe=recipe, track=track)
     elif scores is not None:
@@ -170,8 +187,8 @@ def run_sweep(
     track: Track = silent,
 ) -> dict[str, Any]:
     """`optin sweep`: quality against budget from one scoring, in sweep.json and as a picture."""
-    job = Job.of(recipe, placement)
-    examples = _load(task_spec(recipe.task.name), recipe, "evaluation")
+    job = Job.of(recipe, placement, True)
+    recipe, examples = job.recipe, _evaluated(job)
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     points = []
@@ -180,7 +197,12 @@ def run_sweep(
         points.append(
             {"budget": result.report["budget"], **result.plan.shares, **_pruned_quality(job, result, examples, track)}
         )
-    found = {"examples": len(examples), "dense": _dense_quality(job, examples, track), "points": points}
+    found = {
+        "examples": len(examples),
+        **job.overlap,
+        "dense": _dense_quality(job, examples, track),
+        "points": points,
+    }
     write_text(out / "sweep.json", json.dumps(found, indent=1) + "\n")
     return {**found, "saved": str(out / "sweep.json"), "picture": str(draw_sweep(found, out / "sweep.svg"))}
 
@@ -193,7 +215,10 @@ def run_evaluate(
     examples = _load(spec, recipe, "evaluation")
     model = placement.load(source, spec.kind)
     dense = None if reference is None else placement.load(reference, spec.kind)
-    figures = _measure(model, _preprocessor(source, spec), recipe, examples, dense, track)
+    preprocessor = load_preprocessor(source, spec, model)
+    recipe = _as_pooled(recipe, preprocessor)
+    check_evaluation(model, spec, examples, preprocessor, recipe.trajectory.pooling)
+    figures = _measure(model, preprocessor, recipe, examples, dense, track)
     return {"model": source, "task": recipe.task.name, "examples": len(examples), **figures}
 
 
@@ -234,6 +259,9 @@ def run_export(
     spec = task_spec(recipe.task.name)
     real = recipe.task.data is not None
     examples = _load(spec, recipe, "evaluation") if real and quality else None
+    recipe = _as_pooled(recipe, preprocessor)
+    if examples is not None:
+        check_evaluation(model, spec, examples, preprocessor, recipe.trajectory.pooling)
     with tempfile.TemporaryDirectory() as scratch:
         places = {"pruned" if section_of(model) else "given": (model, home)}
         if reference is not None:
@@ -330,9 +358,14 @@ def model_of(recipe: Recipe) -> str:
 
 
 def _quality(job: Job, result: Result, track: Track) -> dict[str, Any]:
-    examples = _load(task_spec(job.recipe.task.name), job.recipe, "evaluation")
+    examples = _evaluated(job)
     dense, pruned = _dense_quality(job, examples, track), _pruned_quality(job, result, examples, track)
-    return {"examples": len(examples), "dense": dense, "pruned": pruned}
+    return {"examples": len(examples), **job.overlap, "dense": dense, "pruned": pruned}
+
+
+def _evaluated(job: Job) -> Examples | Images:
+    assert job.evaluation is not None
+    return job.evaluation
 
 
 def _dense_quality(job: Job, examples: Examples | Images, track: Track) -> dict[str, float]:
@@ -353,10 +386,11 @@ def _load(spec: TaskSpec, recipe: Recipe, part: str, labelled: bool | None = Non
     return load(spec, recipe.task, part, labelled=needed)
 
 
-def _preprocessor(source: str, spec: TaskSpec) -> Any:
-    if spec.kind == "image-zero-shot":
-        return vision.Both(load_processor(source), load_tokenizer(source))
-    return load_processor(source) if spec.of_images else load_tokenizer(source)
+def _as_pooled(recipe: Recipe, preprocessor: Any) -> Recipe:
+    """The recipe with the pooling of a folder of sentence-transformers; one that is no default wins."""
+    if not isinstance(preprocessor, SentenceTokenizer) or recipe.trajectory.pooling != Trajectory().pooling:
+        return recipe
+    return recipe.override(trajectory__pooling=preprocessor.pooling)
 
 
 def _measure(

@@ -6,6 +6,9 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
+
+from .report import overlap
 
 
 def entries(result: dict[str, Any]) -> Table:
@@ -58,7 +61,7 @@ def pruning(result: dict[str, Any]) -> RenderableType:
         for name, value in quality["pruned"].items():
             dense = quality["dense"].get(name)
             table.add_row(name, "" if dense is None else f"{dense:.4f}", f"{value:.4f}")
-        parts.append(table)
+        parts += [table, *map(Text, overlap(quality))]
     seconds = {f"{name}, seconds": value for name, value in result["seconds"].items()}
     return Group(*parts, entries({**seconds, "saved": result["saved"]}))
 
@@ -71,7 +74,7 @@ def sweep(result: dict[str, Any]) -> RenderableType:
     for point in (dense, *result["points"]):
         figures = [f"{point[name]:.4f}" if name in point else "" for name in names]
         table.add_row(point["budget"], f"{point['macs']:.2%}", f"{point['parameters']:.2%}", *figures)
-    return Group(table, entries({name: result[name] for name in ("saved", "picture")}))
+    return Group(table, *map(Text, overlap(result)), entries({name: result[name] for name in ("saved", "picture")}))
 
 
 def speeds(result: list[dict[str, Any]]) -> Table:

@@ -1,14 +1,18 @@
 """Tasks: data in, metric out.
 
-`specs` is a table; `data` and `images` read files; `loading` gets networks; `text` and `vision` feed them and
-measure them.
+`specs` is a table; `data`, `rows`, `images` and `decoding` read files; `loading` gets networks and what prepares
+their inputs (`vocabulary`, `sentences`); `text`, `vision` and `segmentation` feed them and measure them; `checks`
+finds before any work what would keep them from it; `held_out` keeps apart what calibration saw.
 """
 
 from . import segmentation, text, vision
+from .checks import check_evaluation, check_fit, check_pooling
 from .data import Examples, load_examples
+from .held_out import keep_apart
 from .images import Images, load_images
-from .loading import load_model, load_processor, load_tokenizer
+from .loading import load_model, load_preprocessor, load_processor, load_tokenizer
 from .segmentation import Scenes, load_scenes
+from .sentences import SentenceTokenizer
 from .specs import TASKS, TaskSpec, task_spec
 
 __all__ = [
@@ -16,10 +20,16 @@ __all__ = [
     "Examples",
     "Images",
     "Scenes",
+    "SentenceTokenizer",
     "TaskSpec",
+    "check_evaluation",
+    "check_fit",
+    "check_pooling",
+    "keep_apart",
     "load_examples",
     "load_images",
     "load_model",
+    "load_preprocessor",
     "load_processor",
     "load_scenes",
     "load_tokenizer",

@@ -1,21 +1,22 @@
-"""Examples from files and from the hub."""
+"""Labelled texts from files and from the hub."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
+import difflib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import DependencyError, InputError, first_line, unknown
+from ..errors import DependencyError, InputError, first_line
 from ..quiet import quiet
 from ..recipe import Task
+from .rows import FORMATS, Rows, read_rows
 from .specs import ALIASES, TaskSpec
 
-FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+_SHOWN = 20  # names at most that a message lists
 _SPLIT_NAMES = {
     "validation": ("validation", "dev", "valid", "val"),
     "train": ("train", "training"),
@@ -25,11 +26,16 @@ _SPLIT_NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Texts (or word lists), optional second texts, and labels where the data has them."""
+    """Texts (or word lists), optional second texts, and labels where the data has them.
+
+    Attributes:
+        origin: the file or the part of a data set that they were read from; None where they were not.
+    """
 
     texts: list[Any]
     pairs: list[str] | None = None
     labels: list[Any] | None = None
+    origin: str | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -40,6 +46,7 @@ class Examples:
             [self.texts[i] for i in indices],
             None if self.pairs is None else [self.pairs[i] for i in indices],
             None if self.labels is None else [self.labels[i] for i in indices],
+            self.origin,
         )
 
 
@@ -55,7 +62,13 @@ def load_examples(spec: TaskSpec, options: Task, part: str, *, labelled: bool) -
         InputError: missing or empty files, unknown columns, missing labels; says which are there.
     """
     split = spec.split(options, part)
-    rows = hub_rows(spec, split) if options.data is None else local_rows(Path(options.data), split, spec)
+    rows: Rows
+    if options.data is None:
+        rows, origin = hub_rows(spec, split), hub_origin(spec, split)
+    else:
+        with file_errors(options.data):
+            file = file_of(data_path(options.data), split)
+            rows, origin = read_rows(file, spec), str(file.resolve())
     if len(rows) == 0:
         raise InputError(f"the {split!r} part of {options.data or spec.hub} is empty.")
     found = list(rows.column_names)
@@ -63,22 +76,50 @@ def load_examples(spec: TaskSpec, options: Task, part: str, *, labelled: bool) -
     second = options.text_pair or spec.text_pair
     pairs = _texts(rows, _column(found, second), spec) if second else None
     if not labelled:
-        return Examples(texts, pairs)
+        return Examples(texts, pairs, None, origin)
     label = _column(found, options.label or spec.label)
-    labels = list(rows[label])
-    if any(_missing(value) for value in labels):
-        raise InputError(f"the label column {label!r} has empty cells: fill them or drop those rows.")
-    return Examples(texts, pairs, labels)
+    labels = values_of(rows, label)
+    missing = next((row for row, value in enumerate(labels, 1) if _missing(value)), None)
+    if missing is not None:
+        raise InputError(
+            f"the label column {label!r} has empty cells (row {missing} is the first): fill them or drop those rows."
+        )
+    return Examples(texts, pairs, labels, origin)
 
 
-def _texts(rows: Any, column: str, spec: TaskSpec) -> list[Any]:
-    expected = (list, tuple) if spec.kind == "tokens" else (str,)
-    values: list[Any] = list(rows[column])
-    for row, value in enumerate(values):
-        if not isinstance(value, expected):
+def _texts(rows: Rows, column: str, spec: TaskSpec) -> list[Any]:
+    values = values_of(rows, column)
+    for row, value in enumerate(values, 1):
+        if spec.kind == "tokens":
+            fits = isinstance(value, list | tuple) and bool(value) and all(map(_is_text, value))
+        else:
+            fits = _is_text(value)
+        if not fits:
             what = "lists of words" if spec.kind == "tokens" else "texts"
-            raise InputError(f"the column {column!r} must hold {what}; row {row + 1} is {value!r:.40}.")
+            raise InputError(f"the column {column!r} must hold {what}; row {row} is {shown(value)}.")
     return values
+
+
+def _is_text(value: Any) -> bool:
+    """Half of a surrogate pair, as JSON can write it, is no text that any tokenizer takes."""
+    return isinstance(value, str) and (value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value))
+
+
+def values_of(rows: Rows, column: str) -> list[Any]:
+    """The values of a column, if they are plain ones.
+
+    Raises:
+        InputError: its table says that they are to be decoded (images, sounds), which may open any file.
+    """
+    feature = getattr(rows, "features", {}).get(column)
+    if feature is not None and not _is_plain(feature):
+        raise InputError(f"the column {column!r} holds no texts or numbers, but {type(feature).__name__}.")
+    return list(rows[column])
+
+
+def _is_plain(feature: Any) -> bool:
+    inner = getattr(feature, "feature", None)
+    return type(feature).__name__ in ("Value", "ClassLabel") or (inner is not None and _is_plain(inner))
 
 
 def _missing(value: Any) -> bool:
@@ -90,52 +131,67 @@ def _column(found: list[str], wanted: str) -> str:
     for name in (wanted, *ALIASES.get(wanted, ())):
         if name in found:
             return name
-    raise InputError(unknown("column", wanted, found))
+    near = difflib.get_close_matches(wanted, found, n=1)
+    hint = f" Did you mean {near[0]!r:.60}?" if near else ""
+    raise InputError(f"unknown column {wanted!r:.60}.{hint} Known: {listed(sorted(found))}.")
 
 
-def local_rows(path: Path, split: str, spec: TaskSpec) -> Any:
-    """A `datasets` table from a file, or from the file of one part in a folder."""
-    if not path.exists():
-        raise InputError(f"no such file or folder: {path}")
-    file = path if path.is_file() else _part_of(path, split)
-    if file.suffix not in FORMATS:
-        raise InputError(f"cannot read {file}: expected one of {', '.join(FORMATS)}.")
-    if file.stat().st_size == 0:
-        raise InputError(f"{file} is empty.")
-    if file.suffix == ".csv":
-        _check_fields(file)
-    datasets = _datasets()
-    # Tab-separated files of GLUE hold stray quotation marks, which are plain text.
-    reading: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if file.suffix == ".tsv" else {}
-    if reading and spec.header and spec.text not in _first_line(file).split("\t"):
-        reading["column_names"] = list(spec.header)
+def listed(names: Sequence[object]) -> str:
+    """Names for a message, and how many more there are."""
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return ", ".join(f"{name!s:.60}" for name in names[:_SHOWN]) + more
+
+
+def shown(value: Any) -> str:
+    """The beginning of a value for a message, whatever it is."""
     try:
-        loader = getattr(datasets.Dataset, f"from_{FORMATS[file.suffix]}")
-        return loader(str(file), cache_dir=None, **reading)
-    except Exception as error:
-        raise InputError(f"cannot read {file}: {_root(error)}") from None
+        return f"{value!r:.40}".encode("utf-8", "replace").decode()
+    except (ValueError, RecursionError):  # an integer of thousands of digits, lists within lists
+        return f"a value of the type {type(value).__name__}"
 
 
-def _check_fields(file: Path) -> None:
-    """Refuse a file with a comma in an unquoted text: readers would take what stands before it for a row number.
+def data_path(data: str) -> Path:
+    """The regular file or the folder of that name.
 
     Raises:
-        InputError: the row with more fields than the header has.
+        InputError: there is none; pipes and devices are never opened.
     """
-    with file.open(encoding="utf-8", errors="replace", newline="") as handle, contextlib.suppress(csv.Error):
-        rows = csv.reader(handle)
-        width = len(next(rows, []))
-        for row in rows:
-            if len(row) > width:
-                raise InputError(
-                    f"line {rows.line_num} of {file} has {len(row)} fields and the header {width}: put texts that "
-                    "hold commas into quotation marks."
-                )
+    try:
+        path = Path(data).expanduser()
+        kind = "file" if path.is_file() else "folder" if path.is_dir() else "other" if path.exists() else None
+    except (OSError, ValueError, RuntimeError) as error:  # too long a name, NUL in it, a home that nobody has
+        raise InputError(f"no such file or folder: {data:.100} ({first_line(error)})") from error
+    if kind is None:
+        raise InputError(f"no such file or folder: {path}")
+    if kind == "other":
+        raise InputError(f"{path} is a pipe or a device: pass a file or a folder.")
+    return path
 
 
-def _first_line(file: Path) -> str:
-    with file.open(encoding="utf-8", errors="replace") as handle:
-        return handle.readline().rstrip("\n")
+@contextlib.contextmanager
+def file_errors(data: str) -> Iterator[None]:
+    """One line for files that the system does not let us read, or that memory does not hold."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot read {error.filename or data}: {error.strerror or first_line(error)}.") from error
+    except MemoryError as error:
+        raise InputError(f"{data} does not fit into the memory: split it.") from error
+
+
+def file_of(path: Path, split: str) -> Path:
+    """The file itself, or in a folder that of one part.
+
+    Raises:
+        InputError: the folder has none.
+    """
+    if path.is_file():
+        return path
+    for stem in part_names(split):
+        for suffix in FORMATS:
+            if (path / f"{stem}{suffix}").is_file():
+                return path / f"{stem}{suffix}"
+    raise InputError(f"{path} holds no file for the part {split!r}: expected {split}{'|'.join(FORMATS)}.")
 
 
 def part_names(split: str) -> list[str]:
@@ -144,29 +200,31 @@ def part_names(split: str) -> list[str]:
     return [split, *(f"{name}_{variant}" if variant else name for name in _SPLIT_NAMES.get(base, (base,)))]
 
 
-def _part_of(folder: Path, split: str) -> Path:
-    for stem in part_names(split):
-        for suffix in FORMATS:
-            if (folder / f"{stem}{suffix}").is_file():
-                return folder / f"{stem}{suffix}"
-    raise InputError(f"{folder} holds no file for the part {split!r}: expected {split}{'|'.join(FORMATS)}.")
-
-
 def hub_rows(spec: TaskSpec, split: str) -> Any:
     """A `datasets` table from the hub."""
     if spec.hub is None:
         raise InputError("say where the data is: --data FILE (csv, tsv, jsonl or parquet).")
-    datasets = _datasets()
+    datasets = datasets_library()
     try:
         with quiet():
             return datasets.load_dataset(*spec.hub, split=split)
-    except Exception as error:
+    except Exception as error:  # what the hub, the network and the library say has no common class but this
         raise InputError(
             f"the data set {spec.hub[0]!r} cannot be had from the hub ({_root(error)}). Pass --data FOLDER."
-        ) from None
+        ) from error
 
 
-def _datasets() -> Any:
+def hub_origin(spec: TaskSpec, split: str) -> str:
+    """What a part of a set on the hub is told by."""
+    return "/".join((*(spec.hub or ()), split))
+
+
+def datasets_library() -> Any:
+    """The package `datasets`.
+
+    Raises:
+        DependencyError: it is not installed.
+    """
     try:
         import datasets
     except ImportError:

@@ -10,12 +10,17 @@ from typing import Any
 from torch import nn
 
 from ..checkpoint import SECTION, load
-from ..errors import InputError
+from ..errors import InputError, OptinError
 from ..files import read_json
 from ..other_models import load_dense, of_other, processor_settings
 from ..quiet import quiet
 from ..runtimes import of_export, open_exported
+from .sentences import sentence_tokenizer
+from .specs import TaskSpec
+from .vision import Both
+from .vocabulary import check_files, check_vocabulary
 
+UNFILLED = "optin_unfilled"  # where a network remembers which of its weights its checkpoint lacks
 _AUTO = {
     "classification": "AutoModelForSequenceClassification",
     "regression": "AutoModelForSequenceClassification",
@@ -35,10 +40,11 @@ def load_model(source: str, kind: str | None = None, **options: Any) -> nn.Modul
         options: passed to `from_pretrained`.
 
     Raises:
-        InputError: no such folder, or a hub that cannot be reached.
+        InputError: no such folder, a hub that cannot be reached, or weights that are missing.
     """
     import transformers
 
+    source = home_of(source)
     folder = Path(source)
     if of_export(folder):
         return open_exported(folder)
@@ -49,13 +55,68 @@ def load_model(source: str, kind: str | None = None, **options: Any) -> nn.Modul
         return load_dense(source)
     if folder.exists() and config is None:
         raise InputError(f"{source} is a file: pass the folder that holds config.json.")
+    if folder.is_dir():
+        _check_weights(folder)
     with clear_errors(source):
         parsed = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
         name = _AUTO.get(kind or "") or (parsed.architectures or ["AutoModel"])[0]
-        model: nn.Module = getattr(transformers, name).from_pretrained(
-            source, use_safetensors=True, trust_remote_code=False, **({"dtype": "auto"} | options)
+        model, info = getattr(transformers, name).from_pretrained(
+            source,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **({"dtype": "auto"} | options),
         )
-    return model.eval()
+    _check_filled(model, sorted(info["missing_keys"]), source, kind)
+    network: nn.Module = model.eval()
+    return network
+
+
+def _check_weights(folder: Path) -> None:
+    """Say what to do with weights that are not safetensors."""
+    if any(folder.glob("*.safetensors")):
+        return
+    if any(folder.glob("pytorch_model*.bin")):
+        raise InputError(
+            f"{folder} holds its weights as pytorch_model.bin, which is unpickled and can run any code. If you trust "
+            "it, load it with transformers and save it anew: AutoModel.from_pretrained(FOLDER).save_pretrained(NEW)."
+        )
+    if any(folder.glob("*.gguf")):
+        raise InputError(
+            f"{folder} holds a quantised network (GGUF), which cannot be pruned: pass the one that it was made of."
+        )
+
+
+def _check_filled(model: nn.Module, missing: list[str], source: str, kind: str | None) -> None:
+    """Refuse random weights in the place of those that a checkpoint lacks, such as a classifier's.
+
+    Encoders that were trained under a head of their own lack a pooler. It stays random and is remembered: nothing but
+    the pooling "pooler" reads it.
+    """
+    read = [name for name in missing if "pooler" not in name.split(".")]
+    if read:
+        wanted = f", which the task ({kind}) needs" if kind else ""
+        raise InputError(
+            f"{source} has no weights for {read[0]!r} of {type(model).__name__} ({len(read)} in all){wanted}: "
+            "name the task that it was trained for, or train it for this one."
+        )
+    setattr(model, UNFILLED, missing)
+
+
+def load_preprocessor(source: str, spec: TaskSpec, model: nn.Module) -> Any:
+    """What prepares the inputs of a task for a network: tokenizer, image processor or both, checked to be its own.
+
+    Raises:
+        InputError: there is none, or it is another network's.
+    """
+    processor = load_processor(source) if spec.of_images else None
+    if spec.of_images and spec.kind != "image-zero-shot":
+        return processor
+    tokenizer = load_tokenizer(source)
+    check_vocabulary(model, tokenizer)
+    if processor is not None:
+        return Both(processor, tokenizer)
+    return sentence_tokenizer(tokenizer, _fetcher(source), source) if spec.kind == "embedding" else tokenizer
 
 
 def load_tokenizer(source: str) -> Any:
@@ -66,8 +127,12 @@ def load_tokenizer(source: str) -> Any:
     """
     import transformers
 
+    source = home_of(source)
     with clear_errors(source):
-        return transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    if Path(source).is_dir():
+        check_files(Path(source), tokenizer)
+    return tokenizer
 
 
 def load_processor(source: str) -> Any:
@@ -78,10 +143,46 @@ def load_processor(source: str) -> Any:
     """
     import transformers
 
+    source = home_of(source)
     if of_other(source) and not (Path(source) / "preprocessor_config.json").is_file():
         return transformers.BitImageProcessorPil(**processor_settings(source))
     with clear_errors(source):
         return transformers.AutoImageProcessor.from_pretrained(source, trust_remote_code=False, backend="pil")
+
+
+def home_of(source: str) -> str:
+    """A source with the home folder in the place of "~".
+
+    Raises:
+        InputError: a name that no file system takes.
+    """
+    try:
+        path = Path(source).expanduser()
+        path.exists()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"no such folder: {source:.100} ({error})") from error
+    return str(path) if source.startswith("~") else source
+
+
+def _fetcher(source: str) -> Any:
+    """Files of a local folder or hub id by their names; None for those that are not there."""
+    from transformers.utils.hub import cached_file
+
+    folder = Path(home_of(source))
+
+    def fetch(name: str) -> Path | None:
+        if folder.is_dir():
+            return folder / name if (folder / name).is_file() else None
+        with clear_errors(source):
+            found = cached_file(
+                source,
+                name,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+            )
+        return None if found is None else Path(found)
+
+    return fetch
 
 
 @contextlib.contextmanager
@@ -90,7 +191,11 @@ def clear_errors(source: str) -> Iterator[None]:
     try:
         with quiet():
             yield
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except OptinError:
+        raise
+    except MemoryError as error:
+        raise InputError(f"{source!r} does not fit into the memory.") from error
+    except Exception as error:  # what the library says of odd configurations has no common class but this
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         place = "a local folder" if Path(source).is_dir() else "no such folder here; from the hub"
-        raise InputError(f"cannot load {source!r} ({place}): {reason.strip()[:300]}") from None
+        raise InputError(f"cannot load {source!r} ({place}): {reason.strip()[:300]}") from error

@@ -26,6 +26,15 @@ def measure(names: tuple[str, ...], predictions: Tensor, targets: Tensor, classe
     return {name: float(METRICS[name](predictions, targets, classes)) for name in names}
 
 
+def check_metrics() -> None:
+    """Find out whether metrics can be computed.
+
+    Raises:
+        DependencyError: torchmetrics is not installed.
+    """
+    _functional()
+
+
 def _functional() -> Any:
     try:
         import torchmetrics.functional as functional

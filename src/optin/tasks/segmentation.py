@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,12 +21,15 @@ from ..modules import device_of, inference_mode_of
 from ..progress import Track, silent
 from ..recipe import Task
 from ..trajectory import answers
-from .data import part_names
-from .images import Images, Unreadable, image_files, open_image
+from .data import data_path, file_errors, part_names, shown
+from .decoding import mask_values, open_image
+from .images import Images, Unreadable, image_files
 from .metrics import divergence, intersections
+from .rows import unique
 from .specs import TaskSpec
 
 IGNORED = 255  # the class of pixels that count for nothing
+COMPARED = 8  # scenes whose sizes are compared with their masks' before any work
 PIXELS = 4096  # of an image at which outputs are compared with the dense network's
 
 # The 19 classes that Cityscapes is judged by, by the numbers in its files.
@@ -50,7 +54,9 @@ class Scenes(Images):
         """The scenes at some indices, in that order."""
         chosen, mask = list(indices), self.mask
         masks = None if mask is None else lambda index: mask(chosen[index])
-        return Scenes(lambda index: self.read(chosen[index]), len(chosen), None, self.classes, masks)
+        return Scenes(
+            lambda index: self.read(chosen[index]), len(chosen), None, self.classes, masks, origin=self.origin
+        )
 
 
 def load_scenes(spec: TaskSpec, options: Task, part: str, *, labelled: bool) -> Scenes:
@@ -64,23 +70,49 @@ def load_scenes(spec: TaskSpec, options: Task, part: str, *, labelled: bool) -> 
         InputError: nothing that can be read, or masks missing.
     """
     split = spec.split(options, part)
-    root = Path(options.data or "")
-    if options.data is None or not root.is_dir():
-        raise InputError(f"scenes come from a folder: {'say which with --data' if options.data is None else root}.")
+    if options.data is None:
+        raise InputError("scenes come from a folder: say which with --data.")
+    root = data_path(options.data)
+    if not root.is_dir():
+        raise InputError(f"scenes come from a folder, and {root} is a file.")
     names = part_names(split)
-    city = next((root / "leftImg8bit" / name for name in names if (root / "leftImg8bit" / name).is_dir()), None)
-    if city is not None:
-        return _cityscapes(root, city, labelled)
-    folder = next((root / name for name in names if (root / name).is_dir()), root)
+    with file_errors(options.data):
+        city = next((root / "leftImg8bit" / name for name in names if (root / "leftImg8bit" / name).is_dir()), None)
+        if city is not None:
+            return _cityscapes(root, city, labelled)
+        folder = next((root / name for name in names if (root / name).is_dir()), root)
+        return _pairs(folder, _colours(root / "classes.json"), labelled)
+
+
+def _pairs(folder: Path, colours: dict[str, tuple[int, int, int]], labelled: bool) -> Scenes:
+    """Images and masks in two folders."""
     files = image_files(folder / "images") if (folder / "images").is_dir() else []
     if not files:
         raise InputError(f"{folder} holds no scenes: expected leftImg8bit or the folders images and masks.")
-    masks = {file.stem: file for file in image_files(folder / "masks")} if (folder / "masks").is_dir() else {}
-    if labelled and (missing := [file.name for file in files if file.stem not in masks]):
+    places = [file.relative_to(folder / "images").with_suffix("") for file in files]
+    masks = _masks(folder / "masks")
+    found = [masks.get(str(place)) or masks.get(place.name) for place in places]
+    if labelled and (missing := [file.name for file, mask in zip(files, found, strict=True) if mask is None]):
         raise InputError(f"{folder / 'masks'} lacks the mask of {missing[0]!r} ({len(missing)} in all).")
-    colours = _colours(root / "classes.json")
-    mask = (lambda index: _read_mask(masks[files[index].stem], colours)) if masks else None
-    return Scenes(lambda index: open_image(files[index]), len(files), None, tuple(colours), mask)
+    known = [mask for mask in found if mask is not None]
+    mask = (lambda index: _read_mask(known[index], colours)) if len(known) == len(files) else None
+    origin = str(folder.resolve())
+    return Scenes(lambda index: open_image(files[index]), len(files), None, tuple(colours), mask, origin=origin)
+
+
+def _masks(folder: Path) -> dict[str, Path]:
+    """Masks by their places below the folder, without suffixes.
+
+    Raises:
+        InputError: two of one name.
+    """
+    masks: dict[str, Path] = {}
+    for file in image_files(folder) if folder.is_dir() else []:
+        place = str(file.relative_to(folder).with_suffix(""))
+        if place in masks:
+            raise InputError(f"{masks[place]} and {file} are masks of one name: remove one.")
+        masks[place] = file
+    return masks
 
 
 def evaluate(
@@ -112,15 +144,9 @@ def evaluate(
         except Unreadable:
             skipped += 1
             continue
-        if mask.shape != (image.height, image.width):
-            raise InputError(
-                f"scene {index + 1} has {image.width} x {image.height} pixels and its mask "
-                f"{mask.shape[1]} x {mask.shape[0]}: they do not belong together."
-            )
         logits = _scores(model, processor, image, tile)
         classes = logits.shape[1]
-        if _highest(mask) >= classes:
-            raise InputError(f"scene {index + 1} has class {_highest(mask)} and the model {classes} classes.")
+        check_scene(index, (image.height, image.width), mask, classes)
         found = intersections(_scaled(logits, *mask.shape).argmax(1)[0], mask, classes, IGNORED)
         confusion = found if confusion is None else confusion + found
         if reference is not None:
@@ -129,11 +155,55 @@ def evaluate(
             rows = [x[0, :, ::step, ::step].flatten(1).T for x in both]
             kl += float(divergence(*rows))
     if confusion is None:
-        raise InputError(f"none of the {len(scenes)} scenes can be read.")
+        raise InputError(f"none of the {len(scenes)} scenes can be read: {scenes.problem()}")
     figures = _figures(confusion, scenes.classes)
     if reference is not None:
         figures["kl"] = kl / (len(scenes) - skipped)
     return figures | ({"skipped": skipped} if skipped else {})
+
+
+def check_scenes(scenes: Scenes, classes: int) -> None:
+    """Refuse masks that do not fit their images or the network, all of them, before any work.
+
+    Raises:
+        InputError: names the first such scene.
+    """
+    if scenes.mask is None:
+        raise InputError("evaluation needs masks: put them into a folder masks beside images.")
+    readable = 0
+    for index in range(len(scenes)):
+        with contextlib.suppress(Unreadable):
+            mask = torch.as_tensor(scenes.mask(index))
+            # Sizes are compared where it is cheap: of the first scenes, whose images are decoded for it.
+            image = scenes.read(index) if index < COMPARED else None
+            check_scene(index, tuple(mask.shape) if image is None else (image.height, image.width), mask, classes)
+            readable += 1
+    if readable == 0:
+        raise InputError(f"none of the {len(scenes)} scenes can be read: {scenes.problem()}")
+
+
+def check_scene(index: int, size: tuple[int, ...], mask: Tensor, classes: int) -> None:
+    """Refuse a mask that does not fit.
+
+    Args:
+        size: height and width of the image.
+
+    Raises:
+        InputError: another size, or classes that the network does not know.
+    """
+    if mask.shape != size:
+        raise InputError(
+            f"scene {index + 1} has {size[1]} x {size[0]} pixels and its mask "
+            f"{' x '.join(map(str, reversed(mask.shape)))}: they do not belong together."
+        )
+    known = mask[mask != IGNORED]
+    if not len(known):
+        return
+    lowest, highest = int(known.min()), int(known.max())
+    if lowest < 0 or highest >= classes:
+        raise InputError(
+            f"scene {index + 1} has class {lowest if lowest < 0 else highest} and the model {classes} classes."
+        )
 
 
 def _figures(confusion: Tensor, names: Sequence[str]) -> dict[str, float]:
@@ -186,11 +256,6 @@ def _scaled(scores: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(scores, (height, width), mode="bilinear", align_corners=False)
 
 
-def _highest(mask: Tensor) -> int:
-    known = mask[mask != IGNORED]
-    return int(known.max()) if len(known) else 0
-
-
 def _cityscapes(root: Path, folder: Path, labelled: bool) -> Scenes:
     files = sorted(folder.rglob("*_leftImg8bit.png"))
     if not files:
@@ -201,10 +266,19 @@ def _cityscapes(root: Path, folder: Path, labelled: bool) -> Scenes:
     stems = [file.name.removesuffix("_leftImg8bit.png") for file in files]
     if labelled and (missing := [stem for stem in stems if stem not in masks]):
         raise InputError(f"{truth} lacks the mask of {missing[0]!r} ({len(missing)} in all).")
-    table = np.full(256, IGNORED, np.int64)
+    complete = all(stem in masks for stem in stems)
+    mask = (lambda index: _cityscapes_mask(masks[stems[index]])) if complete else None
+    names, origin = tuple(CITYSCAPES.values()), str(folder.resolve())
+    return Scenes(lambda index: open_image(files[index]), len(files), None, names, mask, origin=origin)
+
+
+def _cityscapes_mask(file: Path) -> Any:
+    values = mask_values(file)
+    if values.ndim != 2 or values.min() < 0 or values.max() > IGNORED:
+        raise InputError(f"{file} is no mask of Cityscapes: expected one number from 0 to 255 for every pixel.")
+    table = np.full(IGNORED + 1, IGNORED, np.int64)
     table[list(CITYSCAPES)] = range(len(CITYSCAPES))
-    mask = (lambda index: table[_pixels(masks[stems[index]])]) if masks else None
-    return Scenes(lambda index: open_image(files[index]), len(files), None, tuple(CITYSCAPES.values()), mask)
+    return table[values]
 
 
 def _colours(file: Path) -> dict[str, tuple[int, int, int]]:
@@ -212,14 +286,24 @@ def _colours(file: Path) -> dict[str, tuple[int, int, int]]:
     if not file.is_file():
         return {}
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        return {str(name): (int(red), int(green), int(blue)) for name, (red, green, blue) in found.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{file} must map class names to colours [red, green, blue]: {first_line(error)}") from None
+        found = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=unique)
+        colours = {str(name): _colour(value) for name, value in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{file} must map class names to colours [red, green, blue]: {first_line(error)}") from error
+    if len(set(colours.values())) < len(colours):
+        raise InputError(f"{file} gives two classes one colour: a mask could not tell them apart.")
+    return colours
+
+
+def _colour(value: Any) -> tuple[int, int, int]:
+    red, green, blue = value
+    if not all(type(part) is int and 0 <= part <= 255 for part in (red, green, blue)):
+        raise ValueError(f"{shown(value)} is no colour")
+    return red, green, blue
 
 
 def _read_mask(file: Path, colours: dict[str, tuple[int, int, int]]) -> Any:
-    pixels = _pixels(file)
+    pixels = mask_values(file)
     if pixels.ndim == 2:
         return pixels.astype(np.int64)
     if not colours:
@@ -233,14 +317,3 @@ def _read_mask(file: Path, colours: dict[str, tuple[int, int, int]]) -> Any:
         colour = [code // 65536, code // 256 % 256, code % 256]
         raise InputError(f"the mask {file} has the colour {colour}, which classes.json does not name.")
     return mask
-
-
-def _pixels(file: Path) -> Any:
-    """The values of a mask: grey ones and numbers of a palette as they are, colours as three."""
-    from PIL import Image
-
-    try:
-        with Image.open(file) as opened:
-            return np.asarray(opened if opened.mode in ("L", "P", "I", "I;16") else opened.convert("RGB"))
-    except (OSError, ValueError, SyntaxError) as error:
-        raise Unreadable(f"{file}: {first_line(error)}") from None

@@ -44,9 +44,16 @@ class TaskSpec:
     header: tuple[str, ...] = ()
 
     def split(self, options: Task, part: str) -> str:
-        """The name of one part ("calibration" or "evaluation") of the data."""
+        """The name of one part ("calibration" or "evaluation") of the data.
+
+        Raises:
+            InputError: it is no plain name, and would lead out of the folder.
+        """
         named = options.calibration_split if part == "calibration" else options.evaluation_split
-        return named or self.splits[part == "evaluation"]
+        name = named or self.splits[part == "evaluation"]
+        if len(name) > 100 or name.startswith(".") or any(letter in name for letter in "/\\\0"):
+            raise InputError(f"the option 'task.{part}_split' must be the plain name of a part, not {name!r:.60}.")
+        return name
 
     @property
     def of_scenes(self) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,9 +18,14 @@ from ..modules import device_of, inference_mode_of
 from ..progress import Track, silent
 from ..recipe import Calibration
 from ..trajectory import pool, pooled
-from .data import Examples
+from .data import Examples, listed, shown
+from .labels import class_names
 from .metrics import divergence, measure
+from .sentences import SentenceTokenizer
 from .specs import TaskSpec
+from .vocabulary import CHECKED, check_texts
+
+_WHOLE = re.compile(r"-?[0-9]{1,9}")  # a class number; str.isdigit takes raised and circled digits too
 
 
 def sequence_limit(model: nn.Module, tokenizer: Any, asked: int | None) -> int:
@@ -64,18 +71,31 @@ def calibration_batches(
         labels: one per example, for the criterion that needs them.
 
     Raises:
-        InputError: fewer examples than asked for.
+        InputError: fewer examples than asked for, or a tokenizer that is not the network's.
     """
+    return drawn_batches(model, examples, tokenizer, options, seed, labels)[0]
+
+
+def drawn_batches(
+    model: nn.Module,
+    examples: Examples,
+    tokenizer: Any,
+    options: Calibration,
+    seed: int,
+    labels: Sequence[Any] | None = None,
+) -> tuple[list[Batch], list[int]]:
+    """As `calibration_batches`, and the indices of the examples that were drawn."""
     options.check(len(examples))
     max_length = sequence_limit(model, tokenizer, options.max_length)
     chosen = random.Random(seed).sample(range(len(examples)), options.examples)
+    check_texts(tokenizer, examples, chosen)
     batches = []
     for indices in bucketed(examples, chosen, options.batch_size):
         batch = dict(encode(tokenizer, examples, indices, max_length))
         if labels is not None:
             batch["labels"] = torch.tensor([labels[index] for index in indices])
         batches.append(batch)
-    return batches
+    return batches, chosen
 
 
 def bucketed(examples: Examples, indices: Sequence[int], size: int) -> list[list[int]]:
@@ -112,14 +132,16 @@ def evaluate(
         raise InputError("sentence embeddings are compared with the dense network's: pass it as the reference.")
     limit = sequence_limit(model, tokenizer, max_length)
     labels = class_indices(model, spec, examples)
+    check_texts(tokenizer, examples, range(min(CHECKED, len(examples))))
     outputs, expected, targets = [], [], []
+    embed = tokenizer.embed if isinstance(tokenizer, SentenceTokenizer) else pool
     groups = bucketed(examples, range(len(examples)), batch_size)
     for group in track(groups, "evaluate", len(groups)):
         encoded = encode(tokenizer, examples, group, limit)
         places = _first_pieces(encoded, len(group)) if spec.kind == "tokens" else None
-        outputs.append(_read(model, spec, encoded, places, pooling))
+        outputs.append(_read(model, spec, encoded, places, pooling, embed))
         if reference is not None:
-            expected.append(_read(reference, spec, encoded, places, pooling))
+            expected.append(_read(reference, spec, encoded, places, pooling, embed))
         if places is not None:
             targets += [labels[group[row]][word] for row, _, word in places]
         elif labels:
@@ -140,7 +162,7 @@ def class_indices(model: nn.Module, spec: TaskSpec, examples: Examples) -> list[
     Class names are translated by the task and by the model's configuration.
 
     Raises:
-        InputError: labels missing, unknown to the model, or out of its range.
+        InputError: labels missing, unknown to the model, or out of its range; names the row.
     """
     config: Any = model.config
     if spec.kind == "embedding":
@@ -148,34 +170,52 @@ def class_indices(model: nn.Module, spec: TaskSpec, examples: Examples) -> list[
     if examples.labels is None:
         raise InputError("evaluation needs a label column.")
     if spec.kind == "regression":
-        try:
-            return [float(value) for value in examples.labels]
-        except (TypeError, ValueError) as error:
-            raise InputError(f"the labels of a regression must be numbers: {error}.") from None
-    names = {name.lower(): index for index, name in enumerate(spec.names)}
-    names |= {str(name).lower(): index for name, index in (config.label2id or {}).items()}
+        return [_value(label, row) for row, label in enumerate(examples.labels, 1)]
+    own = class_names(config)
+    names = {name.lower(): index for index, name in enumerate(spec.names)} | own
     # Numbers in the data follow the task's order of classes; the network may have been trained with another.
-    own = {str(name).lower() for name in (config.label2id or {})}
-    if spec.names and own.issuperset(name.lower() for name in spec.names):
+    if spec.names and own.keys() >= {name.lower() for name in spec.names}:
         names |= {str(number): names[name.lower()] for number, name in enumerate(spec.names)}
-    if spec.kind == "tokens":
-        for row, (words, tags) in enumerate(zip(examples.texts, examples.labels, strict=True)):
-            if len(words) != len(tags):
-                raise InputError(f"row {row + 1} has {len(words)} words and {len(tags)} tags: they must pair up.")
-        return [[_class_index(tag, names, config.num_labels) for tag in tags] for tags in examples.labels]
-    return [_class_index(label, names, config.num_labels) for label in examples.labels]
+    if spec.kind != "tokens":
+        return [_class_index(label, names, config.num_labels, row) for row, label in enumerate(examples.labels, 1)]
+    found = []
+    for row, (words, tags) in enumerate(zip(examples.texts, examples.labels, strict=True), 1):
+        if not isinstance(tags, list | tuple):
+            raise InputError(f"row {row} must have a list of tags, one for each word, not {shown(tags)}.")
+        if len(words) != len(tags):
+            raise InputError(f"row {row} has {len(words)} words and {len(tags)} tags: they must pair up.")
+        found.append([_class_index(tag, names, config.num_labels, row) for tag in tags])
+    return found
 
 
-def _class_index(label: Any, names: Mapping[str, int], classes: int) -> int:
-    text = str(label).strip()
-    index = names.get(text.lower())
-    if index is None and text.lstrip("-").isdigit():
-        index = int(text)
+def _class_index(label: Any, names: Mapping[str, int], classes: int, row: int) -> int:
+    index: int | None = None
+    if isinstance(label, int) and not isinstance(label, bool):
+        index = names.get(str(label), label) if abs(label) < 10**9 else label
+    elif not isinstance(label, list | tuple | dict):
+        text = str(label).strip()
+        index = names.get(text, names.get(text.lower()))
+        if index is None and _WHOLE.fullmatch(text):
+            index = int(text)
     if index is None:
-        raise InputError(f"the label {text!r:.40} is none of the model's: {', '.join(sorted(names))}.")
+        raise InputError(f"the label {shown(label)} in row {row} is none of the model's: {listed(sorted(names))}.")
     if not 0 <= index < classes:
-        raise InputError(f"the label {index} is outside the model's {classes} classes (0 to {classes - 1}).")
+        raise InputError(
+            f"the label {shown(index)} in row {row} is outside the model's {classes} classes (0 to {classes - 1})."
+        )
     return index
+
+
+def _value(label: Any, row: int) -> float:
+    try:
+        # Python reads digits of all scripts and underscores among them, which no data set means.
+        plain = not isinstance(label, bool) and (not isinstance(label, str) or (label.isascii() and "_" not in label))
+        value = float(label) if plain else math.nan
+    except (TypeError, ValueError, OverflowError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise InputError(f"the labels of a regression must be numbers; row {row} has {shown(label)}.")
+    return value
 
 
 def _first_pieces(encoded: Any, rows: int) -> list[tuple[int, int, int]]:
@@ -192,7 +232,12 @@ def _first_pieces(encoded: Any, rows: int) -> list[tuple[int, int, int]]:
 
 @torch.inference_mode()
 def _read(
-    model: nn.Module, spec: TaskSpec, encoded: Any, places: list[tuple[int, int, int]] | None, pooling: str
+    model: nn.Module,
+    spec: TaskSpec,
+    encoded: Any,
+    places: list[tuple[int, int, int]] | None,
+    pooling: str,
+    embed: Callable[[Tensor, Tensor, str], Tensor] = pool,
 ) -> Tensor:
     """Rows of logits or embeddings, on the CPU in float32."""
     batch = to_device(dict(encoded), device_of(model))
@@ -200,7 +245,7 @@ def _read(
         output = model(**batch)
     if spec.kind == "embedding":
         hidden = output.last_hidden_state
-        values = pooled(output) if pooling == "pooler" else pool(hidden, token_mask(batch), pooling)
+        values = pooled(output) if pooling == "pooler" else embed(hidden, token_mask(batch), pooling)
     elif places is not None:
         values = output.logits[[row for row, _, _ in places], [position for _, position, _ in places]]
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,14 @@ from torch.nn import functional as F
 
 from ..arch.inputs import image_input
 from ..batches import Batch, to_device
-from ..errors import InputError
+from ..errors import InputError, first_line
 from ..modules import device_of, inference_mode_of
 from ..progress import Track, silent
 from ..recipe import Calibration
 from ..trajectory import pool, pooled, projected
-from .images import Images, Unreadable
+from .data import listed
+from .images import Images, Unreadable, check_labels
+from .labels import class_names
 from .metrics import divergence, measure
 from .specs import TaskSpec
 
@@ -37,13 +39,22 @@ def encode(processor: Any, images: Images, indices: Sequence[int], name: str) ->
         except Unreadable:
             continue
         found.append(index)
-    if not pictures:
-        return {}, []
+    return (prepared(processor, pictures, name), found) if pictures else ({}, [])
+
+
+def prepared(processor: Any, pictures: Sequence[Any], name: str) -> Batch:
+    """One batch of images that were read.
+
+    Args:
+        name: the network's argument for images.
+
+    Raises:
+        InputError: the processor refuses them.
+    """
     try:
-        values = processor(images=pictures, return_tensors="pt")["pixel_values"]
-    except (ValueError, TypeError, OSError) as error:
-        raise InputError(f"the image processor refuses the images: {error}") from None
-    return {name: values}, found
+        return {name: processor(images=list(pictures), return_tensors="pt")["pixel_values"]}
+    except (ValueError, TypeError, OSError, KeyError, RuntimeError) as error:
+        raise InputError(f"the image processor refuses the images: {first_line(error)}") from error
 
 
 PROMPT = "a photo of a {}."
@@ -105,17 +116,34 @@ def calibration_batches(
     Raises:
         InputError: fewer images than asked for, or too few that can be read.
     """
+    return drawn_batches(model, images, processor, options, seed, labels)[0]
+
+
+def drawn_batches(
+    model: nn.Module,
+    images: Images,
+    processor: Any,
+    options: Calibration,
+    seed: int,
+    labels: Sequence[int] | None = None,
+) -> tuple[list[Batch], list[int]]:
+    """As `calibration_batches`, and the indices of the images that were drawn."""
     options.check(len(images))
     order = list(range(len(images)))
     random.Random(seed).shuffle(order)
     # The text tower stays as it is, so any text of the task will do beside an image.
     prompts = processor.prompts(_class_names(images)) if isinstance(processor, Both) else {}
-    batches, taken, place = [], 0, 0
-    while taken < options.examples:
-        wanted = min(options.batch_size, options.examples - taken)
+    batches: list[Batch] = []
+    taken: list[int] = []
+    place = 0
+    while len(taken) < options.examples:
+        wanted = min(options.batch_size, options.examples - len(taken))
         indices = order[place : place + wanted]
         if not indices:
-            raise InputError(f"only {taken} of {len(images)} images can be read; {options.examples} are needed.")
+            raise InputError(
+                f"only {len(taken)} of {len(images)} images can be read; {options.examples} are needed. "
+                f"The first that cannot: {images.problem()}"
+            )
         place += wanted
         batch, found = encode(processor, images, indices, _argument(model))
         if found:
@@ -123,8 +151,8 @@ def calibration_batches(
                 batch["labels"] = torch.tensor([labels[index] for index in found])
             batch |= {name: value[torch.arange(len(found)) % len(value)] for name, value in prompts.items()}
             batches.append(batch)
-            taken += len(found)
-    return batches
+            taken += found
+    return batches, taken
 
 
 def evaluate(
@@ -165,7 +193,7 @@ def evaluate(
             if reference is not None:
                 expected.append(_read(reference, spec, batch, pooling))
     if not outputs:
-        raise InputError(f"none of the {len(images)} images can be read.")
+        raise InputError(f"none of the {len(images)} images can be read: {images.problem()}")
     values = torch.cat(outputs)
     aim = torch.cat(expected) if spec.kind == "image-embedding" else torch.tensor(targets)
     figures = measure(spec.metrics, values, aim, values.shape[-1])
@@ -184,17 +212,32 @@ def class_indices(model: nn.Module, spec: TaskSpec, images: Images) -> list[int]
         return []
     if images.labels is None:
         raise InputError("evaluation needs labels: put each class into a folder of its own.")
+    check_labels(images.labels, images.classes)
     if spec.kind == "image-zero-shot":
         return list(images.labels)
     config: Any = getattr(model, "config", None)
-    known = {str(name).lower(): index for name, index in (getattr(config, "label2id", None) or {}).items()}
-    translated = [known.get(name.lower()) for name in images.classes]
-    table = translated if translated and None not in translated else range(max(images.labels, default=0) + 1)
     classes = int(getattr(config, "num_labels", 0) or getattr(model, "num_classes", 0) or _last_width(model))
-    if max(images.labels, default=0) >= classes or len(images.classes) > classes:
-        most = max(len(images.classes), max(images.labels, default=0) + 1)
+    most = max(len(images.classes), max(images.labels, default=0) + 1)
+    if most > classes:
         raise InputError(f"the data has {most} classes and the model {classes}: they do not belong together.")
-    return [int(table[label]) for label in images.labels]  # type: ignore[arg-type]
+    table = _table(class_names(config), images.classes)
+    return [table[label] for label in images.labels] if table else list(images.labels)
+
+
+def _table(known: Mapping[str, int], classes: Sequence[str]) -> list[int]:
+    """The network's number of every class of the data; empty where it knows the classes by other names.
+
+    Raises:
+        InputError: it knows some of them alone, so that neither names nor numbers can be relied on.
+    """
+    found = [known.get(name, known.get(name.lower())) for name in classes]
+    table = [index for index in found if index is not None]
+    if table and len(table) < len(found):
+        strange = next(name for name, index in zip(classes, found, strict=True) if index is None)
+        raise InputError(
+            f"the data's class {strange!r:.60} is none of the model's, and others are: {listed(sorted(known))}."
+        )
+    return table
 
 
 def _last_width(model: nn.Module) -> int:
@@ -232,5 +275,7 @@ def _read(model: nn.Module, spec: TaskSpec, batch: Batch, pooling: str) -> Tenso
         values = pooled(output)
     else:
         hidden = output.last_hidden_state
+        if hidden.dim() == 4:  # maps, their channels first
+            hidden = hidden.flatten(2).mT
         values = pool(hidden, torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device), pooling)
     return values.float().cpu()
