@@ -19,6 +19,7 @@ from optin.probe import differentiate, draw_probes, token_weights, trajectory_ob
 from optin.progress import silent
 from optin.recipe import Recipe, Trajectory
 from optin.replay import recorded_blocks
+from optin.scores import Curve
 from optin.trajectory import Positions, draw_rows, gram, manifold_loss, output_loss, read_output, unit_rows
 from optin.units import Tap
 from tests.networks import EAGER_ONLY, HEADS, HEADS_OF, build, inputs, tokens
@@ -327,6 +328,32 @@ def test_activations_that_break_are_named(bert, batches):
     for criterion in ("compensated", "exact"):
         with pytest.raises(NumericalError, match=r"encoder\.layer\.1"):
             optin.score(bert, batches, recipe=Recipe(criterion=criterion))
+
+
+def broken(change):
+    def criterion(scoring):
+        curves = {group.name: Curve.from_importance(torch.rand(group.size)) for group in scoring.space}
+        curves["layers.0.heads"] = change(curves["layers.0.heads"])
+        return {name: curve for name, curve in curves.items() if curve is not None}
+
+    return criterion
+
+
+BROKEN = {
+    "NaN": (lambda curve: Curve(curve.order, curve.cost * torch.nan), "holds NaN"),
+    "a unit twice": (lambda curve: Curve(curve.order * 0, curve.cost), "does not order its 4 units"),
+    "too few costs": (lambda curve: Curve(curve.order, curve.cost[1:]), "does not have 5 costs"),
+    "single precision": (lambda curve: Curve(curve.order, curve.cost.float()), "in float64"),
+    "no curve": (lambda curve: None, "no removal curve"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_what_is_no_removal_curve_is_refused(case, bert, batches, monkeypatch):
+    change, said = BROKEN[case]
+    monkeypatch.setattr("optin.pipeline.criterion", lambda name: broken(change))
+    with pytest.raises(NumericalError, match=f"{said}.*layers.0.heads"):
+        optin.score(bert, batches)
 
 
 def test_an_unknown_criterion_is_named(bert, batches):

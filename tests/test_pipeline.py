@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from torch import nn
 import optin
 from optin import compensation
 from optin.arch import describe
-from optin.checks import self_check
-from optin.errors import ArchitectureError, BudgetError, InputError, NumericalError, OptinError
+from optin.checks import costs, self_check
+from optin.errors import ArchitectureError, BudgetError, CheckpointError, InputError, NumericalError, OptinError
+from optin.plans import Plan
 from optin.recipe import Recipe
 from tests.contract.test_architectures import random_plan
 from tests.networks import build, tokens
@@ -182,3 +184,33 @@ def test_the_paper_preset_runs(bert, batches):
     result = optin.prune(bert, batches[:2], "60%", recipe=optin.PRESETS["paper"])
     assert result.plan.provenance["criterion"] == "exact"
     assert "compensate" not in result.report["seconds"]
+
+
+def test_after_a_second_prune_the_first_dense_network_is_known(bert, batches):
+    """At another length too: what is saved is a share of the network before any pruning."""
+    once = optin.prune(bert, batches, "70%").model
+    others = [tokens(bert, batch=4, length=20, seed=seed) for seed in range(4)]
+    twice = optin.prune(once, others, "80%")
+    macs, parameters = costs(bert, describe(bert), twice.plan.length)
+    assert twice.report["original"] == {"macs": macs.dense, "parameters": parameters.dense}
+    saved = Plan.from_dict(twice.model.config.optin)
+    assert saved.dense.macs == macs.dense and saved.pruned == twice.plan.pruned
+    assert saved.sizes == describe(bert).sizes
+    assert twice.plan.dense.macs < macs.dense
+
+
+@pytest.mark.parametrize("what", ["macs", "parameters"])
+def test_a_plan_that_promises_other_costs_is_refused(what, bert, batches):
+    plan = optin.plan(bert, optin.score(bert, batches), "60%")
+    wrong = dataclasses.replace(plan, pruned=dataclasses.replace(plan.pruned, **{what: 7}))
+    with pytest.raises(CheckpointError, match="the plan promises 7"):
+        optin.apply(bert, wrong)
+
+
+@pytest.mark.parametrize("criterion", ["compensated", "magnitude"])
+def test_scores_of_other_weights_are_refused(criterion, bert, batches):
+    scores = optin.score(bert, batches, recipe=Recipe(criterion=criterion))
+    with torch.no_grad():
+        bert.bert.encoder.layer[0].output.dense.weight[0, 0] += 1
+    with pytest.raises(InputError, match="with other weights"):
+        optin.plan(bert, scores, "60%")

@@ -128,3 +128,21 @@ def test_rearranging_finds_the_pair_that_cancels():
     gradients = torch.tensor([[1.0, 1.1, -1.2, 3.0], [0.2, 1.0, -1.0, 0.0]])
     curve = Curve.from_importance(gradients.square().sum(0))
     assert curve.keep(2) == (2, 3) and rearranged(curve, gradients, 2) == (0, 3)
+
+
+@pytest.mark.parametrize("method", sorted(SEARCHES))
+@pytest.mark.parametrize("multiple", [1, 3, 8])
+@pytest.mark.parametrize("share", [0.5, 0.7, 0.75, 0.8, 0.9])
+def test_curves_whose_steps_grow_and_fall(method, multiple, share):
+    """Costs of any shape, counts in steps that do not divide the group: the counts are those that may be kept."""
+    space, curves, cost = problem([4, 20, 3, 13], [40, 2, 30, 3], 0)
+    generator = torch.Generator().manual_seed(1)
+    for name, curve in curves.items():
+        steps = torch.rand(len(curve.order), generator=generator, dtype=torch.float64).sort(descending=True).values
+        curves[name] = Curve(curve.order, torch.cat([steps.new_zeros(1), steps.cumsum(0)]))
+    multiples = {group.name: multiple for group in space if group.kind != "head"}
+    kept = find(space, curves, cost, Budget(share), method, multiples)
+    assert cost(kept) <= share * cost.dense
+    for group in space:
+        step = multiples.get(group.name, 1)
+        assert kept[group.name] == group.size or (kept[group.name] % step == 0 and kept[group.name] >= group.min_keep)

@@ -157,6 +157,14 @@ def test_classification_by_hand():
     assert figures["kl"] == pytest.approx(0, abs=1e-6)
 
 
+def test_a_class_that_is_masked_adds_nothing_to_the_divergence():
+    half, quarter = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 0.0]]) + torch.tensor([1.0, 0.5])
+    masked = torch.full((1, 1), -torch.inf)
+    expected = divergence(half, quarter)
+    assert torch.equal(divergence(torch.cat([half, masked], 1), torch.cat([quarter, masked], 1)), expected)
+    assert divergence(quarter, torch.tensor([[0.0, -torch.inf]])) == torch.inf
+
+
 def test_divergence_by_hand():
     half, quarter = torch.zeros(1, 2), torch.tensor([[3.0, 1.0]]).log()
     assert float(divergence(half, quarter)) == pytest.approx(0.143841, abs=1e-5)

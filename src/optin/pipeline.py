@@ -26,7 +26,7 @@ from .cost import CostModel
 from .criteria import SPREAD, Scoring, criterion
 from .engines import Engine, local
 from .engines import engine as find_engine
-from .errors import InputError
+from .errors import InputError, NumericalError
 from .latency import latency_cost, milliseconds, multiple_of
 from .merging import merging_of
 from .modules import check_weights, device_of, fingerprint, weight_bytes
@@ -34,7 +34,7 @@ from .plans import Cost, Latency, Plan
 from .progress import Callback, Track, silent, unheard
 from .recipe import PRESETS, Recipe
 from .schedule import constant, find_jointly, token_costs, token_space
-from .scores import Scores
+from .scores import Curve, Scores
 from .search import find, rearranged
 from .units import UnitSpace
 from .versions import versions
@@ -169,6 +169,7 @@ def score(
     check_inputs(model, space, calibration, recipe)
     scoring = Scoring(model, space, calibration, recipe, track, Path(resume) if resume else None, where)
     curves = measure(scoring)
+    _check_curves(recipe.criterion, space, curves)
     tokens = token_costs(scoring) if recipe.tokens.merge == "search" else None
     return Scores(
         space.architecture,
@@ -186,6 +187,18 @@ def score(
         {name: torch.stack(draws) for name, draws in scoring.gradients.items()},
         scoring.weights if scoring.weights.drawn else None,
     )
+
+
+def _check_curves(criterion: str, space: UnitSpace, curves: Mapping[str, Curve]) -> None:
+    """Refuse what a criterion gives that is no removal curve of every group: a search would make something of it.
+
+    Raises:
+        NumericalError: names the group.
+    """
+    for group in space:
+        if group.name not in curves or (problem := curves[group.name].problem(group.size)):
+            said = "no removal curve" if group.name not in curves else f"a removal curve that {problem}"
+            raise NumericalError(f"the criterion {criterion!r} gives {said} for {group.name!r}.")
 
 
 def plan(

@@ -27,6 +27,14 @@ class Curve:
         removed = len(self.order) - count
         return tuple(sorted(self.order[removed:].tolist()))
 
+    def problem(self, size: int) -> str | None:
+        """What is wrong with this as the curve of a group of `size` units; None if nothing is."""
+        if self.order.dtype != torch.int64 or not torch.equal(self.order.sort().values.cpu(), torch.arange(size)):
+            return f"does not order its {size} units"
+        if self.cost.shape != (size + 1,) or self.cost.dtype != torch.float64:
+            return f"does not have {size + 1} costs in float64"
+        return None if bool(torch.isfinite(self.cost).all()) else "holds NaN or infinity"
+
     def sampled(self, points: int) -> list[float]:
         """The cost of removing none to all units, at evenly spread counts."""
         last = len(self.cost) - 1
