@@ -325,7 +325,7 @@ def apply(
             compensate(dense, pruned, space, calibration, recipe, plan.keep, track, weights)
             clock.lap("compensate")
     report = {**summary(plan), **_figures(dense, pruned, space, plan, scores), "seconds": clock.laps}
-    attach(pruned, plan, report.pop("original", None))
+    attach(pruned, plan, report.get("original"))
     if plan.latency is not None:
         inputs = example_inputs(pruned, plan.length, plan.latency.batch, plan.width) | keywords_of(plan)
         report["latency"]["measured_ms"] = milliseconds(pruned, inputs)
