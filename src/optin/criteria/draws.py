@@ -70,7 +70,7 @@ def summed(scoring: Scoring, empty: Callable[[], S], description: str) -> S:
     ]
     work = BatchSums(scoring.model, scoring.space, batches, size, recipe, empty)
     calls = [(*place, state) for place, state in zip(places, work.generators(places), strict=True)]
-    partial = Partial.open(scoring.resume, total.tensors(), scoring.identity)
+    partial = Partial.open(scoring.resume, total.tensors(), scoring.identity, len(calls))
     results = scoring.engine(work, calls[partial.done :])
     for done, part in enumerate(scoring.track(results, description, len(calls) - partial.done), partial.done + 1):
         partial.add(part)
