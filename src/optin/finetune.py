@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from .checkpoint import SECTION, save
 from .errors import DependencyError, InputError
+from .folders import new_folder
 from .modules import device_of
 from .other_models import is_other
 from .pipeline import Result, summary
@@ -24,6 +25,8 @@ from .tasks import Images, task_spec
 from .tasks.images import Unreadable
 from .tasks.vision import evaluate
 from .trajectory import Output, output_loss
+
+FINETUNED = "finetuned"  # kind of result
 
 
 def finetune(
@@ -36,12 +39,14 @@ def finetune(
     *,
     seed: int = 0,
     teacher: nn.Module | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Train a classifier with a new head and save it, pruned as it was; returns its figures.
 
     Args:
         seed: of the order of the images and of the new head.
         teacher: a network of the same classes whose outputs are followed beside the labels.
+        overwrite: replace an earlier result of fine-tuning in `out`.
 
     Raises:
         InputError: no labels, a network without a classifier of images, or a teacher of other classes.
@@ -114,12 +119,13 @@ def finetune(
         "saved": str(out),
     }
     if section is None:
-        with quiet():
-            model.save_pretrained(out)  # type: ignore[operator]
-        processor.save_pretrained(out)
+        with new_folder(out, FINETUNED, overwrite) as work, quiet():
+            model.save_pretrained(work)  # type: ignore[operator]
+            processor.save_pretrained(work)
     else:
         plan = Plan.from_dict(section)
-        save(Result(model, plan, {**summary(plan), "seconds": {}, "finetuned": figures}), out, processor)
+        result = Result(model, plan, {**summary(plan), "seconds": {}, "finetuned": figures})
+        save(result, out, processor, overwrite=overwrite, kind=FINETUNED)
     return figures
 
 

@@ -31,7 +31,7 @@ from .merging import all_tokens
 from .modules import check_weights, device_of, fingerprint, inference_mode_of, weight_bytes
 from .plans import Cost, Latency, Plan
 from .progress import Callback, Track, silent, unheard
-from .recipe import Recipe
+from .recipe import Recipe, recipe_of
 from .schedule import constant, find_jointly, token_costs, token_space
 from .scores import Scores
 from .search import find, rearranged
@@ -58,9 +58,9 @@ class Result:
     report: dict[str, Any]
     recipe: Recipe = field(default_factory=Recipe)
 
-    def save(self, folder: str | Path, tokenizer: Any = None) -> Path:
+    def save(self, folder: str | Path, tokenizer: Any = None, *, overwrite: bool = False) -> Path:
         """Write a folder that `optin.load` and transformers can read. See `optin.checkpoint.save`."""
-        return save(self, folder, tokenizer=tokenizer)
+        return save(self, folder, tokenizer, overwrite=overwrite)
 
 
 def prune(
@@ -154,7 +154,7 @@ def score(
         NumericalError: NaN or infinite weights or activations.
         InputError: no calibration inputs, an unknown criterion, or an engine that cannot be had.
     """
-    recipe = recipe or Recipe()
+    recipe = recipe_of(recipe)
     measure = criterion(recipe.criterion)
     where = find_engine(engine, address) if isinstance(engine, str) else engine
     if where is not local and recipe.criterion not in SPREAD:
@@ -290,7 +290,7 @@ def apply(
         CheckpointError: the plan does not fit the network.
         OptinError: the small network does not compute what the masked dense one does.
     """
-    recipe = recipe or Recipe.from_dict(plan.provenance.get("recipe", {}))
+    recipe = recipe_of(recipe or Recipe.from_dict(plan.provenance.get("recipe", {})))
     clock = _Clock()
     space = describe(model)
     plan.validate(space)
@@ -474,7 +474,7 @@ class _Clock:
 
 
 def _with_budget(recipe: Recipe | None, budget: str | float | Budget | None) -> Recipe:
-    recipe = recipe or Recipe()
+    recipe = recipe_of(recipe)
     if budget is not None:
         recipe = recipe.override(budget=str(Budget.parse(budget)))
     if recipe.budget is None:
