@@ -81,7 +81,17 @@ def test_tables_for_people(run, workspace, tmp_path):
     code, out, err = run("prune", dense, "--budget", "60%", "--out", tmp_path / "p", "--data", workspace, *SMALL)
     assert code == 0 and "accuracy" in out and "compensation" in err
     code, out, err = run(
-        "prune", dense, "--budget", "60%", "--out", tmp_path / "p", "--data", workspace, *SMALL, "--quiet", "--overwrite"
+        "prune",
+        dense,
+        "--budget",
+        "60%",
+        "--out",
+        tmp_path / "p",
+        "--data",
+        workspace,
+        *SMALL,
+        "--quiet",
+        "--overwrite",
     )
     assert (code, out, err) == (0, "", "")
     code, out, _ = run(
