@@ -108,7 +108,7 @@ PLACES = (
     "speed.0", "speed.0.batch", "speed.0.speedup", "budget", "length",
 )  # fmt: skip
 VALUES = {
-    "a list": [], "a list of lists": [[]], "a mapping": {"a": {"b": []}}, "a word": "x", "true": True, "nothing": None,
+    "a list": [], "lists": [[]], "a mapping": {"a": {"b": []}}, "a word": "x", "true": True, "nothing": None,
     "a huge number": 10**39, "a negative number": -1, "a fraction": 0.5, "nought": 0,
 }  # fmt: skip
 

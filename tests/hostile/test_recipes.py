@@ -74,7 +74,7 @@ TEXTS = {
     "endless training": ("training: {epochs: 1.0e+300}\n", "epochs"),
     "an empty path": ("task: {data: ''}\n", "no path"),
     "a long option": ("x" * 1000 + ": 1\n", "unknown option"),
-    "full-width digits": ("budget: ５０%\n", "only look like"),
+    "full-width digits": ("budget: \uff15\uff10%\n", "only look like"),
 }
 
 
