@@ -62,7 +62,7 @@ def cache_folder() -> Path:
             raise PermissionError(errno.EACCES, "it cannot be written")
     except (OSError, InputError) as error:
         raise InputError(
-            f"cannot use the cache folder {place}: {getattr(error, 'strerror', None) or error} "
+            f"cannot use the cache folder {place}: {getattr(error, 'strerror', None) or error}. "
             "Set OPTIN_CACHE to a folder that can be written."
         ) from None
     return folder

@@ -43,6 +43,7 @@ def check_new(target: Path, kind: str, overwrite: bool = False, inputs: Iterable
     try:
         place = place.resolve()
         check_apart(place, inputs)
+        _check_place(place)
         if not place.is_dir():
             if place.exists():
                 raise InputError(f"{target} is a file: choose a folder.")
@@ -51,6 +52,18 @@ def check_new(target: Path, kind: str, overwrite: bool = False, inputs: Iterable
     except (OSError, RuntimeError) as error:
         raise InputError(f"cannot write to {target}: {error}") from None
     return place
+
+
+def _check_place(place: Path) -> None:
+    """Refuse what cannot be exchanged with a finished folder."""
+    here = Path.cwd()
+    if place == here or place in here.parents:
+        raise InputError(f"{place} is the folder that you are in, or holds it: choose one inside of it.")
+    if place.is_mount():
+        raise InputError(f"{place} is a disk of its own, which cannot be exchanged: choose a folder inside of it.")
+    there = next(folder for folder in place.parents if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write to {there}: choose another place.")
 
 
 def check_apart(target: Path, inputs: Iterable[str | Path | None]) -> None:

@@ -30,10 +30,10 @@ from .checkpoint import (
     section_of,
     update_figures,
 )
-from .errors import InputError, OptinError, first_line
+from .errors import InputError, OptinError, first_line, unknown
 from .exporting import EXPORT, check_formats, export_all
 from .figures import read_report, read_sweep
-from .files import given, json_text, write_text
+from .files import cache_folder, given, json_text, write_text
 from .finetune import FINETUNED, finetune
 from .folders import add_files, check_apart, check_file, check_new, new_folder
 from .modules import device_of, fingerprint
@@ -45,6 +45,7 @@ from .recipe import Recipe
 from .report import PICTURES, is_report, render
 from .runtimes import open_exported
 from .scores import Curve, Scores
+from .search import SEARCHES
 from .tasks import (
     Examples,
     Images,
@@ -282,6 +283,7 @@ class Kept:
         if self.partial.exists():
             say(f"goes on with the partial scores in {self.partial}")
         recipe = self.job.recipe
+        _check_choices(recipe)
         for budget in self.budgets:
             _check_budget(self.job, recipe.override(budget=budget, search="lagrange", rearrange=False))
         self.scores = score(self.job.model, self.job.batches, recipe=recipe, track=track, resume=self.partial)
@@ -320,13 +322,28 @@ def _scoring(recipe: Any) -> Any:
     return {name: value for name, value in recipe.items() if name not in later} if isinstance(recipe, dict) else None
 
 
+def _check_choices(recipe: Recipe) -> None:
+    """Refuse what the search after the scoring would not take.
+
+    Raises:
+        InputError: an unknown search, or one that needs other scores.
+    """
+    if recipe.search not in SEARCHES:
+        raise InputError(unknown("search", recipe.search, SEARCHES))
+    if recipe.rearrange and recipe.criterion != "fisher":
+        raise InputError(f"'rearrange' needs scores of the criterion fisher, not of {recipe.criterion}.")
+
+
 def _check_budget(job: Job, recipe: Recipe) -> None:
     """Refuse a budget that cannot be reached before anything is scored, where that can be said without timing.
 
     Raises:
         BudgetError: says the smallest that can.
     """
-    if recipe.tokens.merge != "none" or Budget.parse(recipe.budget or "").quantity == "latency":
+    if Budget.parse(recipe.budget or "").quantity == "latency":
+        cache_folder()  # which times are kept in
+        return
+    if recipe.tokens.merge != "none":
         return
     space, calibration = describe(job.model), Batches.of(job.batches, device_of(job.model))
     length, width = recipe.length or calibration.positions, None if recipe.length else calibration.width
