@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import optin
-from optin import files
+from optin import folders
 from optin.errors import CheckpointError, InputError
 from optin.recipe import Recipe
 from tests.contract.test_architectures import random_plan
@@ -108,7 +108,7 @@ def test_options_reach_the_loader(small):
         ({"groups": {"layers.9.heads": {"size": 4, "keep": "0"}}}, "says nothing|does not have"),
         ({"groups": {}}, "says nothing"),
         ({"groups": {"layers.0.heads": {"size": 4, "keep": "0-999999999"}}}, "below 4"),
-        ({"groups": {"layers.0.heads": {"size": 10**9, "keep": "0"}}}, "says nothing|expects"),
+        ({"groups": {"layers.0.heads": {"size": 10**9, "keep": "0"}}}, "speaks of 1000000000 units"),
         ({"groups": {"../../x": {"size": 1, "keep": "0"}}}, "says nothing|does not have"),
         ({"format": 2}, "format 1"),
         ({"dense": 3}, "must be dict"),
@@ -170,19 +170,23 @@ def test_a_folder_of_somebody_else_is_not_replaced(bert, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
     result = optin.apply(bert, random_plan(bert))
-    with pytest.raises(InputError, match="not written by optin"):
+    with pytest.raises(InputError, match="not empty"):
         result.save(tmp_path / "mine")
+    with pytest.raises(InputError, match="not written by optin"):
+        result.save(tmp_path / "mine", overwrite=True)
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
     (tmp_path / "file").write_text("x")
-    with pytest.raises(InputError, match="not written by optin"):
-        result.save(tmp_path / "file")
+    with pytest.raises(InputError, match="is a file"):
+        result.save(tmp_path / "file", overwrite=True)
 
 
-def test_an_older_result_is_replaced_whole(small, bert):
+def test_an_older_result_is_replaced_and_all_else_stays(small, bert):
     other = optin.apply(bert, random_plan(bert, 5))
-    (small[1] / "stale.txt").write_text("")
-    other.save(small[1])
-    assert not (small[1] / "stale.txt").exists()
+    (small[1] / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="--overwrite"):
+        other.save(small[1])
+    other.save(small[1], overwrite=True)
+    assert (small[1] / "notes.txt").read_text() == "mine"
     assert config_of(small[1])["optin"] == other.plan.to_dict()
     assert [path.name for path in small[1].parent.iterdir()] == ["small"]
 
@@ -195,10 +199,10 @@ def test_a_full_disk_leaves_the_old_result(small, bert, monkeypatch, exchange):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     if not exchange:
-        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+        monkeypatch.setattr(folders, "_exchange", lambda one, other: False)
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(CheckpointError, match="the disk is full"):
-        optin.apply(bert, random_plan(bert, 5)).save(small[1])
+        optin.apply(bert, random_plan(bert, 5)).save(small[1], overwrite=True)
     assert {path.name: path.read_bytes() for path in small[1].iterdir()} == before
     assert [path.name for path in small[1].parent.iterdir()] == ["small"]
 
@@ -211,16 +215,16 @@ def test_weights_that_cannot_be_written_leave_the_old_result(small, bert):
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
     try:
         with pytest.raises(CheckpointError, match="cannot write"):
-            result.save(small[1])
+            result.save(small[1], overwrite=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert {path.name: path.read_bytes() for path in small[1].iterdir()} == before
 
 
 def test_the_swap_works_without_help_of_the_system(small, bert, monkeypatch):
-    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(folders, "_exchange", lambda one, other: False)
     other = optin.apply(bert, random_plan(bert, 5))
-    other.save(small[1])
+    other.save(small[1], overwrite=True)
     assert config_of(small[1])["optin"] == other.plan.to_dict()
 
 
@@ -234,7 +238,7 @@ def test_a_kill_leaves_the_old_or_the_new_folder(small, bert, tmp_path):
         "results = [optin.apply(model, random_plan(model, seed)) for seed in range(3)]\n"
         "print('ready', flush=True)\n"
         "while True:\n"
-        "    for result in results: result.save(sys.argv[1])\n"
+        "    for result in results: result.save(sys.argv[1], overwrite=True)\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(small[1])], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL

@@ -81,7 +81,17 @@ def test_tables_for_people(run, workspace, tmp_path):
     code, out, err = run("prune", dense, "--budget", "60%", "--out", tmp_path / "p", "--data", workspace, *SMALL)
     assert code == 0 and "accuracy" in out and "compensation" in err
     code, out, err = run(
-        "prune", dense, "--budget", "60%", "--out", tmp_path / "p", "--data", workspace, *SMALL, "--quiet"
+        "prune",
+        dense,
+        "--budget",
+        "60%",
+        "--out",
+        tmp_path / "p",
+        "--data",
+        workspace,
+        *SMALL,
+        "--quiet",
+        "--overwrite",
     )
     assert (code, out, err) == (0, "", "")
     code, out, _ = run(
@@ -127,6 +137,7 @@ def test_flags_override_the_recipe(run, workspace, tmp_path):
 
 def test_the_paper_preset_and_labels(run, workspace, tmp_path):
     common = (workspace / "dense", "--budget", "60%", "--data", workspace, "--out", tmp_path / "p", "--json")
+    common += ("--overwrite",)
     assert run("prune", *common, "--preset", "paper", "--examples", 4)[0] == 0
     assert run("prune", *common, "--criterion", "fisher", "--examples", 16)[0] == 0
     code, out, err = run("prune", *common, "--preset", "kwon", "--examples", 16)
@@ -170,7 +181,7 @@ def test_a_killed_scoring_goes_on(run, workspace, tmp_path, monkeypatch):
 def failing(folder):
     """Every mistake a user can make: (arguments, exit code, words of the message)."""
     dense, data = folder / "dense", ("--data", folder, *SMALL)
-    prune = ("prune", dense, "--out", folder / "out")
+    prune = ("prune", dense, "--out", folder / ".." / "cli-out")
     return {
         "missing data": ((*prune, "--budget", "50%", "--data", folder / "none.csv"), 2, "no such file"),
         "no data": ((*prune, "--budget", "50%"), 2, "--data FILE"),
@@ -192,7 +203,7 @@ def failing(folder):
         "recipe": ((*prune, "--recipe", folder / "none.yaml"), 2, "cannot read the recipe"),
         "preset": ((*prune, "--preset", "fast"), 2, "paper"),
         "both": ((*prune, "--preset", "paper", "--recipe", folder / "empty.csv"), 2, "not both"),
-        "occupied": ((*prune[:2], "--out", folder, "--budget", "50%", *data), 2, "not written by optin"),
+        "occupied": ((*prune[:2], "--out", folder, "--budget", "50%", *data), 2, "is, holds or lies in"),
         "scores": (("plan", dense, folder / "none", "--budget", "50%"), 2, "no such file"),
         "no model": (("prune", "--budget", "50%", *data), 2, "which model"),
     }
@@ -217,7 +228,7 @@ def test_mistakes_end_in_one_line_and_their_exit_code(mistake, run, workspace):
     code, out, err = run(*arguments)
     assert code == expected, err
     assert words in err and "Traceback" not in err and out == ""
-    assert not (workspace / "out").exists()
+    assert not workspace.with_name("cli-out").exists()
 
 
 def test_module_and_help():

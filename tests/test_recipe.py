@@ -107,6 +107,7 @@ def test_the_recipes_of_the_repository_can_be_read(path):
 @pytest.mark.parametrize("task", ("mnli", "qqp", "qnli", "sst2", "stsb", "mrpc"))
 def test_the_recipes_for_glue_run(task, tmp_path):
     """On a small network and a few examples with the task's own columns."""
+    (tmp_path / "data").mkdir()
     recipe = Recipe.load(RECIPES / f"bert-base-{task}.yaml")
     spec = task_spec(recipe.task.name)
     labels = 1 if spec.kind == "regression" else len(spec.names) or 2
@@ -119,8 +120,8 @@ def test_the_recipes_for_glue_run(task, tmp_path):
     ]
     for part in spec.splits:
         lines = [",".join(row) for row in ([*columns, spec.label], *rows)]
-        (tmp_path / f"{part}.csv").write_text("\n".join(lines) + "\n")
-    data = {"task__data": str(tmp_path), "calibration__examples": 16}
+        (tmp_path / "data" / f"{part}.csv").write_text("\n".join(lines) + "\n")
+    data = {"task__data": str(tmp_path / "data"), "calibration__examples": 16}
     here = recipe.override(model=str(tmp_path / "dense"), calibration__max_length=8, **data)
     report = run_prune(here, tmp_path / "small", Placement())
     assert report["macs"]["pruned"] <= 0.6 * report["macs"]["dense"]

@@ -28,7 +28,7 @@ SAVER = (
     "from tests.contract.test_architectures import random_plan\n"
     "model = build('bert')\n"
     "result = optin.apply(model, random_plan(model, int(sys.argv[2])))\n"
-    "for _ in range(20): result.save(sys.argv[1])\n"
+    "for _ in range(20): result.save(sys.argv[1], overwrite=True)\n"
 )
 EXPORTER = (
     "import sys, torch, optin\n"
@@ -37,7 +37,7 @@ EXPORTER = (
     "model = build('bert')\n"
     "while True:\n"
     "    print('export', flush=True)\n"
-    "    optin.export(model, tokens(model), sys.argv[1], 'torch-export')\n"
+    "    optin.export(model, tokens(model), sys.argv[1], 'torch-export', overwrite=True)\n"
 )
 
 
@@ -183,7 +183,7 @@ def test_a_full_disk_leaves_the_old_export(exported, bert, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(CheckpointError, match="the disk is full"):
-        optin.export(bert, tokens(bert), exported)
+        optin.export(bert, tokens(bert), exported, overwrite=True)
     assert {path.name: path.read_bytes() for path in exported.iterdir()} == before
     assert [path.name for path in exported.parent.iterdir()] == ["onnx"]
 

@@ -1,24 +1,31 @@
 """optin: give it a trained network and a budget, get back a smaller, faster one of almost the same quality."""
 
-from .batches import Batches
-from .budget import Budget
-from .checkpoint import load, load_scores, save_scores
-from .errors import (
-    ArchitectureError,
-    BudgetError,
-    CheckpointError,
-    DependencyError,
-    InputError,
-    NumericalError,
-    OptinError,
-)
-from .exporting import export
-from .pipeline import Result, apply, inspect, plan, prune, score, sweep
-from .plans import Plan
-from .progress import rich_track
-from .recipe import PRESETS, Recipe
-from .runtimes import open_exported
-from .scores import Scores
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .batches import Batches
+    from .budget import Budget
+    from .checkpoint import load, load_scores, save_scores
+    from .errors import (
+        ArchitectureError,
+        BudgetError,
+        CheckpointError,
+        DependencyError,
+        InputError,
+        NumericalError,
+        OptinError,
+    )
+    from .exporting import export
+    from .pipeline import Result, apply, inspect, plan, prune, score, sweep
+    from .plans import Plan
+    from .progress import rich_track
+    from .recipe import PRESETS, Recipe
+    from .runtimes import open_exported
+    from .scores import Scores
 
 __all__ = [
     "PRESETS",
@@ -48,3 +55,33 @@ __all__ = [
     "score",
     "sweep",
 ]
+
+_NAMES = {
+    "batches": ("Batches",),
+    "budget": ("Budget",),
+    "checkpoint": ("load", "load_scores", "save_scores"),
+    "errors": tuple(name for name in __all__ if name.endswith("Error")),
+    "exporting": ("export",),
+    "pipeline": ("Result", "apply", "inspect", "plan", "prune", "score", "sweep"),
+    "plans": ("Plan",),
+    "progress": ("rich_track",),
+    "recipe": ("PRESETS", "Recipe"),
+    "runtimes": ("open_exported",),
+    "scores": ("Scores",),
+}
+_PLACES = {name: module for module, names in _NAMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Names are imported when they are first asked for: the command line must answer before torch is there."""
+    if name in _PLACES:
+        value = getattr(import_module(f".{_PLACES[name]}", __name__), name)
+        globals()[name] = value
+        return value
+    if not name.startswith("_") and find_spec(f"{__name__}.{name}") is not None:
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

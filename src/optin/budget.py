@@ -29,11 +29,12 @@ _UNIT: dict[str, Quantity] = {
     "parameters": "parameters",
     "latency": "latency",
 }
-_RELATIVE = re.compile(r"(?P<number>[0-9.eE+-]+)\s*%\s*(?:of\s+)?(?:the\s+)?(?P<unit>[a-z]*)", re.IGNORECASE)
+FLAGS = re.IGNORECASE | re.ASCII  # the sign of the kelvin is no k
+_RELATIVE = re.compile(r"(?P<number>[0-9.eE+-]+)\s*%\s*(?:of\s+)?(?:the\s+)?(?P<unit>[a-z]*)", FLAGS)
 _ABSOLUTE = re.compile(
-    r"(?P<number>[0-9.]+(?:e[+-]?[0-9]+)?)\s*(?P<prefix>[kmgt]?)(?P<unit>macs?|param(?:eter)?s?)", re.IGNORECASE
+    r"(?P<number>[0-9.]+(?:e[+-]?[0-9]+)?)\s*(?P<prefix>[kmgt]?)(?P<unit>macs?|param(?:eter)?s?)", FLAGS
 )
-_TIME = re.compile(r"(?P<number>[0-9.]+(?:e[+-]?[0-9]+)?)\s*(?P<unit>us|ms|s)", re.IGNORECASE)
+_TIME = re.compile(r"(?P<number>[0-9.]+(?:e[+-]?[0-9]+)?)\s*(?P<unit>us|ms|s)", FLAGS)
 _SECONDS = {"us": 10**-3, "ms": 1, "s": 10**3}  # in ms
 _EXAMPLES = "Write for example '50%', '2.1 GMACs', '40 Mparams', '60% params', '12 ms' or '60% latency'"
 
@@ -65,9 +66,13 @@ class Budget:
         if isinstance(text, Budget):
             return text
         if isinstance(text, (int, float)) and not isinstance(text, bool):
-            return cls(float(text))
+            return cls(_number(text, ""))
         if not isinstance(text, str):
             raise BudgetError(f"a budget is a text or a number, not {type(text).__name__}. {_EXAMPLES}.")
+        if not text.isascii():
+            raise BudgetError(
+                f"the budget {text!r:.60} has signs that only look like digits, letters or %. {_EXAMPLES}."
+            )
         if match := _RELATIVE.fullmatch(text.strip()):
             quantity = _UNIT.get(match["unit"].lower() or "macs")
             if quantity is not None:
@@ -78,7 +83,7 @@ class Budget:
         if match := _TIME.fullmatch(text.strip()):
             number = _number(match["number"], text) * _SECONDS[match["unit"].lower()]
             return cls(number * PER_MS, "latency", relative=False)
-        raise BudgetError(f"cannot read the budget {text!r}. {_EXAMPLES}.")
+        raise BudgetError(f"cannot read the budget {text!r:.60}. {_EXAMPLES}.")
 
     def limit(self, dense: int) -> int:
         """The largest allowed cost (MACs, parameters or picoseconds), given the dense one.
@@ -113,8 +118,12 @@ def shown(amount: int, quantity: str) -> str:
     return f"a latency of {amount / PER_MS:.4g} ms" if quantity == "latency" else f"{amount:,} {quantity}"
 
 
-def _number(text: str, whole: str) -> float:
+def _number(text: str | float, whole: str) -> float:
     try:
         return float(text)
-    except ValueError:
-        raise BudgetError(f"cannot read the number {text!r} in the budget {whole!r}. {_EXAMPLES}.") from None
+    except (ValueError, OverflowError):
+        raise BudgetError(
+            f"cannot read the number {str(text)[:40]!r} in the budget {whole!r:.60}. {_EXAMPLES}."
+            if isinstance(text, str)
+            else f"a budget must be a number that computers have. {_EXAMPLES}."
+        ) from None

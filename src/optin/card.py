@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from .files import given
 from .other_models import is_other
 from .templates import filled
 from .timm_models import is_timm
@@ -38,38 +40,49 @@ def model_card(result: Result, name: str, auto: str | None) -> str:
     return filled(
         "card.md.j2",
         metadata=yaml.safe_dump(metadata, sort_keys=False),
-        name=name,
-        base=base,
+        name=as_text(name),
+        base=plain(base).replace("`", "'"),
         auto=auto,
-        budget=report["budget"],
+        budget=as_text(str(report["budget"])),
         costs=[(label, f"{dense:,}", f"{pruned:,}", f"{pruned / dense:.1%}") for label, dense, pruned in costs],
         quality=_quality(report.get("quality", {})),
-        groups=report["groups"],
+        groups={as_text(group): counts for group, counts in report["groups"].items()},
     )
+
+
+def plain(text: str) -> str:
+    """One line without control characters."""
+    return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
+
+
+def as_text(text: str) -> str:
+    """A name as Markdown shows it: no markup, no HTML, no cell of a table ends in it."""
+    return re.sub(r"([\\`|<>\[\]!*#&~])", r"\\\1", plain(text)).replace("\\<", "&lt;").replace("\\>", "&gt;")
 
 
 def base_model(result: Result) -> str:
     """The network that a result was made of: a hub id, the name of a folder, or its class."""
     config = getattr(result.model, "config", None)
     source = result.recipe.model or getattr(config, "_name_or_path", "") or type(result.model).__name__
-    return Path(source).name if Path(source).is_dir() else source
+    return given(source).name if given(source).is_dir() else source
 
 
 def _index(result: Result, name: str) -> dict[str, Any]:
     """The metadata that the hub reads quality from; empty if none was measured."""
-    quality = result.report.get("quality", {}).get("pruned", {})
+    figures = result.report.get("quality", {}).get("pruned", {})
+    quality = {metric: value for metric, value in figures.items() if math.isfinite(value)}
     if not quality:
         return {}
     task = next((task for suffix, task in TASKS.items() if name.endswith(suffix)), "feature-extraction")
     if is_other(result.model):
         task = "image-classification"
-    data = result.recipe.task.name
+    data = plain(result.recipe.task.name)
     found = {
         "task": {"type": task},
         "dataset": {"type": data, "name": data},
-        "metrics": [{"type": metric, "value": round(value, 6)} for metric, value in quality.items()],
+        "metrics": [{"type": plain(metric), "value": round(value, 6)} for metric, value in quality.items()],
     }
-    return {"model-index": [{"name": f"{name}, pruned", "results": [found]}]}
+    return {"model-index": [{"name": plain(f"{name}, pruned"), "results": [found]}]}
 
 
 def _library(model: Any) -> str:
@@ -81,5 +94,6 @@ def _library(model: Any) -> str:
 def _quality(quality: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     dense, pruned = quality.get("dense", {}), quality.get("pruned", {})
     return [
-        (name, f"{dense[name]:.4f}" if name in dense else "", f"{value:.4f}", "") for name, value in pruned.items()
+        (as_text(name), f"{dense[name]:.4f}" if name in dense else "", f"{value:.4f}", "")
+        for name, value in pruned.items()
     ]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,26 +18,34 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from .arch import architectures, describe
-from .arch.inputs import default_length
+from .arch.inputs import default_length, example_inputs
 from .card import base_model, model_card
 from .errors import ArchitectureError, CheckpointError, DependencyError, InputError, OptinError, first_line
-from .files import new_folder, read_json, write_text
+from .files import given, json_text, read_json, write_text
+from .folders import new_folder
 from .merging import Merging
-from .other_models import create_from, fill, is_other, save_origin, save_other
+from .modules import device_of, inference_mode_of
+from .other_models import fill, is_other, make_within, named, save_origin, save_other
 from .plans import Cost, Plan
 from .quiet import quiet
 from .report import render
 from .scores import Curve, Scores
 from .surgery import shrink
+from .trajectory import answers
 from .units import UnitSpace
-from .untrusted import check_folder
+from .untrusted import Stored, check_folder
 
 if TYPE_CHECKING:
     from .pipeline import Result
 
 SECTION = "optin"
+NETWORK, SCORES = "network", "scores"  # kinds of results; scores beside a network lie in a folder of that name
 REPORT = "report.html"
 STUB = "modeling_optin"
 
@@ -117,39 +124,138 @@ def compose(first: Plan, second: Plan) -> Plan:
     )
 
 
-def save(result: Result, folder: str | Path, tokenizer: Any = None) -> Path:
+def save(
+    result: Result,
+    folder: str | Path,
+    tokenizer: Any = None,
+    *,
+    overwrite: bool = False,
+    scores: Scores | None = None,
+    kind: str = NETWORK,
+) -> Path:
     """Write a pruned network.
 
     The folder holds config.json, safetensors weights, the tokenizer if given, plan.json, recipe.yaml,
     report.json, report.html, a model card and a stub for `trust_remote_code`. It appears whole or not at all.
+    A network that its configuration does not make again is written as one of your own making: it is loaded into the
+    dense one, `optin.load(folder, into=network)`.
 
     Args:
         tokenizer: anything with `save_pretrained`.
+        overwrite: replace what optin wrote in a folder of the same kind; all else in it stays.
+        scores: kept beside the network, in "scores".
+        kind: of the result, for the folder's marker.
 
     Raises:
-        InputError: the folder exists and holds something else.
+        InputError: the folder is not empty, or the network computes its weights from others.
         CheckpointError: it cannot be written.
     """
     model: Any = result.model
-    target = Path(folder)
-    name = type(model).__name__
-    auto = None if is_other(model) else _auto_class(model)
-    with new_folder(target) as work:
-        if is_other(model):
-            save_other(model, work, section_of(model))
-        else:
-            with _auto_map(model, auto), quiet():
-                model.save_pretrained(work)
+    if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
+        raise InputError(f"a tokenizer must have 'save_pretrained', and {type(tokenizer).__name__} has not.")
+    check_savable(model)
+    with new_folder(given(folder), kind, overwrite) as work:
+        known = _save_network(model, work)
         if tokenizer is not None:
             tokenizer.save_pretrained(work)
+        if scores is not None:
+            save_scores(scores, work / SCORES)
         result.plan.save(work / "plan.json")
         result.recipe.save(work / "recipe.yaml")
-        write_text(work / "report.json", json.dumps(result.report, indent=2) + "\n")
-        write_text(work / "README.md", model_card(result, name, auto))
-        write_text(work / REPORT, render(result.report, result.plan, result.recipe, base_model(result)))
-        if not is_other(model):
-            write_text(work / f"{STUB}.py", _STUB_SOURCE.format(name=name))
-    return target
+        write_figures(result, work, _auto_class(model) if known else None)
+    return Path(folder)
+
+
+def write_figures(result: Result, folder: Path, auto: str | None) -> None:
+    """Write report.json, report.html and the model card; those that are there are replaced one by one.
+
+    Args:
+        auto: the Auto class that loads the network, if any does.
+    """
+    write_text(folder / "report.json", json_text(result.report))
+    write_text(folder / REPORT, render(result.report, result.plan, result.recipe, base_model(result)))
+    write_text(folder / "README.md", model_card(result, type(result.model).__name__, auto))
+
+
+def update_figures(result: Result, folder: str | Path) -> None:
+    """`write_figures` in a folder that `save` wrote: what was measured since is in the report."""
+    path = given(folder).resolve()
+    known = (path / f"{STUB}.py").is_file()
+    write_figures(result, path, _auto_class(result.model) if known else None)
+
+
+def check_savable(model: nn.Module) -> None:
+    """Refuse weights that are computed from others at every forward: files hold no such rules.
+
+    Raises:
+        InputError: names the first module, and says how to make its weights plain.
+    """
+    for name, module in model.named_modules():
+        rules = [type(hook) for hook in module._forward_pre_hooks.values()]
+        if parametrize.is_parametrized(module):
+            remedy = "torch.nn.utils.parametrize.remove_parametrizations"
+        elif any(issubclass(rule, BasePruningMethod) for rule in rules):
+            remedy = "torch.nn.utils.prune.remove"
+        elif any(issubclass(rule, (WeightNorm, SpectralNorm)) for rule in rules):
+            remedy = "torch.nn.utils.remove_weight_norm or remove_spectral_norm"
+        else:
+            continue
+        raise InputError(
+            f"the weights of {name!r} are computed from others, which no file would hold: make them plain "
+            f"first, with {remedy}."
+        )
+
+
+def _save_network(model: Any, work: Path) -> bool:
+    """Write configuration and weights; whether the network is one that transformers makes by its configuration."""
+    section = section_of(model)
+    if is_other(model):
+        try:
+            save_other(model, work, section)
+            back = not named(work) or _comes_back(model, work)
+        except OptinError:  # nothing says how it was made
+            back = False
+        if not back:
+            save_other(model, work, section, own=True)
+        return False
+    with _auto_map(model, _auto_class(model)), quiet():
+        model.save_pretrained(work)
+    if not _same_parts(model, work):
+        for file in work.iterdir():
+            file.unlink()
+        save_other(model, work, section, own=True)
+        return False
+    write_text(work / f"{STUB}.py", _STUB_SOURCE.format(name=type(model).__name__))
+    return True
+
+
+def _same_parts(model: Any, folder: Path) -> bool:
+    """Whether the configuration just written makes a network of the same weights, by their names and shapes."""
+    try:
+        with quiet(), torch.device("meta"):
+            again = shrinking(type(model).__name__)(type(model.config).from_pretrained(folder))
+    except Exception:  # a changed network may fail anywhere when it is made by the configuration of another
+        return False
+    return _shapes(model) == _shapes(again)
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+
+
+def _comes_back(model: nn.Module, folder: Path) -> bool:
+    """Whether a network of another library is itself when it is loaded: what it was made with is not all known."""
+    try:
+        again = load(folder).to(device_of(model), next(model.parameters()).dtype)
+        length, width = input_shape(model)
+        inputs = example_inputs(model, length, 2, width)
+        with inference_mode_of(model), inference_mode_of(again), torch.inference_mode():
+            one, other = (answers(network(**inputs)) for network in (model, again))
+    except OptinError:
+        return False
+    return one.shape == other.shape and bool(
+        torch.allclose(one, other, rtol=1e-3, atol=1e-3 * float(one.abs().max()))
+    )
 
 
 def save_configuration(model: nn.Module, folder: Path) -> None:
@@ -173,13 +279,14 @@ def load(folder: str | Path, *, into: nn.Module | None = None, **options: Any) -
         InputError: no such folder, or not written by optin.
         CheckpointError: a plan that does not fit, or weights that are missing, damaged or of other shapes.
     """
-    path = Path(folder)
+    path = given(folder)
     section = manifest(path)
-    plan = Plan.from_dict(section)
     config = read_json(path / "config.json")
-    check_folder(path, config)
+    stored = check_folder(path, config)
+    stored.check_plan(section)
+    plan = Plan.from_dict(section)
     if "architecture" in config:
-        network = create_from(path) if into is None else into
+        network = make_within(path, stored) if into is None else into
         establish(network, plan)
         fill(network, path)
         attach(network, plan)
@@ -189,7 +296,7 @@ def load(folder: str | Path, *, into: nn.Module | None = None, **options: Any) -
     name = _class_name(config)
     try:
         with quiet():
-            model, info = shrinking(name).from_pretrained(  # type: ignore[attr-defined]
+            model, info = shrinking(name, stored).from_pretrained(  # type: ignore[attr-defined]
                 path,
                 output_loading_info=True,
                 use_safetensors=True,
@@ -224,8 +331,11 @@ def manifest(folder: Path) -> Any:
     return config[SECTION]
 
 
-def shrinking(name: str) -> type[nn.Module]:
+def shrinking(name: str, stored: Stored | None = None) -> type[nn.Module]:
     """A subclass of the transformers class `name` whose objects are cut to `config.optin` when they are made.
+
+    Args:
+        stored: what its weights are, to refuse a configuration that asks for far more.
 
     Raises:
         ArchitectureError: transformers has no such model class.
@@ -237,20 +347,30 @@ def shrinking(name: str) -> type[nn.Module]:
         raise ArchitectureError(f"transformers {transformers.__version__} has no model class {name!r}.")
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
-        base.__init__(self, config, *args, **kwargs)
-        section = getattr(config, SECTION, None)
-        if section is not None:
-            establish(self, Plan.from_dict(section))
+        with contextlib.nullcontext() if stored is None else stored.bounded():
+            base.__init__(self, config, *args, **kwargs)
+            section = getattr(config, SECTION, None)
+            if section is not None:
+                establish(self, Plan.from_dict(section))
+        if stored is not None:
+            stored.check_network(self)
 
     # Weights on disk have the names of the library's own class, which it translates for its own classes only.
     own = {"is_custom_code": classmethod(lambda cls: False)}
     return type(name, (base,), {"__init__": __init__, "__module__": __name__, **own})
 
 
-def save_scores(scores: Scores, folder: str | Path) -> Path:
-    """Write removal curves as safetensors beside a JSON file that says what they are."""
-    target = Path(folder)
-    with new_folder(target) as work:
+def save_scores(scores: Scores, folder: str | Path, *, overwrite: bool = False) -> Path:
+    """Write removal curves as safetensors beside a JSON file that says what they are.
+
+    Args:
+        overwrite: replace scores that optin wrote there.
+
+    Raises:
+        InputError: the folder is not empty.
+        CheckpointError: it cannot be written.
+    """
+    with new_folder(given(folder), SCORES, overwrite) as work:
         tensors = {}
         for name, curve in scores.curves.items():
             tensors[f"{name}/order"], tensors[f"{name}/cost"] = curve.order.contiguous(), curve.cost.contiguous()
@@ -265,56 +385,70 @@ def save_scores(scores: Scores, folder: str | Path) -> Path:
             "groups": {name: len(curve.order) for name, curve in scores.curves.items()},
             "provenance": scores.provenance,
         }
-        write_text(work / "scores.json", json.dumps(description, indent=2) + "\n")
-    return target
+        write_text(work / "scores.json", json_text(description))
+    return Path(folder)
 
 
 def load_scores(folder: str | Path) -> Scores:
     """Read what `save_scores` wrote. Input is not trusted.
 
     Raises:
-        InputError: no such files.
+        InputError: no such files, or scores that do not say which network they are of.
         CheckpointError: damaged or inconsistent files.
     """
-    path = Path(folder)
+    path = given(folder)
+    file = path / "scores.safetensors"
     description = read_json(path / "scores.json")
     try:
-        groups = {str(name): int(size) for name, size in description["groups"].items()}
-        with safe_open(path / "scores.safetensors", "pt") as file:
-            curves = {
-                name: Curve(file.get_tensor(f"{name}/order"), file.get_tensor(f"{name}/cost")) for name in groups
-            }
-            stored = set(file.keys())
-            tokens = file.get_tensor("tokens") if "tokens" in stored else None
+        found = _described(description)
+        if not file.is_file():
+            raise InputError(f"no such file: {file}")
+        with safe_open(file, "pt") as handle:
+            stored = set(handle.keys())
+            curves = {name: _curve(handle, name, size) for name, size in description["groups"].items()}
+            tokens = handle.get_tensor("tokens") if "tokens" in stored else None
             gradients = {
-                name: file.get_tensor(f"{name}/gradients") for name in groups if f"{name}/gradients" in stored
+                name: handle.get_tensor(f"{name}/gradients") for name in curves if f"{name}/gradients" in stored
             }
-        if any(value.shape[1:] != (groups[name],) for name, value in gradients.items()):
-            raise ValueError("the gradients do not fit the groups")
-        if tokens is not None and not (tokens.dim() == 2 and bool(torch.isfinite(tokens).all())):
-            raise ValueError("the token costs are no finite table")
-        for name, curve in curves.items():
-            _check_curve(name, curve, groups[name])
-        return Scores(
-            str(description["architecture"]),
-            curves,
-            int(description["length"]),
-            dict(description["provenance"]),
-            tokens,
-            int(description["width"]) if "width" in description else None,
-            gradients,
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"the scores in {path} are damaged: {first_line(error)}. Score again.") from None
+    for name, value in gradients.items():
+        if value.shape[1:] != (len(curves[name].order),) or not bool(torch.isfinite(value).all()):
+            raise CheckpointError(f"the scores in {path} are damaged: their gradients do not fit. Score again.")
+    if tokens is not None and not (tokens.dim() == 2 and bool(torch.isfinite(tokens).all())):
+        raise CheckpointError(f"the scores in {path} are damaged: no finite table of token costs. Score again.")
+    if not isinstance(found["provenance"].get("network"), str):
+        raise InputError(
+            f"the scores in {path} do not say which weights they are of (scores of optin 0.1.0): score again."
         )
-    except FileNotFoundError:
-        raise InputError(f"no such file: {path / 'scores.safetensors'}") from None
-    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"the scores in {path} are damaged: {error}. Score again.") from None
+    return Scores(curves=curves, tokens=tokens, gradients=gradients, **found)
 
 
-def _check_curve(name: str, curve: Curve, size: int) -> None:
+def _described(description: Any) -> dict[str, Any]:
+    """What is in scores.json beside the groups; ValueError where something is of another type."""
+    kinds = {"architecture": str, "length": int, "groups": dict, "provenance": dict, "width": int}
+    if not isinstance(description, dict):
+        raise ValueError("scores.json is no mapping")
+    for name, kind in kinds.items():
+        value = description.get(name)
+        if type(value) is not kind and not (name == "width" and name not in description):
+            raise ValueError(f"{name!r} must be {kind.__name__}")
+        if kind is int and name in description and not 0 < description[name] <= 10**7:
+            raise ValueError(f"{name!r} must be a length")
+    return {name: description[name] for name in kinds if name != "groups" and name in description}
+
+
+def _curve(handle: Any, name: str, size: Any) -> Curve:
+    """One removal curve; ValueError where it is none of so many units. Shapes are looked at before a value is."""
+    shapes = [handle.get_slice(f"{name}/{part}").get_shape() for part in ("order", "cost")]
+    if type(size) is not int or size < 1 or shapes != [[size], [size + 1]]:
+        raise ValueError(f"{name!r:.60} holds no removal curve of {size!r:.40} units")
+    curve = Curve(handle.get_tensor(f"{name}/order"), handle.get_tensor(f"{name}/cost"))
     ordered = curve.order.dtype == torch.int64 and torch.equal(curve.order.sort().values, torch.arange(size))
-    costed = curve.cost.shape == (size + 1,) and bool(torch.isfinite(curve.cost).all())
+    costed = curve.cost.dtype == torch.float64 and bool(torch.isfinite(curve.cost).all())
     if not (ordered and costed):
-        raise CheckpointError(f"the scores of {name!r} are damaged: not a removal curve of {size} units.")
+        raise ValueError(f"{name!r:.60} holds no removal curve of {size} units")
+    return curve
 
 
 def _class_name(config: Any) -> str:

@@ -2,20 +2,24 @@
 
 Exit codes: 0 done; 1 a defect of optin; 2 a path, option or data file that cannot be used; 3 an unknown
 architecture; 4 a budget that cannot be read or reached; 5 NaN or infinite weights or activations; 6 a
-checkpoint that is damaged or cannot be written; 7 a package that is not installed; 130 interrupted.
+checkpoint that is damaged or cannot be written; 7 a package that is not installed; 130 interrupted; 143 ended
+by SIGTERM.
 """
 
 from __future__ import annotations
 
-import json
 import sys
+from collections.abc import Callable
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 
+from . import interrupts
 from .errors import OptinError
+from .files import given, json_text
 from .recipe import Recipe, preset
 
 app = typer.Typer(
@@ -55,6 +59,9 @@ Count = Annotated[int, typer.Option(min=1, help="Images to draw.")]
 Seed = Annotated[int | None, typer.Option(help="Of every random draw.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or float64.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace an earlier result of the same kind; other files stay.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no table.")]
 
@@ -79,7 +86,9 @@ def _options(
 @app.command()
 def inspect(
     model: Model,
-    length: Annotated[int | None, typer.Option(help="Tokens, or pixels of an image side, to count MACs at.")] = None,
+    length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens, or pixels of an image side, to count MACs at.")
+    ] = None,
     device: Device = None,
     dtype: Dtype = None,
     as_json: Json = False,
@@ -88,6 +97,7 @@ def inspect(
     """Show what can be removed from a network, and where its MACs are."""
     from . import runs, tables
 
+    interrupts.loaded()
     result = runs.run_inspect(model, length, runs.Placement(device, dtype))
     _print(result, tables.inspection, as_json, quiet)
 
@@ -112,24 +122,28 @@ def score(
     address: Annotated[str | None, typer.Option(help="Of a Ray cluster: auto or HOST:PORT.")] = None,
     device: Device = None,
     dtype: Dtype = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Score every unit once; `plan` and `prune --scores` then take any budget."""
     from . import runs, tables
 
+    interrupts.loaded()
     options = _recipe(recipe, preset_name).override(
         model=model,
         criterion=criterion,
         seed=seed,
         task__name=task,
-        task__data=data,
+        task__data=_path(data),
         task__text=text,
         task__label=label,
         calibration__examples=examples,
         calibration__max_length=max_length,
     )
-    result = runs.run_score(options, out, runs.Placement(device, dtype), _track(as_json, quiet), engine, address)
+    result = runs.run_score(
+        options, out, runs.Placement(device, dtype), _track(as_json, quiet), engine, address, overwrite=overwrite
+    )
     _print(result, tables.entries, as_json, quiet)
 
 
@@ -144,16 +158,18 @@ def plan(
     search: SearchName = None,
     round_to: Annotated[int | None, typer.Option(help="Kept neurons and channels are multiples of this.")] = None,
     latency_batch: LatencyBatch = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Choose the units to keep under a budget, from stored scores, without any data."""
     from . import runs, tables
 
+    interrupts.loaded()
     options = _recipe(recipe, preset_name).override(
         model=model, budget=budget, search=search, round_to=round_to, latency_batch=latency_batch
     )
-    result = runs.run_plan(options, scores, out, runs.Placement(), _track(as_json, quiet))
+    result = runs.run_plan(options, scores, out, runs.Placement(), _track(as_json, quiet), overwrite=overwrite)
     _print(result, tables.plan, as_json, quiet)
 
 
@@ -181,12 +197,14 @@ def prune(
     seed: Seed = None,
     device: Device = None,
     dtype: Dtype = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Prune a network under a budget, save it, and say what it cost."""
     from . import runs, tables
 
+    interrupts.loaded()
     options = _recipe(recipe, preset_name).override(
         model=model,
         budget=budget,
@@ -197,7 +215,7 @@ def prune(
         seed=seed,
         refit__enabled=compensate,
         task__name=task,
-        task__data=data,
+        task__data=_path(data),
         task__text=text,
         task__label=label,
         calibration__examples=examples,
@@ -211,6 +229,8 @@ def prune(
         plan_file=plan,
         quality=evaluate,
         track=_track(as_json, quiet),
+        say=_say(quiet),
+        overwrite=overwrite,
     )
     _print(result, tables.pruning, as_json, quiet)
 
@@ -236,26 +256,37 @@ def sweep(
     seed: Seed = None,
     device: Device = None,
     dtype: Dtype = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show quality against budget, from one scoring (needs optin[pictures])."""
+    """Show quality against budget, from one scoring (needs optin\\[pictures])."""
     from . import runs, tables
 
+    interrupts.loaded()
     options = _recipe(recipe, preset_name).override(
         model=model,
         criterion=criterion,
         seed=seed,
         refit__enabled=compensate,
         task__name=task,
-        task__data=data,
+        task__data=_path(data),
         task__text=text,
         task__label=label,
         calibration__examples=examples,
         calibration__max_length=max_length,
     )
     budgets, placement = budget or ["80%", "65%", "50%", "40%"], runs.Placement(device, dtype)
-    result = runs.run_sweep(options, budgets, out, placement, scores=scores, track=_track(as_json, quiet))
+    result = runs.run_sweep(
+        options,
+        budgets,
+        out,
+        placement,
+        scores=scores,
+        track=_track(as_json, quiet),
+        say=_say(quiet),
+        overwrite=overwrite,
+    )
     _print(result, tables.sweep, as_json, quiet)
 
 
@@ -278,9 +309,10 @@ def evaluate(
     """Measure a network, dense or pruned, on a task."""
     from . import runs, tables
 
+    interrupts.loaded()
     options = _recipe(recipe, None).override(
         task__name=task,
-        task__data=data,
+        task__data=_path(data),
         task__text=text,
         task__label=label,
         task__tile=tile,
@@ -297,7 +329,7 @@ def bench(
     pruned: Annotated[str, typer.Argument(help="The network after.")],
     batch: Annotated[int, typer.Option(min=1, help="Examples per forward.")] = 32,
     length: Annotated[
-        list[int] | None, typer.Option(help="Tokens, or pixels of an image side; may be repeated.")
+        list[int] | None, typer.Option(min=1, help="Tokens, or pixels of an image side; may be repeated.")
     ] = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -307,6 +339,7 @@ def bench(
     """Time two networks side by side."""
     from . import runs, tables
 
+    interrupts.loaded()
     placement = runs.Placement(device, dtype)
     result = runs.run_bench(dense, pruned, batch, length or None, placement, _track(as_json, quiet))
     _print(result, tables.speeds, as_json, quiet)
@@ -332,14 +365,20 @@ def export(
     reference: Annotated[str | None, typer.Option(help="Dense network, timed and evaluated beside it.")] = None,
     evaluate: Annotated[bool, typer.Option(help="With data, measure the network in every runtime.")] = True,
     dtype: Dtype = "float32",
+    overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a network for other runtimes, checked against itself and timed beside itself (needs optin[export])."""
+    """Write a network for other runtimes, checked against itself and timed beside itself (needs optin\\[export])."""
     from . import runs, tables
 
+    interrupts.loaded()
     options = _recipe(recipe, None).override(
-        task__name=task, task__data=data, task__text=text, task__label=label, calibration__max_length=max_length
+        task__name=task,
+        task__data=_path(data),
+        task__text=text,
+        task__label=label,
+        calibration__max_length=max_length,
     )
     result = runs.run_export(
         model,
@@ -351,6 +390,7 @@ def export(
         reference=reference,
         quality=evaluate,
         track=_track(as_json, quiet),
+        overwrite=overwrite,
     )
     _print(result, tables.exports, as_json, quiet)
 
@@ -370,22 +410,24 @@ def finetune(
     seed: Seed = None,
     device: Device = None,
     dtype: Dtype = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Take a pruned (or dense) classifier of images to another data set (needs optin[finetune])."""
+    """Take a pruned (or dense) classifier of images to another data set (needs optin\\[finetune])."""
     from . import runs, tables
 
+    interrupts.loaded()
     options = _recipe(recipe, None).override(
         seed=seed,
         task__name=task if task or recipe else "image-classification",
-        task__data=data,
+        task__data=_path(data),
         training__epochs=epochs,
         training__batch_size=batch_size,
         training__learning_rate=learning_rate,
         training__head_only=head_only,
     )
-    result = runs.run_finetune(model, options, out, runs.Placement(device, dtype), teacher)
+    result = runs.run_finetune(model, options, out, runs.Placement(device, dtype), teacher, overwrite=overwrite)
     _print(result, tables.entries, as_json, quiet)
 
 
@@ -397,14 +439,17 @@ def draw(
     data: DrawnData = None,
     count: Count = 4,
     reference: DrawnReference = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Draw which units stayed and, for images, which tokens merge or what was segmented (needs optin[pictures])."""
+    """Draw which units stayed and, for images, which tokens merge or what was segmented (needs optin\\[pictures])."""
     from . import runs, tables
 
-    recipe = Recipe().override(task__name=task, task__data=data)
-    _print(runs.run_draw(model, recipe, out or model, count, reference), tables.entries, as_json, quiet)
+    interrupts.loaded()
+    recipe = Recipe().override(task__name=task, task__data=_path(data))
+    result = runs.run_draw(model, recipe, out or model, count, reference, overwrite=overwrite)
+    _print(result, tables.entries, as_json, quiet)
 
 
 @app.command()
@@ -422,7 +467,8 @@ def report(
     """Write the report of a pruned network anew, with a sweep and with pictures: one HTML file."""
     from . import runs, tables
 
-    recipe = Recipe().override(task__name=task, task__data=data)
+    interrupts.loaded()
+    recipe = Recipe().override(task__name=task, task__data=_path(data))
     result = runs.run_report(model, recipe, out, sweep_file=sweep, count=count, reference=reference)
     _print(result, tables.entries, as_json, quiet)
 
@@ -433,30 +479,51 @@ def demo(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run the main job on a real network and real sentences (needs optin[demo])."""
+    """Run the main job on a real network and real sentences (needs optin\\[demo])."""
     from . import demo as demonstration
     from . import tables
 
+    interrupts.loaded()
     _print(demonstration.run_demo(out, _track(as_json, quiet)), tables.demo, as_json, quiet)
 
 
 def main() -> None:
     """Entry point: every error that a user can cause becomes one line and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     try:
         app()
     except OptinError as error:
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]{type(error).__name__}[/]: ", end="")
-        print(error, file=sys.stderr)  # noqa: T201
-        sys.exit(error.exit_code)
+        _fail(type(error).__name__, str(error), error.exit_code)
+    except MemoryError:
+        _fail("MemoryError", "there is not enough memory: ask for smaller batches or lengths.", 1)
+    except OSError as error:
+        _fail("InputError", f"cannot read or write {error.filename or 'a file'}: {error.strerror or error}", 2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)  # noqa: T201
         sys.exit(130)
+
+
+def _fail(kind: str, words: str, code: int) -> NoReturn:
+    Console(stderr=True, soft_wrap=True).print(f"[bold red]{kind}[/]: ", end="")
+    print(" ".join(words.split("\n")), file=sys.stderr)  # noqa: T201
+    sys.exit(code)
 
 
 def _recipe(file: Path | None, name: str | None) -> Recipe:
     if file is not None and name is not None:
         raise typer.BadParameter("give --recipe or --preset, not both (a recipe may say 'preset: NAME').")
     return Recipe.load(file) if file is not None else preset(name or "default")
+
+
+def _path(text: str | None) -> str | None:
+    return None if text is None else str(given(text))
+
+
+def _say(quiet: bool) -> Callable[[str], None]:
+    """Lines for people, on the error stream."""
+    return lambda line: None if quiet else print(line, file=sys.stderr)  # noqa: T201
 
 
 def _track(as_json: bool, quiet: bool) -> Any:
@@ -467,6 +534,6 @@ def _track(as_json: bool, quiet: bool) -> Any:
 
 def _print(result: Any, table: Any, as_json: bool, quiet: bool) -> None:
     if as_json:
-        print(json.dumps(result, indent=2))  # noqa: T201
+        print(json_text(result), end="")  # noqa: T201
     elif not quiet:
         Console().print(table(result))

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from .assets import Sentences, minilm_folder, rotten_tomatoes
 from .batches import without_labels
 from .benchmark import compare_speed
-from .checkpoint import load
+from .checkpoint import NETWORK, load, update_figures
+from .folders import check_new
 from .pipeline import prune
 from .progress import Track, silent
 from .quiet import quiet
@@ -31,6 +32,7 @@ CALIBRATION = Calibration(max_length=LENGTH)
 
 def run_demo(out: Path, track: Track = silent) -> dict[str, Any]:
     """Run everything; returns the figures and the paths of what was written."""
+    check_new(out / "pruned", NETWORK, overwrite=True)
     train, held_out = rotten_tomatoes()
     folder = str(minilm_folder())
     tokenizer = load_tokenizer(folder)
@@ -40,7 +42,7 @@ def run_demo(out: Path, track: Track = silent) -> dict[str, Any]:
     batches = calibration_batches(dense, unlabelled, tokenizer, recipe.calibration, recipe.seed)
     result = prune(dense, batches, recipe=recipe, track=track)
     spec, examples = task_spec("text-classification"), Examples(held_out.texts, None, list(held_out.labels))
-    result.save(out / "pruned", tokenizer)
+    result.save(out / "pruned", tokenizer, overwrite=True)
     pruned = load(out / "pruned")
     result.report["quality"] = {
         "examples": len(examples),
@@ -49,8 +51,7 @@ def run_demo(out: Path, track: Track = silent) -> dict[str, Any]:
     }
     speed = [item.to_dict() for item in compare_speed(dense, pruned, track=track)]
     result.report["speed"] = speed
-    # Once more, with the figures that only the reloaded network could show.
-    result.save(out / "pruned", tokenizer)
+    update_figures(result, out / "pruned")  # with what only the reloaded network could show
     files = {name: str(out / "pruned" / name) for name in ("report.html", "README.md", "model.safetensors")}
     return {"pruning": {**result.report, "saved": str(out / "pruned")}, "speed": speed, "files": files}
 

@@ -48,12 +48,16 @@ class DependencyError(OptinError):
     exit_code = 7
 
 
+TYPO = 0.8  # of the letters that two names must share; "ernie" is no slip of the pen for "upernet"
+NOT_TYPED = ("architecture",)  # kinds of names that programs write: what looks like another is another
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """Message for a name that is in no registry, with the nearest known names first."""
+    """Message for a name that is in no registry; with a known one that it may be a slip of the pen for."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1)
+    near = [] if kind in NOT_TYPED else difflib.get_close_matches(name, known, n=1, cutoff=TYPO)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"unknown {kind} {name!r}.{hint} Known: {', '.join(known)}."
+    return f"unknown {kind} {name!r:.80}.{hint} Known: {', '.join(known)}."
 
 
 def first_line(error: BaseException) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
+import io
 import logging
 import shutil
 import tempfile
@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from .arch.inputs import max_positions
-from .batches import Batch, size_of, split
+from .batches import Batch, size_of, split, without_labels
 from .checkpoint import save_configuration
-from .errors import DependencyError, InputError, OptinError, first_line, unknown
-from .files import new_folder, write_text
+from .errors import CheckpointError, DependencyError, InputError, OptinError, first_line, unknown
+from .files import given, json_text, write_bytes, write_text
+from .folders import check_new, new_folder
 from .merging import merging_of
 from .modules import inference_mode_of
 from .progress import Track, silent
@@ -36,6 +37,7 @@ PACKAGES = {
     "openvino": ("onnxscript", "openvino"),
     "torch-export": (),
 }
+EXPORT = "export"  # kind of result
 ONE_FILE = 2**30  # bytes of weights at most that stay inside an ONNX file, which ends at 2 GB
 TOLERANCE = 1e-4  # of the largest output, or of 1 if that is more
 
@@ -53,7 +55,13 @@ class _ByPlace(nn.Module):
 
 
 def export(
-    model: nn.Module, batch: Mapping[str, Tensor], folder: str | Path, to: str = "onnx", preprocessor: Any = None
+    model: nn.Module,
+    batch: Mapping[str, Tensor],
+    folder: str | Path,
+    to: str = "onnx",
+    preprocessor: Any = None,
+    *,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write a network for another runtime, and compare the outputs there with its own.
 
@@ -63,6 +71,7 @@ def export(
             tokens, only images of this size will do afterwards.
         to: "onnx", "onnx-int8" (weights and activations of linear maps in 8 bits), "openvino" or "torch-export".
         preprocessor: a tokenizer or image processor to write beside it.
+        overwrite: replace an earlier export in the folder.
 
     Returns:
         "format", "file", "bytes", "difference": the largest, of all outputs on `batch` and on one shorter example.
@@ -70,11 +79,12 @@ def export(
         runtime may take another first, and the example comes out otherwise.
 
     Raises:
-        InputError: an unknown format, too few examples, or a network that cannot be traced or written.
+        InputError: an unknown format, too few examples, a folder that is not empty, inputs that are no tensors, or
+            a network that cannot be traced or written.
         OptinError: the exported network computes something else; nothing is written.
         DependencyError: a package is missing.
     """
-    (figures,) = export_all(model, batch, {to: Path(folder)}, preprocessor)
+    (figures,) = export_all(model, batch, {to: given(folder)}, preprocessor, overwrite=overwrite)
     return figures
 
 
@@ -84,23 +94,28 @@ def export_all(
     targets: Mapping[str, Path],
     preprocessor: Any = None,
     track: Track = silent,
+    overwrite: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """`export` to a folder per format, from one trace."""
-    inputs = dict(batch)
-    _check(model, inputs, targets)
+    inputs = _inputs(batch)
+    check_formats(targets)
+    _check(model, inputs)
+    for target in targets.values():
+        check_new(target, EXPORT, overwrite)
+    _check_space(model, [Path(tempfile.gettempdir()), *targets.values()])
     with tempfile.TemporaryDirectory() as scratch, inference_mode_of(model), torch.no_grad(), _silence():
         samples = [inputs, _shorter(inputs)]
-        expected = [model(**sample) for sample in samples]
+        expected = [_answer(model, sample) for sample in samples]
         single, names = _outputs(expected[0])
         program = _trace(_ByPlace(model, tuple(inputs), None if single else names), inputs, _longest(model))
         onnx = Path(scratch) / FILES["onnx"]
         for to, target in track(targets.items(), "export", len(targets)):
             description = {"format": to, "inputs": list(inputs), "outputs": list(names), "single": single}
-            with new_folder(target) as work:
+            with new_folder(target, EXPORT, overwrite) as work:
                 save_configuration(model, work)
                 if preprocessor is not None:
                     preprocessor.save_pretrained(work)
-                write_text(work / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+                write_text(work / DESCRIPTION, json_text(description))
                 _write(program, work, to, onnx, description)
                 other = open_exported(work, trusted=True)
                 apart = torch.cat([_apart(e, other(**x)) for e, x in zip(expected, samples, strict=True)])
@@ -110,17 +125,52 @@ def export_all(
                         f"the network exported to {to} differs from the original by {difference:.1e}, more than "
                         f"{TOLERANCE:g}. Nothing was written; please report this network."
                     )
-                write_text(work / DESCRIPTION, json.dumps({**description, "difference": difference}, indent=2) + "\n")
+                write_text(work / DESCRIPTION, json_text({**description, "difference": difference}))
             size = sum(file.stat().st_size for file in target.glob(f"{Path(FILES[to]).stem}.*"))
             yield {"format": to, "file": str(target / FILES[to]), "bytes": size, "difference": difference}
 
 
-def _check(model: nn.Module, inputs: Batch, formats: Iterable[str]) -> None:
-    """Everything that can be said before the network runs."""
+def check_formats(formats: Iterable[str]) -> None:
+    """Refuse formats that are not known, or whose packages are not there.
+
+    Raises:
+        InputError: no such format.
+        DependencyError: names the package.
+    """
     for to in formats:
         if to not in FILES:
-            raise InputError(unknown("format", to, FILES))
+            raise InputError(unknown("format", str(to), FILES))
         _check_packages(to)
+
+
+def _inputs(batch: Any) -> Batch:
+    """The tensors of a batch, without labels, as the network takes them.
+
+    Raises:
+        InputError: it is no mapping of tensors.
+    """
+    if not isinstance(batch, Mapping):
+        raise InputError(f"a batch must be a mapping of the network's inputs, not {type(batch).__name__}.")
+    inputs = without_labels(dict(batch))
+    for name, value in inputs.items():
+        if not isinstance(value, Tensor) or value.dim() == 0:
+            raise InputError(f"the input {name!r:.60} must be a tensor of examples, not {type(value).__name__}.")
+    if not inputs:
+        raise InputError("the batch holds no inputs.")
+    return inputs
+
+
+def _check_space(model: nn.Module, places: Iterable[Path]) -> None:
+    """Whether the weights fit where they are written: some libraries end the process where a disk is full."""
+    needed = 2 * sum(value.nbytes for value in model.state_dict().values() if isinstance(value, Tensor))
+    for place in places:
+        there = next(folder for folder in (place, *place.resolve().parents) if folder.is_dir())
+        if shutil.disk_usage(there).free < needed:
+            raise CheckpointError(f"cannot write {place}: the disk is full, and {needed:,} bytes are needed.")
+
+
+def _check(model: nn.Module, inputs: Batch) -> None:
+    """Everything that can be said before the network runs."""
     if size_of(inputs) < 2:
         raise InputError("an export needs at least two examples, to tell their number from a constant.")
     weight = next(model.parameters())
@@ -138,10 +188,22 @@ def _check_packages(to: str) -> None:
             raise DependencyError(f"this needs the package {package!r}: pip install 'optin[export]'") from None
 
 
+def _answer(model: nn.Module, sample: Batch) -> Any:
+    try:
+        return model(**sample)
+    except (ValueError, RuntimeError, TypeError, IndexError, KeyError) as error:
+        shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in sample.items())
+        raise InputError(f"the network does not take the inputs {shapes}: {first_line(error)}") from error
+
+
 def _outputs(found: Any) -> tuple[bool, tuple[str, ...]]:
     """Whether a network returned one tensor, and the names of its outputs."""
     if isinstance(found, Tensor):
         return True, ("output",)
+    if not isinstance(found, Mapping):
+        raise InputError(
+            f"a network that returns a {type(found).__name__} cannot be exported: return outputs by name."
+        )
     return False, tuple(name for name, value in found.items() if isinstance(value, Tensor))
 
 
@@ -171,7 +233,10 @@ def _write(program: Any, folder: Path, to: str, onnx: Path, description: Mapping
     file = folder / FILES[to]
     try:
         if to == "torch-export":
-            torch.export.save(program, str(file))
+            # By way of memory: where the disk is full, torch would end the process.
+            buffer = io.BytesIO()
+            torch.export.save(program, buffer)
+            write_bytes(file, buffer.getvalue())
             return
         if not onnx.exists():
             _write_onnx(program, onnx, description)
@@ -186,7 +251,7 @@ def _write(program: Any, folder: Path, to: str, onnx: Path, description: Mapping
             from onnxruntime.quantization import QuantType, quantize_dynamic
 
             quantize_dynamic(str(onnx), str(file), per_channel=True, weight_type=QuantType.QInt8)
-    except OSError:
+    except (OSError, OptinError):
         raise  # of the disk
     except Exception as error:  # the exporters share no class of errors
         raise InputError(f"this network cannot be written as {to}: {first_line(error)}") from error

@@ -1,14 +1,15 @@
-"""Files and folders: read with clear errors, written atomically."""
+"""Files: read with clear errors and within bounds, written atomically. Folders of results are in `folders.py`."""
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import errno
+import fcntl
 import json
+import math
 import os
 import secrets
-import shutil
-import tempfile
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,29 +17,157 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from .errors import CheckpointError, InputError
+from .errors import CheckpointError, InputError, first_line
+
+LARGEST_JSON = 16 * 2**20  # bytes
+DEEPEST = 50  # lists and mappings in each other
+DIGITS = 40  # of an integer
+LONGEST_NAME = 255  # bytes that file systems take
+WORK = ".optin-"  # in the names of files that are being written
+
+
+def given(path: str | os.PathLike[str]) -> Path:
+    """A path as a user gives it: `~` is the home folder, and no part of it is longer than a file system takes.
+
+    Raises:
+        InputError: no path, or one that no system has.
+    """
+    try:
+        text = os.fspath(path)
+    except TypeError:
+        raise InputError(f"a path must be a text, not {type(path).__name__}.") from None
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise InputError(f"{text!r:.60} is no path.")
+    try:
+        found = Path(text).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"cannot use the path {text!r:.60}: {first_line(error)}") from None
+    for part in found.parts:
+        if len(os.fsencode(part)) > LONGEST_NAME:
+            raise InputError(f"the name {part[:40]!r}... is too long: {LONGEST_NAME} letters are the most.")
+    return found
 
 
 def cache_folder() -> Path:
-    """Where trained networks and scores are kept between runs: $OPTIN_CACHE or ~/.cache/optin."""
-    folder = Path(os.environ.get("OPTIN_CACHE", Path.home() / ".cache" / "optin"))
-    folder.mkdir(parents=True, exist_ok=True)
+    """Where trained networks and scores are kept between runs: $OPTIN_CACHE or ~/.cache/optin.
+
+    Raises:
+        InputError: it cannot be made or found.
+    """
+    place = os.environ.get("OPTIN_CACHE") or "~/.cache/optin"
+    try:
+        folder = given(place)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "it cannot be written")
+    except (OSError, InputError) as error:
+        raise InputError(
+            f"cannot use the cache folder {place}: {getattr(error, 'strerror', None) or error}. "
+            "Set OPTIN_CACHE to a folder that can be written."
+        ) from None
     return folder
 
 
-def read_json(path: Path) -> Any:
-    """Parse a JSON file.
+def read_text(path: Path, most: int, kind: str) -> str:
+    """The text of a regular file of at most so many bytes.
+
+    Args:
+        kind: what the file is to be, for the messages: "JSON".
 
     Raises:
-        InputError: no such file.
-        CheckpointError: not JSON.
+        InputError: no such file, a folder or something else that is no file, or one that may not be read.
+        CheckpointError: too large, or no UTF-8.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        # A pipe without a writer would be waited for; opened like this, it is only looked at.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
         raise InputError(f"no such file: {path}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {str(path)[:200]}: {getattr(error, 'strerror', error)}") from None
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        what = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+        raise InputError(f"{path} is {what}; a {kind} file was expected.")
+    with os.fdopen(descriptor, "rb") as handle:
+        data = handle.read(most + 1)
+    if len(data) > most:
+        raise CheckpointError(f"{path} is larger than {most:,} bytes, which no {kind} file of optin is.")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not {kind}: {error}") from None
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file. Input is not trusted: size, depth, numbers and keys are checked.
+
+    Raises:
+        InputError: no such file, or no file that can be read.
+        CheckpointError: not JSON, a key twice, a number that is none, or more than a file of optin holds.
+    """
+    text = read_text(path, LARGEST_JSON, "JSON")
+    try:
+        found = json.loads(
+            text, object_pairs_hook=_once, parse_int=_integer, parse_float=_number, parse_constant=_number
+        )
+        _check_parts(found)
+    except (ValueError, RecursionError) as error:  # of which those of json are
+        raise CheckpointError(f"{path} is not JSON that optin reads: {first_line(error)}") from None
+    return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in found if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r:.60} is there twice")
+    return found
+
+
+def _integer(text: str) -> int:
+    if len(text) > DIGITS:
+        raise ValueError(f"an integer of {len(text)} digits")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is no finite number")
+    return value
+
+
+def _check_parts(value: Any) -> None:
+    """Without recursion: how deep it is, and that its texts can be written again."""
+    level, depth = [value], 0
+    while level:
+        if depth > DEEPEST:
+            raise ValueError(f"lists and mappings lie in each other more than {DEEPEST} deep")
+        inside: list[Any] = []
+        for part in level:
+            if isinstance(part, str):
+                part.encode()  # half a character of two is refused
+            elif isinstance(part, list):
+                inside += part
+            elif isinstance(part, dict):
+                inside += [*part.keys(), *part.values()]
+        level, depth = inside, depth + 1
+
+
+def json_text(data: Any, indent: int | None = 2) -> str:
+    """Data as JSON; a figure that is no number, or infinite, becomes null, since JSON has none."""
+    return json.dumps(_finite(data), indent=indent, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_text(path: Path, text: str) -> None:
@@ -47,44 +176,42 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace a file: a kill at any moment leaves either the old or the new one."""
+    """Replace a file: a kill at any moment leaves either the old or the new one.
+
+    What a killed process left behind of the same file is removed.
+    """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        work = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        _remove_stale(path)
+        work = path.with_name(f".{path.name}{WORK}{secrets.token_hex(4)}")
         try:
             with work.open("xb") as handle:
+                locked(handle.fileno())  # until it is closed, or its process has ended in whatever way
                 handle.write(data)
                 handle.flush()
                 os.fsync(handle.fileno())
-            work.replace(path)
+                work.replace(path)
         except BaseException:
             work.unlink(missing_ok=True)
             raise
 
 
-@contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """A folder to fill, which takes the place of `target` when the block ends without an error.
+def _remove_stale(path: Path) -> None:
+    prefix = f".{path.name}{WORK}"
+    for work in path.parent.iterdir():
+        if work.name.startswith(prefix) and len(work.name) == len(prefix) + 8:
+            with contextlib.suppress(OSError), work.open("rb") as handle:
+                if locked(handle.fileno()):
+                    work.unlink()
 
-    Everything is written beside `target` first and flushed to disk, then renamed. An old `target` is
-    renamed away in the same breath and deleted afterwards; a folder that optin did not write is refused.
 
-    Raises:
-        InputError: `target` is a file, or a folder with other content.
-        CheckpointError: the disk is full or not writable.
-    """
-    if target.exists() and not (target.is_dir() and _replaceable(target)):
-        raise InputError(f"{target} exists and was not written by optin: choose another folder or remove it.")
-    with disk_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.new-"))
-        try:
-            yield work
-            work.chmod(0o755)
-            _flush(work)
-            _swap(work, target)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+def locked(descriptor: int) -> bool:
+    """Take the lock of an open file or folder; False where another process has it. Its end gives it back."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager
@@ -97,41 +224,3 @@ def disk_errors(path: Path) -> Iterator[None]:
         full = f"os error {errno.ENOSPC})" in str(error) or getattr(error, "errno", None) == errno.ENOSPC
         reason = "the disk is full" if full else str(error)
         raise CheckpointError(f"cannot write {path}: {reason}. Nothing was changed there.") from error
-
-
-MARKER = ".optin"
-
-
-def _replaceable(folder: Path) -> bool:
-    return not any(folder.iterdir()) or (folder / MARKER).exists()
-
-
-def _flush(folder: Path) -> None:
-    marker = folder / MARKER
-    marker.touch()
-    readable = marker.stat().st_mode  # as the user's own files are; some libraries keep theirs to the user alone
-    for file in folder.rglob("*"):
-        if file.is_file():
-            file.chmod(readable)
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-
-
-def _swap(work: Path, target: Path) -> None:
-    """Put `work` in the place of `target`; what was there is left at `work`, to be deleted."""
-    if not target.exists():
-        work.replace(target)
-    elif not _exchange(work, target):
-        old = work.with_name(work.name + ".old")
-        target.replace(old)
-        work.replace(target)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Swap two paths in one step where the system can (Linux); False where it cannot."""
-    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
-    if renameat2 is None:
-        return False
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    return bool(renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)

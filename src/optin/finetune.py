@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from .checkpoint import SECTION, save
 from .errors import DependencyError, InputError, NumericalError
-from .files import new_folder
+from .folders import new_folder
 from .modules import device_of
 from .other_models import is_other
 from .pipeline import Result, summary
@@ -29,6 +29,7 @@ from .tasks.vision import evaluate
 from .trajectory import Output, output_loss
 
 EPOCHS, STEPS, RATE = 10_000, 10**8, 1.0  # passes, steps of the optimiser and its rate, at most
+FINETUNED = "finetuned"  # kind of result
 
 
 def finetune(
@@ -41,12 +42,14 @@ def finetune(
     *,
     seed: int = 0,
     teacher: nn.Module | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Train a classifier with a new head and save it, pruned as it was; returns its figures.
 
     Args:
         seed: of the order of the images and of the new head.
         teacher: a network of the same classes whose outputs are followed beside the labels.
+        overwrite: replace an earlier result of fine-tuning in `out`.
 
     Raises:
         InputError: labels or options that cannot be used, a network without a classifier of images, or a teacher of
@@ -80,12 +83,13 @@ def finetune(
     if train.origin is not None and train.origin == held_out.origin:
         figures["seen"] = "the accuracy is of the images that it was trained on"
     if section is None:
-        with new_folder(out) as work, quiet():
+        with new_folder(out, FINETUNED, overwrite) as work, quiet():
             model.save_pretrained(work)  # type: ignore[operator]
             processor.save_pretrained(work)
     else:
         plan = Plan.from_dict(section)
-        save(Result(model, plan, {**summary(plan), "seconds": {}, "finetuned": figures}), out, processor)
+        result = Result(model, plan, {**summary(plan), "seconds": {}, "finetuned": figures})
+        save(result, out, processor, overwrite=overwrite, kind=FINETUNED)
     return figures
 
 

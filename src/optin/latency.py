@@ -50,6 +50,7 @@ SECONDS = 0.5  # that the forwards of each of them take together, about
 FEWEST, MOST = 3, 30  # forwards of each of them
 PRIOR = 1e-2  # weight of times in proportion to the MACs, against one timed network
 MULTIPLE = 16  # that processors like sizes to be of
+MOST = 10**18  # picoseconds: ten days
 REST = ""  # what lies in no block
 
 Groups = tuple[str, ...]
@@ -68,7 +69,7 @@ def latency_cost(
     """
     key = _key(model, space, inputs)
     file = cache_folder() / "latency" / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.json"
-    terms = _stored(file, key)
+    terms = _stored(file, key, space)
     if terms is None:
         terms = fitted(model, space, macs, inputs, track)
         rows = [[term.module, term.amount, list(term.groups)] for term in terms]
@@ -320,12 +321,21 @@ def _form(value: Any) -> Any:
     return [list(value.shape), str(value.dtype), _channels_last(value)]
 
 
-def _stored(file: Path, key: dict[str, Any]) -> list[Term] | None:
-    """The terms that a file holds for this key; None if there is none, or it cannot be read."""
+def _stored(file: Path, key: dict[str, Any], space: UnitSpace) -> list[Term] | None:
+    """The terms that a file holds for this key; None if it holds anything else than optin writes."""
     try:
         data = read_json(file)
-        if data["key"] != key:
-            return None
-        return [Term(str(module), int(amount), tuple(map(str, groups))) for module, amount, groups in data["terms"]]
-    except (OptinError, KeyError, TypeError, ValueError):
+    except OptinError:
         return None
+    if not isinstance(data, dict) or data.get("key") != key or not isinstance(data.get("terms"), list):
+        return None
+    fits = all(_is_term(row, space) for row in data["terms"])
+    return [Term(module, amount, tuple(groups)) for module, amount, groups in data["terms"]] if fits else None
+
+
+def _is_term(row: Any, space: UnitSpace) -> bool:
+    if not isinstance(row, list) or len(row) != 3:
+        return False
+    module, amount, groups = row
+    known = isinstance(groups, list) and all(isinstance(name, str) and name in space.sizes for name in groups)
+    return known and isinstance(module, str) and type(amount) is int and 0 <= amount < MOST

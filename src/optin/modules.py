@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -53,13 +53,17 @@ def weight_bytes(model: nn.Module) -> int:
 
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 of the names, types, shapes and values of all weights and buffers: which network scores belong to."""
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        if not isinstance(value, Tensor):
-            continue
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return digest({name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)})
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and values, in the order given."""
+    found = hashlib.sha256()
+    for name, value in tensors.items():
+        found.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
+        data: Any = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        found.update(data)
+    return found.hexdigest()
 
 
 @contextlib.contextmanager

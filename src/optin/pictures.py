@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,12 @@ from .arch.inputs import image_input
 from .batches import to_device
 from .checkpoint import manifest
 from .errors import DependencyError, InputError
+from .files import given, write_bytes
+from .folders import add_files, check_file, new_folder, read_marker
 from .merging import merging_of
 from .modules import device_of, inference_mode_of
 from .plans import Plan
+from .report import measured
 from .tasks import Images, Scenes, load_model, load_processor
 from .tasks.images import Unreadable
 from .tasks.segmentation import IGNORED, segment
@@ -27,22 +31,51 @@ MOST_FIGURES = 4  # of a task that are drawn side by side
 CELLS = 96  # columns that a layer's neurons are gathered into
 
 
+PICTURES_KIND = "pictures"  # of result
+
+
 def draw(
-    folder: str | Path, out: str | Path, images: Any = None, count: int = 4, reference: nn.Module | None = None
+    folder: str | Path,
+    out: str | Path,
+    images: Any = None,
+    count: int = 4,
+    reference: nn.Module | None = None,
+    *,
+    overwrite: bool = False,
 ) -> list[Path]:
     """Draw a pruned checkpoint: kept.svg, and for the first images tokens-N.png or scene-N.png.
 
     Args:
         images: `optin.tasks.Images`, to show merged tokens on, or `optin.tasks.Scenes`, to segment.
         reference: the dense network, to segment the same scenes.
+        overwrite: replace earlier pictures in `out`. In the checkpoint's own folder they are always replaced, and
+            nothing else ever is.
 
     Raises:
-        InputError: no such checkpoint.
+        InputError: no such checkpoint, or a folder that holds something else.
         DependencyError: matplotlib is not installed.
     """
-    source, target = Path(folder), Path(out)
+    source, target = given(folder).resolve(), given(out).resolve()
     plan = Plan.from_dict(manifest(source))
-    target.mkdir(parents=True, exist_ok=True)
+    check_pictures()
+    if target != source:
+        with new_folder(target, PICTURES_KIND, overwrite) as work:
+            names = [path.name for path in _drawn(source, plan, work, images, count, reference)]
+        return [Path(out) / name for name in names]
+    with tempfile.TemporaryDirectory() as scratch:
+        drawn = _drawn(source, plan, Path(scratch), images, count, reference)
+        _, ours = read_marker(source)
+        for path in drawn:
+            check_file(source / path.name, path.name in ours, overwrite=True)
+        for path in drawn:
+            write_bytes(source / path.name, path.read_bytes())
+        add_files(source, [path.name for path in drawn])
+        return [source / path.name for path in drawn]
+
+
+def _drawn(
+    source: Path, plan: Plan, target: Path, images: Any, count: int, reference: nn.Module | None
+) -> list[Path]:
     written = [draw_units(plan, target / "kept.svg")]
     if isinstance(images, Scenes):
         model, processor = load_model(str(source), "image-segmentation"), load_processor(str(source))
@@ -77,9 +110,11 @@ def _readable(images: Images, count: int) -> Iterator[tuple[int, Any]]:
 def draw_units(plan: Plan, path: Path) -> Path:
     """One row per layer: a square for each head, filled if it stayed; neurons and channels as shares that stayed."""
     pyplot = _pyplot()
+    if not plan.keep:
+        raise InputError("the plan names no units: there is nothing to draw.")
     kinds: dict[str, list[str]] = {"heads": [], "neurons": [], "channels": []}
     for name in plan.keep:
-        role = name.rpartition(".")[2]
+        role = name.rpartition(".")[2] if "." in name else ""
         kinds[role if role in kinds else "channels"].append(name)
     kinds = {kind: names for kind, names in kinds.items() if names}
     rows = max(len(names) for names in kinds.values())
@@ -98,6 +133,7 @@ def draw_units(plan: Plan, path: Path) -> Path:
             picture[row, : len(cells)] = [cell.mean() for cell in cells]
         axis.imshow(picture, aspect="auto", cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
         labels = names if kind == "channels" else [name.split(".")[-2] for name in names]
+        labels = [label.replace("$", r"\$") for label in labels]  # which begins a formula
         axis.set_yticks(range(len(names)), labels)
         axis.set_xticks([])
         kept, of = (sum(values[name] for name in names) for values in (plan.kept, plan.sizes))
@@ -179,11 +215,13 @@ def draw_sweep(found: Mapping[str, Any], path: Path) -> Path:
     """
     pyplot = _pyplot()
     points = sorted(found["points"], key=lambda point: float(point["macs"]))
-    names = [name for name in points[0] if name not in ("budget", "macs", "parameters", "skipped")][:MOST_FIGURES]
+    names = measured(points)[:MOST_FIGURES]
+    if not names:
+        raise InputError("the points of this sweep hold no figures: there is nothing to draw.")
     figure, axes = pyplot.subplots(1, len(names), figsize=(4 * len(names), 3.2), layout="constrained", squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         axis.plot([100 * point["macs"] for point in points], [point[name] for point in points], marker="o")
-        if name in found["dense"]:
+        if found["dense"].get(name) is not None:
             axis.axhline(found["dense"][name], color="grey", linestyle="--", label="dense")
             axis.legend(frameon=False, fontsize=8)
         axis.set_xlabel("MACs, % of the dense network's")
@@ -211,6 +249,15 @@ def merged_groups(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     if side * side != len(patches):
         raise InputError(f"the {len(patches)} patches of this image form no square: nothing to draw them on.")
     return patches.view(side, side)
+
+
+def check_pictures() -> None:
+    """Refuse before any work what could not be drawn after it.
+
+    Raises:
+        DependencyError: matplotlib is not installed.
+    """
+    _pyplot()
 
 
 def _pyplot() -> Any:

@@ -32,7 +32,7 @@ from .merging import merging_of
 from .modules import check_weights, device_of, fingerprint, weight_bytes
 from .plans import Cost, Latency, Plan
 from .progress import Callback, Track, silent, unheard
-from .recipe import PRESETS, Recipe
+from .recipe import Recipe, recipe_of
 from .schedule import constant, find_jointly, token_costs, token_space
 from .scores import Curve, Scores
 from .search import find, rearranged
@@ -58,9 +58,9 @@ class Result:
     report: dict[str, Any]
     recipe: Recipe = field(default_factory=Recipe)
 
-    def save(self, folder: str | Path, tokenizer: Any = None) -> Path:
+    def save(self, folder: str | Path, tokenizer: Any = None, *, overwrite: bool = False) -> Path:
         """Write a folder that `optin.load` and transformers can read. See `optin.checkpoint.save`."""
-        return save(self, folder, tokenizer=tokenizer)
+        return save(self, folder, tokenizer, overwrite=overwrite)
 
 
 def prune(
@@ -154,7 +154,7 @@ def score(
         NumericalError: NaN or infinite weights or activations.
         InputError: no calibration inputs, an unknown criterion, or an engine that cannot be had.
     """
-    recipe = _options(recipe) or Recipe()
+    recipe = recipe_of(recipe)
     measure = criterion(recipe.criterion)
     where = find_engine(engine, address) if isinstance(engine, str) else engine
     if where is not local and recipe.criterion not in SPREAD:
@@ -306,7 +306,7 @@ def apply(
         CheckpointError: the plan does not fit the network.
         OptinError: the small network does not compute what the masked dense one does.
     """
-    recipe = _options(recipe) or Recipe.from_dict(plan.provenance.get("recipe", {}))
+    recipe = recipe_of(recipe or Recipe.from_dict(plan.provenance.get("recipe", {})))
     clock = _Clock()
     space = describe(model)
     plan.validate(space)
@@ -449,17 +449,8 @@ def _check_tokens(model: nn.Module, recipe: Recipe) -> None:
         )
 
 
-def _options(recipe: Any) -> Recipe | None:
-    if recipe is None or isinstance(recipe, Recipe):
-        return recipe
-    hint = f": optin.PRESETS[{recipe!r}]" if isinstance(recipe, str) and recipe in PRESETS else ""
-    raise InputError(
-        f"a recipe is an optin.Recipe, not a {type(recipe).__name__}{hint}. See Recipe.load and PRESETS."
-    )
-
-
 def _with_budget(recipe: Recipe | None, budget: str | float | Budget | None) -> Recipe:
-    recipe = _options(recipe) or Recipe()
+    recipe = recipe_of(recipe)
     if budget is not None:
         recipe = recipe.override(budget=str(Budget.parse(budget)))
     if recipe.budget is None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckpointError
-from .files import read_json, write_text
+from .errors import CheckpointError, OptinError
+from .files import given, json_text, read_json, write_text
+from .folders import check_file
 from .units import UnitSpace
 
 FORMAT = 1
+MOST_UNITS = 4 * 10**6  # of all groups of a plan together: some times those of the largest encoders
+LONGEST = 10**7  # inputs
+MOST_COST = 10**24
 _RUN = re.compile(r"[0-9]{1,9}(-[0-9]{1,9})?")
 
 
@@ -139,26 +142,34 @@ class Plan:
         Raises:
             CheckpointError: anything missing, of another type, or out of bounds.
         """
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
+        if not isinstance(data, dict) or data.get("format") != FORMAT or isinstance(data["format"], bool):
             raise CheckpointError(f"not a plan of format {FORMAT} (this version of optin reads no other).")
         groups = _typed(data, "groups", dict)
-        sizes = {name: _typed(_group(groups, name), "size", int) for name in groups}
+        sizes = {name: _count(_group(groups, name), "size", MOST_UNITS) for name in groups}
+        if sum(sizes.values()) > MOST_UNITS:
+            raise CheckpointError(f"the plan speaks of {sum(sizes.values())} units, more than any network has.")
         return cls(
             architecture=_typed(data, "architecture", str),
             sizes=sizes,
             keep={name: from_ranges(_typed(groups[name], "keep", str), sizes[name]) for name in groups},
             dense=_cost(data, "dense"),
             pruned=_cost(data, "pruned"),
-            length=_typed(data, "length", int),
+            length=_count(data, "length", LONGEST),
             provenance=_typed(data, "provenance", dict),
             tokens=_counts(data.get("tokens", [])),
-            width=_typed(data, "width", int) if "width" in data else None,
+            width=_count(data, "width", LONGEST) if "width" in data else None,
             latency=_latency(data) if "latency" in data else None,
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as one JSON file, atomically."""
-        write_text(Path(path), json.dumps(self.to_dict(), indent=2) + "\n")
+        """Write the plan as one JSON file, atomically; an older plan is replaced.
+
+        Raises:
+            InputError: something else is there.
+        """
+        file = given(path)
+        check_file(file, is_plan(file), overwrite=True)
+        write_text(file, json_text(self.to_dict()))
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
@@ -168,7 +179,16 @@ class Plan:
             InputError: no such file.
             CheckpointError: not a plan.
         """
-        return cls.from_dict(read_json(Path(path)))
+        return cls.from_dict(read_json(given(path)))
+
+
+def is_plan(file: Path) -> bool:
+    """Whether a file is a plan that optin wrote."""
+    try:
+        Plan.load(file)
+    except OptinError:
+        return False
+    return True
 
 
 def to_ranges(units: Iterable[int]) -> str:
@@ -207,6 +227,13 @@ def _typed(data: Mapping[str, Any], key: str, kind: type) -> Any:
     return value
 
 
+def _count(data: Mapping[str, Any], key: str, most: int, least: int = 1) -> int:
+    value: int = _typed(data, key, int)
+    if not least <= value <= most:
+        raise CheckpointError(f"the plan's entry {key!r} must lie between {least} and {most}, not at {value}.")
+    return value
+
+
 def _group(groups: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     entry: Mapping[str, Any] = _typed(groups, name, dict)
     return entry
@@ -222,9 +249,12 @@ def _latency(data: Mapping[str, Any]) -> Latency:
     entry = _typed(data, "latency", dict)
     if (batch := _typed(entry, "batch", int)) < 1:
         raise CheckpointError(f"the plan's latency must be that of 1 example or more, not {batch}.")
-    return Latency(batch, _typed(entry, "dense_ms", float), _typed(entry, "predicted_ms", float))
+    times = [float(_typed(entry, key, float)) for key in ("dense_ms", "predicted_ms")]
+    if not all(0 < time < MOST_COST for time in times):
+        raise CheckpointError(f"the plan's latencies must be milliseconds above 0, not {times}.")
+    return Latency(batch, *times)
 
 
 def _cost(data: Mapping[str, Any], key: str) -> Cost:
     entry = _typed(data, key, dict)
-    return Cost(_typed(entry, "macs", int), _typed(entry, "parameters", int))
+    return Cost(_count(entry, "macs", MOST_COST), _count(entry, "parameters", MOST_COST))

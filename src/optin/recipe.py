@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import numbers
 import types
 import typing
 from collections.abc import Mapping
@@ -15,12 +17,41 @@ import yaml
 
 from .budget import Budget
 from .errors import InputError, unknown
-from .files import write_text
+from .files import given, write_text
+from .yaml_text import read_options
+
+MANY = 10**6  # more than any run asks for, of batches, lengths and draws
+SHARES = 10**9  # above any weight, temperature or floor
 
 
 def _require(option: str, value: object, condition: bool, expected: str) -> None:
     if not condition:
-        raise InputError(f"the option {option!r} must be {expected}, not {value!r}.")
+        raise InputError(f"the option {option!r} must be {expected}, not {str(value)[:60]!r}.")
+
+
+def _within(option: str, value: float, low: float, high: float) -> None:
+    _require(option, value, low <= value <= high, f"between {low:,} and {high:,}")
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _check_types(options: Any, path: str) -> None:
+    """Refuse what Python lets pass into a dataclass."""
+    kind: Any = type(options)
+    for name, hint in _hints(kind).items():
+        value, allowed = getattr(options, name), typing.get_args(hint) or (hint,)
+        number = numbers.Real if float in allowed else numbers.Integral if int in allowed else ()
+        fits = isinstance(value, number) if number and not isinstance(value, bool) else False
+        if not (fits or isinstance(value, tuple(kind for kind in allowed if kind not in (int, float)))):
+            raise InputError(_wrong(path + name, allowed, value))
+
+
+def _wrong(option: str, allowed: typing.Iterable[Any], value: Any) -> str:
+    names = " or ".join("nothing" if kind is type(None) else kind.__name__ for kind in allowed)
+    return f"the option {option!r} must be {names}, not {value!r:.60}."
 
 
 POOLINGS = ("mean", "first", "pooler")
@@ -53,12 +84,13 @@ class Trajectory:
     pooling: str = "mean"
 
     def __post_init__(self) -> None:
-        _require("trajectory.rows", self.rows, self.rows >= 2, "at least 2")
-        _require("trajectory.temperature", self.temperature, self.temperature > 0, "above 0")
-        _require("trajectory.balance", self.balance, self.balance >= 0, "0 or more")
+        _check_types(self, "trajectory.")
+        _within("trajectory.rows", self.rows, 2, 2**16)
+        _require("trajectory.temperature", self.temperature, 0 < self.temperature <= SHARES, "above 0")
+        _within("trajectory.balance", self.balance, 0, SHARES)
         _require("trajectory.coupling", self.coupling, 0 <= self.coupling <= 1, "between 0 and 1")
-        _require("trajectory.draws", self.draws, self.draws >= 1, "at least 1")
-        _require("trajectory.stack", self.stack, self.stack >= 1, "at least 1")
+        _within("trajectory.draws", self.draws, 1, MANY)
+        _within("trajectory.stack", self.stack, 1, MANY)
         _require("trajectory.embeddings", self.embeddings, self.embeddings in EMBEDDINGS, "'all' or 'last'")
         _require("trajectory.pooling", self.pooling, self.pooling in POOLINGS, "'mean', 'first' or 'pooler'")
 
@@ -91,10 +123,11 @@ class Refit:
     head: bool = False
 
     def __post_init__(self) -> None:
+        _check_types(self, "refit.")
         _require("refit.kind", self.kind, self.kind in ("weights", "scales"), "'weights' or 'scales'")
-        _require("refit.ridge", self.ridge, self.ridge > 0, "above 0")
-        _require("refit.floor", self.floor, self.floor >= 0, "0 or more")
-        _require("refit.folds", self.folds, self.folds >= 1, "at least 1")
+        _require("refit.ridge", self.ridge, 0 < self.ridge <= SHARES, "above 0")
+        _within("refit.floor", self.floor, 0, SHARES)
+        _within("refit.folds", self.folds, 1, MANY)
         for name in ("makers", "head"):
             apart = not (getattr(self, name) and self.kind == "scales")
             _require(f"refit.{name}", getattr(self, name), apart, "false where refit.kind is 'scales'")
@@ -114,9 +147,10 @@ class Tokens:
     examples: int = 64
 
     def __post_init__(self) -> None:
+        _check_types(self, "tokens.")
         kinds = ("none", "search", "constant")
         _require("tokens.merge", self.merge, self.merge in kinds, "'none', 'search' or 'constant'")
-        _require("tokens.examples", self.examples, self.examples >= 1, "at least 1")
+        _within("tokens.examples", self.examples, 1, 10**9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +162,11 @@ class Calibration:
     max_length: int | None = None
 
     def __post_init__(self) -> None:
-        _require("calibration.examples", self.examples, self.examples >= 2, "at least 2")
-        _require("calibration.batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
+        _check_types(self, "calibration.")
+        _within("calibration.examples", self.examples, 2, 10**9)
+        _within("calibration.batch_size", self.batch_size, 1, MANY)
         if self.max_length is not None:
-            _require("calibration.max_length", self.max_length, self.max_length >= 1, "at least 1")
+            _within("calibration.max_length", self.max_length, 1, MANY)
 
     def check(self, available: int) -> None:
         """Refuse data with fewer examples than are asked for.
@@ -164,10 +199,11 @@ class Training:
     temperature: float = 4.0
 
     def __post_init__(self) -> None:
-        _require("training.epochs", self.epochs, self.epochs > 0, "above 0")
-        _require("training.batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
-        _require("training.learning_rate", self.learning_rate, self.learning_rate > 0, "above 0")
-        _require("training.temperature", self.temperature, self.temperature > 0, "above 0")
+        _check_types(self, "training.")
+        _require("training.epochs", self.epochs, 0 < self.epochs <= MANY, f"above 0 and at most {MANY:,}")
+        _within("training.batch_size", self.batch_size, 1, MANY)
+        _require("training.learning_rate", self.learning_rate, 0 < self.learning_rate <= MANY, "above 0")
+        _require("training.temperature", self.temperature, 0 < self.temperature <= SHARES, "above 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +228,9 @@ class Task:
     tile: int | None = None
 
     def __post_init__(self) -> None:
-        _require("task.tile", self.tile, self.tile is None or self.tile >= 16, "at least 16")
+        _check_types(self, "task.")
+        if self.tile is not None:
+            _within("task.tile", self.tile, 16, MANY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,12 +268,13 @@ class Recipe:
     training: Training = field(default_factory=Training)
 
     def __post_init__(self) -> None:
+        _check_types(self, "")
         if self.round_to is not None:
-            _require("round_to", self.round_to, self.round_to >= 1, "at least 1")
-        _require("latency_batch", self.latency_batch, self.latency_batch >= 1, "at least 1")
+            _within("round_to", self.round_to, 1, MANY)
+        _within("latency_batch", self.latency_batch, 1, MANY)
         _require("seed", self.seed, 0 <= self.seed < 2**63, "between 0 and 2^63")
         if self.length is not None:
-            _require("length", self.length, self.length >= 1, "at least 1")
+            _within("length", self.length, 1, MANY)
         if self.budget is not None:
             Budget.parse(self.budget)
 
@@ -282,18 +321,18 @@ class Recipe:
         """Read a YAML recipe; `preset: NAME` at its top starts from that preset.
 
         Raises:
-            InputError: no such file, not YAML, or an option that is wrong.
+            InputError: no such file, not YAML, or an option that is wrong or there twice.
         """
-        try:
-            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"cannot read the recipe {path}: {error.strerror}") from None
-        except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-            raise InputError(f"the recipe {path} is not YAML: {error}") from None
-        if not isinstance(data, dict):
-            raise InputError(f"the recipe {path} must be a mapping of options to values.")
+        if not isinstance(path, (str, Path)):
+            raise InputError(f"a recipe file must be a path, not {type(path).__name__}.")
+        file = given(path)
+        if str(path) in PRESETS and not file.exists():
+            raise InputError(f"no such file: {path}. A preset has that name: --preset {path} (optin.PRESETS).")
+        data = read_options(file)
         start = preset(str(data.pop("preset"))) if "preset" in data else cls()
-        return cls.from_dict(_merge(start.to_dict(), data))
+        recipe = cls.from_dict(_merge(start.to_dict(), data))
+        place = recipe.task.data
+        return recipe if place is None else recipe.override(task__data=str(given(place)))
 
 
 BETA = Recipe(trajectory=Trajectory(balance=0.1, coupling=0.5), refit=Refit(floor=1.0, folds=2))
@@ -337,13 +376,29 @@ def preset(name: str) -> Recipe:
     return PRESETS[name]
 
 
+def recipe_of(value: Any) -> Recipe:
+    """A recipe as a caller gives it; None is the default.
+
+    Raises:
+        InputError: it is none, for example the name of a preset or a file.
+    """
+    if value is None:
+        return Recipe()
+    if isinstance(value, Recipe):
+        return value
+    hint = f" Pass optin.PRESETS[{value!r}]." if isinstance(value, str) and value in PRESETS else ""
+    raise InputError(
+        f"a recipe must be an optin.Recipe, not {value!r:.60}.{hint or ' Read a file with optin.Recipe.load.'}"
+    )
+
+
 def _build(kind: type, data: Any, path: str) -> Any:
     if not isinstance(data, dict):
         raise InputError(f"the option {path or 'recipe'!r} must be a mapping, not {data!r:.60}.")
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     for key in data:
         if key not in hints:
-            raise InputError(unknown("option", f"{path}{key}", [f"{path}{name}" for name in hints]))
+            raise InputError(unknown("option", f"{path}{key}"[:200], [f"{path}{name}" for name in hints]))
     return kind(**{key: _convert(hints[key], value, f"{path}{key}") for key, value in data.items()})
 
 
@@ -351,11 +406,10 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return _build(typing.cast(type, hint), value, f"{path}.")
     allowed = typing.get_args(hint) or (hint,)
-    if isinstance(value, int) and not isinstance(value, bool) and float in allowed:
+    if isinstance(value, int) and not isinstance(value, bool) and float in allowed and abs(value) < 2**63:
         value = float(value)
     if type(value) not in allowed or (isinstance(value, float) and not math.isfinite(value)):
-        names = " or ".join("nothing" if kind is type(None) else kind.__name__ for kind in allowed)
-        raise InputError(f"the option {path!r} must be {names}, not {value!r:.60}.")
+        raise InputError(_wrong(path, allowed, value))
     return value
 
 

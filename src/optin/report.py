@@ -18,6 +18,7 @@ from .templates import filled
 
 CELLS = 64  # parts at most that a group's units are gathered into
 WIDTH, HEIGHT = 320, 180  # of a plot, in its own units
+GENERATOR = b'<meta name="generator" content="optin">'  # in the template
 PICTURES = ("tokens-*.png", "scene-*.png")
 
 
@@ -44,36 +45,54 @@ def render(
         budget=report.get("budget"),
         verdict=verdict(report),
         units=units(plan),
-        layers=layers(report.get("breakdown", {})),
-        curves=curves(report.get("curves", {}), plan),
+        layers=layers(report.get("breakdown") or {}),
+        curves=curves(report.get("curves") or {}, plan),
         sweep=[] if sweep is None else sweep_plots(sweep),
         pictures=[(path.stem, base64.b64encode(path.read_bytes()).decode()) for path in pictures],
         tokens=plan.tokens,
-        seconds=report.get("seconds", {}),
+        seconds=report.get("seconds") or {},
         recipe=yaml.safe_dump(recipe.to_dict(), sort_keys=False),
-        data=provenance.get("data", {}),
-        versions=provenance.get("versions", {}),
+        data=_calibration(provenance.get("data")),
+        versions=versions if isinstance(versions := provenance.get("versions"), dict) else {},
         warnings=warnings(report),
     )
 
 
+def is_report(file: Path) -> bool:
+    """Whether a file is a report that optin wrote."""
+    if not file.is_file():
+        return False
+    with file.open("rb") as handle:
+        return GENERATOR in handle.read(1000)
+
+
 def verdict(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """Lines of (figure, before, after, ratio): quality first."""
-    quality = report.get("quality", {})
-    dense, pruned = quality.get("dense", {}), quality.get("pruned", {})
+    quality = report.get("quality") or {}
+    dense, pruned = quality.get("dense") or {}, quality.get("pruned") or {}
     lines = [(name, shown(dense.get(name)), shown(value), "") for name, value in pruned.items()]
     for name, title, unit in (
         ("macs", "MACs per example", 1),
         ("parameters", "parameters", 1),
         ("bytes", "weights, MB", 1e6),
     ):
-        if name in report:
+        if report.get(name) is not None:
             before, after = (report[name][key] / unit for key in ("dense", "pruned"))
-            lines.append((title, shown(before), shown(after), f"{after / before:.1%}"))
-    for speed in report.get("speed", ()):
+            lines.append((title, shown(before), shown(after), _share(after, before)))
+    for speed in report.get("speed") or ():
         title = f"ms, batch {speed['batch']} of length {speed['length']}"
-        lines.append((title, shown(speed["dense_ms"]), shown(speed["pruned_ms"]), f"{1 / speed['speedup']:.1%}"))
+        lines.append((title, shown(speed["dense_ms"]), shown(speed["pruned_ms"]), _share(1, speed["speedup"])))
     return lines
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{part / whole:.1%}" if whole > 0 else ""
+
+
+def _calibration(data: Any) -> dict[str, Any]:
+    """What a plan says about the calibration data, if it says it as optin does."""
+    known = isinstance(data, dict) and isinstance(data.get("sha256"), str) and "examples" in data
+    return data if known else {}
 
 
 def shown(value: float | None) -> str:
@@ -110,7 +129,7 @@ def layers(breakdown: Mapping[str, Mapping[str, int]]) -> list[dict[str, Any]]:
     return [
         {"name": name, "dense": dense, "pruned": pruned, "before": dense / most, "after": pruned / most}
         for name, (dense, pruned) in sorted(parts.items(), key=lambda item: _natural(item[0]))
-        if dense
+        if dense > 0
     ]
 
 
@@ -118,6 +137,8 @@ def curves(found: Mapping[str, Sequence[float]], plan: Plan) -> list[dict[str, A
     """Removal curves on a scale of roots, since they climb by orders; with the share that the plan removed."""
     lines = []
     for name, values in found.items():
+        if name not in plan.kept or not values:
+            continue
         line = plot(name, [max(value, 0.0) ** 0.5 for value in values], name)
         for point, value in zip(line["points"], values, strict=True):
             point["value"] = shown(value)
@@ -152,8 +173,8 @@ def plot(title: str, values: Sequence[float], label: str, places: Sequence[float
 def sweep_plots(sweep: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every figure of a sweep against the share of the MACs."""
     points = sorted(sweep["points"], key=lambda point: float(point["macs"]))
-    names = [name for name in points[0] if name not in ("budget", "macs", "parameters", "skipped")]
-    dense = sweep.get("dense", {})
+    names = measured(points)
+    dense = {name: value for name, value in sweep.get("dense", {}).items() if value is not None}
     return [
         plot(
             f"{name} (dense: {shown(dense[name])})" if name in dense else name,
@@ -165,14 +186,20 @@ def sweep_plots(sweep: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def measured(points: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The figures that all points of a sweep have."""
+    beside = ("budget", "macs", "parameters", "skipped")
+    return [name for name in points[0] if name not in beside and all(point.get(name) is not None for point in points)]
+
+
 def warnings(report: Mapping[str, Any]) -> list[str]:
     """What a reader should know before relying on the figures."""
     found = []
     quality = report.get("quality")
     if quality is None:
         found.append("Quality was not measured: no labelled data was given.")
-    elif quality.get("examples", 0) < 1000:
-        found.append(f"Quality was measured on {quality.get('examples', 0)} examples only.")
+    elif (examples := quality.get("examples") or 0) < 1000:
+        found.append(f"Quality was measured on {examples} examples only.")
     return found + overlap(quality or {})
 
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from .errors import CheckpointError, DependencyError, InputError, first_line, unknown
-from .files import read_json
+from .files import given, read_json
 from .quiet import quiet
+from .untrusted import check_sizes
 
 DESCRIPTION = "export.json"
 FILES = {
@@ -81,12 +82,13 @@ def open_exported(folder: str | Path, *, trusted: bool = False) -> Runtime:
         CheckpointError: the file is damaged.
         DependencyError: the runtime is not installed.
     """
-    path = Path(folder)
+    path = given(folder)
     description = read_json(path / DESCRIPTION)
     kind = description.get("format") if isinstance(description, dict) else None
     if not isinstance(kind, str) or kind not in FILES:
-        raise InputError(unknown("format", str(kind), FILES))
-    if not (_names(description.get("inputs")) and _names(description.get("outputs")) and "single" in description):
+        raise InputError(unknown("format", f"{kind}"[:60], FILES))
+    known = _names(description.get("inputs")) and _names(description.get("outputs"))
+    if not (known and isinstance(description.get("single"), bool)):
         raise CheckpointError(f"{path / DESCRIPTION} does not say which tensors go in and out.")
     file = path / FILES[kind]
     if not file.is_file():
@@ -114,10 +116,14 @@ def _config(folder: Path) -> Any:
     from transformers import AutoConfig
 
     file = folder / "config.json"
-    if not file.is_file() or "model_type" not in read_json(file):
+    if not file.is_file() or not isinstance(known := read_json(file), dict) or "model_type" not in known:
         return None
-    with quiet():
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    check_sizes(known)
+    try:
+        with quiet():
+            return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # what the library says of a tampered configuration has no common class but this
+        raise CheckpointError(f"{file} cannot be read: {first_line(error)}") from error
 
 
 def _onnx(file: Path) -> Run:

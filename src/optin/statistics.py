@@ -76,12 +76,18 @@ class Moments:
         return found
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` gave."""
+        """Go on from what `state` gave.
+
+        Raises:
+            ValueError: it is of other moments.
+        """
         self._sums.copy_(state["sums"])
         self._weight.copy_(state["weight"])
-        device = self._sums.device
-        self._waiting = [(state["rows"].to(device), state["weights"].to(device))] if "rows" in state else []
-        self._rows = sum(len(rows) for rows, _ in self._waiting)
+        if "rows" in state:
+            rows, weights = state["rows"].to(self._sums.device), state["weights"].to(self._sums.device)
+            if rows.dim() != 2 or rows.shape[1] != self._sums.shape[1] or weights.shape != rows.shape[:1]:
+                raise ValueError("rows of another length")
+            self._waiting, self._rows = [(rows, weights)], len(rows)
 
     @property
     def second(self) -> Float[Tensor, "features+1 features+1"]:

@@ -15,7 +15,7 @@ def entries(result: dict[str, Any]) -> Table:
     """One line per figure."""
     table = Table(show_header=False)
     for name, value in result.items():
-        table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
+        _row(table, name, f"{value:.4f}" if isinstance(value, float) else str(value))
     return table
 
 
@@ -23,7 +23,8 @@ def inspection(result: dict[str, Any]) -> RenderableType:
     """`optin inspect`."""
     groups = _table("group", "units", "MACs each", "parameters each")
     for group in result["groups"]:
-        groups.add_row(
+        _row(
+            groups,
             group["name"],
             f"{group['units']:,}",
             f"{group['macs_per_unit']:,}",
@@ -31,7 +32,7 @@ def inspection(result: dict[str, Any]) -> RenderableType:
         )
     modules = _table("module", "MACs", "share")
     for name, macs in result["breakdown"].items():
-        modules.add_row(name, f"{macs:,}", f"{macs / result['macs']:.1%}")
+        _row(modules, name, f"{macs:,}", f"{macs / result['macs']:.1%}")
     least = result["smallest"]
     head = entries(
         {
@@ -49,7 +50,7 @@ def plan(result: dict[str, Any]) -> RenderableType:
     """`optin plan`: costs, then units kept per group."""
     groups = _table("group", "kept", "of")
     for name, group in result["groups"].items():
-        groups.add_row(name, str(group["kept"]), str(group["of"]))
+        _row(groups, name, str(group["kept"]), str(group["of"]))
     return Group(_costs(result), groups)
 
 
@@ -60,7 +61,7 @@ def pruning(result: dict[str, Any]) -> RenderableType:
         table = _table("metric", "dense", "pruned")
         for name, value in quality["pruned"].items():
             dense = quality["dense"].get(name)
-            table.add_row(name, "" if dense is None else f"{dense:.4f}", f"{value:.4f}")
+            _row(table, name, "" if dense is None else f"{dense:.4f}", f"{value:.4f}")
         parts += [table, *map(Text, overlap(quality))]
     seconds = {f"{name}, seconds": value for name, value in result["seconds"].items()}
     return Group(*parts, entries({**seconds, "saved": result["saved"]}))
@@ -73,7 +74,7 @@ def sweep(result: dict[str, Any]) -> RenderableType:
     dense = {"budget": "dense", "macs": 1.0, "parameters": 1.0, **result["dense"]}
     for point in (dense, *result["points"]):
         figures = [f"{point[name]:.4f}" if name in point else "" for name in names]
-        table.add_row(point["budget"], f"{point['macs']:.2%}", f"{point['parameters']:.2%}", *figures)
+        _row(table, point["budget"], f"{point['macs']:.2%}", f"{point['parameters']:.2%}", *figures)
     return Group(table, *map(Text, overlap(result)), entries({name: result[name] for name in ("saved", "picture")}))
 
 
@@ -81,7 +82,8 @@ def speeds(result: list[dict[str, Any]]) -> Table:
     """`optin bench`."""
     table = _table("batch x tokens", "dense, ms", "pruned, ms", "speed-up", "ideal", "share of ideal")
     for speed in result:
-        table.add_row(
+        _row(
+            table,
             f"{speed['batch']} x {speed['length']}",
             f"{speed['dense_ms']:.1f}",
             f"{speed['pruned_ms']:.1f}",
@@ -99,7 +101,8 @@ def exports(result: dict[str, Any]) -> RenderableType:
     table = _table("network", "runtime", "MB", "difference", "ms", *names)
     table.columns[1].justify = "left"
     for row in result["rows"]:
-        table.add_row(
+        _row(
+            table,
             row["network"],
             row["runtime"],
             f"{row['bytes'] / 1e6:.1f}" if "bytes" in row else "",
@@ -120,19 +123,24 @@ def _costs(result: dict[str, Any]) -> Table:
     table = _table("", "dense", "pruned", "ratio")
     for name in ("macs", "parameters"):
         dense, pruned = result[name]["dense"], result[name]["pruned"]
-        table.add_row("MACs" if name == "macs" else name, f"{dense:,}", f"{pruned:,}", f"{pruned / dense:.2%}")
+        _row(table, "MACs" if name == "macs" else name, f"{dense:,}", f"{pruned:,}", f"{pruned / dense:.2%}")
     if latency := result.get("latency"):
         dense = latency["dense_ms"]
         for kind in (kind for kind in ("predicted", "measured") if f"{kind}_ms" in latency):
             pruned = latency[f"{kind}_ms"]
             name = f"{kind} ms, batch of {latency['batch']}"
-            table.add_row(name, f"{dense:.2f}", f"{pruned:.2f}", f"{pruned / dense:.2%}")
+            _row(table, name, f"{dense:.2f}", f"{pruned:.2f}", f"{pruned / dense:.2%}")
     return table
 
 
 def _table(first: str, *rest: str) -> Table:
     table = Table()
-    table.add_column(first)
+    table.add_column(Text(first))
     for name in rest:
-        table.add_column(name, justify="right")
+        table.add_column(Text(name), justify="right")
     return table
+
+
+def _row(table: Table, *cells: str) -> None:
+    """Brackets in names and paths are no markup."""
+    table.add_row(*map(Text, cells))

@@ -29,8 +29,10 @@ def create(name: str, *, pretrained: bool = False, **arguments: Any) -> nn.Modul
         raise InputError(unknown("timm model", name, near or ["see timm.list_models()"]))
     try:
         model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
-    except (TypeError, ValueError, AssertionError, RuntimeError, OSError) as error:
-        raise InputError(f"cannot make the timm model {name!r}: {first_line(error)}") from None
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever timm does with arguments that are none of the model's
+        raise InputError(f"cannot make the timm model {name!r:.80}: {first_line(error)}") from error
     setattr(model, ARGUMENTS, {"architecture": name, **arguments})
     return model.eval()
 
@@ -45,18 +47,25 @@ def describe_creation(model: Any) -> dict[str, Any]:
             "this timm model does not say which one it is: make it with timm.create_model, or with "
             "optin.timm_models.create if it takes arguments."
         )
-    arguments = {"num_classes": model.num_classes, "global_pool": model.global_pool, **remembered}
+    arguments = {"num_classes": model.num_classes, **_pooling(model), **remembered}
     side = getattr(getattr(model, "patch_embed", None), "img_size", None)
     if side is not None:
         arguments.setdefault("img_size", list(side))
     known = ("input_size", "mean", "std", "interpolation", "crop_pct", "num_classes")
     return {
         "architecture": name,
-        "num_classes": arguments.pop("num_classes"),
-        "global_pool": arguments.pop("global_pool"),
+        **{key: arguments.pop(key) for key in ("num_classes", "global_pool") if key in arguments},
         "model_args": arguments,
         "pretrained_cfg": {key: settings[key] for key in known if key in settings},
     }
+
+
+def _pooling(model: Any) -> dict[str, str]:
+    """How the last map becomes a vector: a word, or what a module or the head says of itself."""
+    places = (model, getattr(model, "head", None))
+    pooling = next((found for place in places if (found := getattr(place, "global_pool", None)) is not None), None)
+    kind = getattr(pooling, "pool_type", pooling)
+    return {"global_pool": kind} if isinstance(kind, str) and kind else {}
 
 
 def processor_settings(model: Any) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class Sensitivities:
         """See `Sums`."""
         return {
             **self.units.state(),
-            **{f"moments/{name}/{key}": t for name, m in self.moments.items() for key, t in m.state().items()},
+            **{_place(name, key): t for name, m in self.moments.items() for key, t in m.state().items()},
             **{f"gradients/{name}": value for name, value in flat(self.gradients).items()},
         }
 
@@ -98,7 +98,7 @@ class Sensitivities:
         self.units.restore(state)
         for name, moments in self.moments.items():
             parts = ("sums", "weight", "rows", "weights")
-            moments.restore({part: state[key] for part in parts if (key := f"moments/{name}/{part}") in state})
+            moments.restore({part: state[key] for part in parts if (key := _place(name, part)) in state})
         for name, value in flat(self.gradients).items():
             value.copy_(state[f"gradients/{name}"])
 
@@ -126,6 +126,11 @@ class Sensitivities:
         sensitivity = sum(scales[part] * self.gradients[part][name] for part in PARTS) / self.units.draws
         weight, second, block = matrix(module).double(), self.moments[name].second, features_per_unit(module, gate)
         return Reader.of(weight, second, torch.as_tensor(sensitivity), block, self.recipe.refit.ridge)
+
+
+def _place(consumer: str, part: str) -> str:
+    """The name of a part of the moments of a consumer; rows that wait are not always there."""
+    return f"{'moments' if part in ('sums', 'weight') else 'waiting'}/{consumer}/{part}"
 
 
 @dataclass

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map
 
 from ..batches import Batch, size_of
 from ..engines import local
+from ..errors import CheckpointError
 from ..modules import inference_mode_of
 from ..probe import (
     Micro,
@@ -73,7 +74,7 @@ def summed(scoring: Scoring, empty: Callable[[], S], description: str) -> S:
     ]
     work = BatchSums(scoring.model, scoring.space, batches, size, recipe, empty)
     calls = [(*place, state) for place, state in zip(places, work.generators(places), strict=True)]
-    partial = Partial.open(scoring.resume, total.tensors(), scoring.identity)
+    partial = Partial.open(scoring.resume, total.tensors(), scoring.identity, len(calls))
     results = scoring.engine(work, calls[partial.done :])
     for done, part in enumerate(scoring.track(results, description, len(calls) - partial.done), partial.done + 1):
         partial.add(part)
@@ -90,12 +91,18 @@ def _draws_here(scoring: Scoring, total: Sums) -> Iterator[None]:
     options, weights = scoring.recipe.trajectory, scoring.weights
     generator = torch.Generator().manual_seed(scoring.recipe.seed)
     objective = trajectory_objective(scoring.model, scoring.space, options, generator)
-    partial = Partial.open(scoring.resume, {}, f"{scoring.identity} here")
+    sums = {**total.state(), "generator": generator.get_state()}
+    partial = Partial.open(scoring.resume, sums, f"{scoring.identity} here", len(scoring.batches) * options.draws)
     if partial.done:
-        total.restore(partial.sums)
-        generator.set_state(partial.sums["generator"])
-        for index in range(min(partial.done, len(scoring.batches))):
-            weights.put(index, {name: partial.sums[f"weights/{index}/{name}"] for name in weights.consumers})
+        try:
+            total.restore(partial.sums)
+            generator.set_state(partial.sums["generator"])
+            for index in range(min(partial.done, len(scoring.batches))):
+                weights.put(index, {name: partial.sums[f"weights/{index}/{name}"] for name in weights.consumers})
+        except (KeyError, ValueError, RuntimeError, TypeError) as error:
+            raise CheckpointError(
+                f"{scoring.resume} is damaged ({error}). Remove it to score from the start."
+            ) from error
     done = drawn = 0
     while drawn < options.draws:
         for index, batch in enumerate(scoring.batches):

@@ -49,8 +49,8 @@ def exact_parts(scoring: Scoring, units: Mapping[str, list[int]] | None = None) 
         part: {name: torch.zeros(len(removed), dtype=torch.float64) for name, removed in chosen.items()}
         for part in PARTS
     }
-    partial = Partial.open(scoring.resume, flat(sums), scoring.identity)
     micro = [(batch, recipe.seed + index) for index, batch in enumerate(_micro_batches(batches, size))]
+    partial = Partial.open(scoring.resume, flat(sums), scoring.identity, len(micro))
     places = [
         (index, name, start)
         for index in range(partial.done, len(micro))
