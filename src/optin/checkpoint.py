@@ -27,7 +27,7 @@ from .arch.inputs import default_length, example_inputs
 from .card import base_model, model_card
 from .errors import ArchitectureError, CheckpointError, DependencyError, InputError, OptinError, first_line
 from .files import given, json_text, read_json, write_text
-from .folders import new_folder
+from .folders import mark, new_folder
 from .merging import Merging
 from .modules import device_of, inference_mode_of
 from .other_models import fill, is_other, make_within, named, save_origin, save_other
@@ -149,7 +149,7 @@ def save(
         if tokenizer is not None:
             tokenizer.save_pretrained(work)
         if scores is not None:
-            save_scores(scores, work / SCORES)
+            keep_scores(scores, work)
         result.plan.save(work / "plan.json")
         result.recipe.save(work / "recipe.yaml")
         write_figures(result, work, _auto_class(model) if known else None)
@@ -361,22 +361,34 @@ def save_scores(scores: Scores, folder: str | Path, *, overwrite: bool = False) 
         CheckpointError: it cannot be written.
     """
     with new_folder(given(folder), SCORES, overwrite) as work:
-        tensors = {}
-        for name, curve in scores.curves.items():
-            tensors[f"{name}/order"], tensors[f"{name}/cost"] = curve.order.contiguous(), curve.cost.contiguous()
-        if scores.tokens is not None:
-            tensors["tokens"] = scores.tokens.contiguous()
-        tensors |= {f"{name}/gradients": value.contiguous() for name, value in scores.gradients.items()}
-        save_file(tensors, work / "scores.safetensors")
-        description = {
-            "architecture": scores.architecture,
-            "length": scores.length,
-            **({} if scores.width is None else {"width": scores.width}),
-            "groups": {name: len(curve.order) for name, curve in scores.curves.items()},
-            "provenance": scores.provenance,
-        }
-        write_text(work / "scores.json", json_text(description))
+        _write_scores(scores, work)
     return Path(folder)
+
+
+def keep_scores(scores: Scores, work: Path) -> None:
+    """Put scores into a folder of another result that is being written."""
+    folder = work / SCORES
+    folder.mkdir()
+    _write_scores(scores, folder)
+    mark(folder, SCORES)
+
+
+def _write_scores(scores: Scores, folder: Path) -> None:
+    tensors = {}
+    for name, curve in scores.curves.items():
+        tensors[f"{name}/order"], tensors[f"{name}/cost"] = curve.order.contiguous(), curve.cost.contiguous()
+    if scores.tokens is not None:
+        tensors["tokens"] = scores.tokens.contiguous()
+    tensors |= {f"{name}/gradients": value.contiguous() for name, value in scores.gradients.items()}
+    save_file(tensors, folder / "scores.safetensors")
+    description = {
+        "architecture": scores.architecture,
+        "length": scores.length,
+        **({} if scores.width is None else {"width": scores.width}),
+        "groups": {name: len(curve.order) for name, curve in scores.curves.items()},
+        "provenance": scores.provenance,
+    }
+    write_text(folder / "scores.json", json_text(description))
 
 
 def load_scores(folder: str | Path) -> Scores:
