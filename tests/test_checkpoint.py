@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import os
+import pickle
 import resource
 import signal
 import subprocess
@@ -87,6 +89,29 @@ def test_auto_classes_load_it_in_a_fresh_process(head, tmp_path):
     with torch.inference_mode():
         expected = result.model(**tokens(model))[0]
     torch.testing.assert_close(torch.load(names[2], weights_only=True), expected)
+
+
+@pytest.mark.parametrize("head", ["SequenceClassification", "Model"])
+def test_auto_classes_load_what_the_network_saves_itself(head, tmp_path):
+    """As the Trainer does: by `save_pretrained`, of a network just pruned, of its copy, and of a loaded one."""
+    import transformers
+
+    model = build("bert", head)
+    result = optin.apply(model, random_plan(model))
+    assert isinstance(result.model, type(model)) and type(result.model).__name__ == type(model).__name__
+    result.save(tmp_path / "first")
+    auto = getattr(transformers, "AutoModel" if head == "Model" else f"AutoModelFor{head}")
+    for number, network in enumerate((result.model, copy.deepcopy(result.model), optin.load(tmp_path / "first"))):
+        folder = tmp_path / f"again{number}"
+        network.save_pretrained(folder)
+        assert config_of(folder)["auto_map"] == config_of(tmp_path / "first")["auto_map"]
+        loaded = auto.from_pretrained(folder, trust_remote_code=True)
+        with torch.no_grad():
+            torch.testing.assert_close(loaded(**tokens(model))[0], result.model(**tokens(model))[0])
+    again = pickle.loads(pickle.dumps(result.model))
+    with torch.no_grad():
+        assert torch.equal(again(**tokens(model))[0], result.model(**tokens(model))[0])
+    assert model.__class__.__module__.startswith("transformers.")  # the dense one is as it was
 
 
 def test_a_loaded_network_saves_itself(small, tmp_path):

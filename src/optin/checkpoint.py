@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+import functools
+import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +25,13 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from . import modeling_optin
 from .arch import architectures, describe
 from .arch.inputs import default_length, example_inputs
 from .card import base_model, model_card
 from .errors import ArchitectureError, CheckpointError, DependencyError, InputError, OptinError, first_line
 from .files import given, json_text, read_json, write_text
-from .folders import new_folder
+from .folders import mark, new_folder
 from .merging import Merging
 from .modules import device_of, inference_mode_of
 from .other_models import fill, is_other, make_within, named, save_origin, save_other
@@ -48,18 +51,6 @@ SECTION = "optin"
 NETWORK, SCORES = "network", "scores"  # kinds of results; scores beside a network lie in a folder of that name
 REPORT = "report.html"
 STUB = "modeling_optin"
-
-_STUB_SOURCE = '''"""Lets the Auto classes of transformers load this pruned network (trust_remote_code=True).
-
-Needs the package: pip install optin. `optin.load(folder)` does the same and runs no code of this folder.
-"""
-
-from optin.checkpoint import shrinking
-
-
-class {name}(shrinking("{name}")):
-    """{name}, cut to the plan in config.json."""
-'''
 
 
 def establish(model: nn.Module, plan: Plan, space: UnitSpace | None = None) -> None:
@@ -92,6 +83,9 @@ def attach(model: nn.Module, plan: Plan, original: Mapping[str, int] | None = No
     if original is not None:
         combined = dataclasses.replace(combined, dense=Cost(original["macs"], original["parameters"]))
     setattr(getattr(model, "config", model), SECTION, combined.to_dict())
+    if not is_other(model) and _auto_class(model) is not None:
+        # An object of its class still, that writes what the Auto classes need whoever saves it: see `shrinking`.
+        model.__class__ = shrinking(type(model).__name__)
 
 
 def section_of(model: nn.Module) -> Any:
@@ -159,7 +153,7 @@ def save(
         if tokenizer is not None:
             tokenizer.save_pretrained(work)
         if scores is not None:
-            save_scores(scores, work / SCORES)
+            keep_scores(scores, work)
         result.plan.save(work / "plan.json")
         result.recipe.save(work / "recipe.yaml")
         write_figures(result, work, _auto_class(model) if known else None)
@@ -218,14 +212,14 @@ def _save_network(model: Any, work: Path) -> bool:
         if not back:
             save_other(model, work, section, own=True)
         return False
-    with _auto_map(model, _auto_class(model)), quiet():
+    with quiet():
         model.save_pretrained(work)
     if not _same_parts(model, work):
         for file in work.iterdir():
             file.unlink()
         save_other(model, work, section, own=True)
         return False
-    write_text(work / f"{STUB}.py", _STUB_SOURCE.format(name=type(model).__name__))
+    write_text(work / f"{STUB}.py", inspect.getsource(modeling_optin))
     return True
 
 
@@ -296,7 +290,7 @@ def load(folder: str | Path, *, into: nn.Module | None = None, **options: Any) -
     name = _class_name(config)
     try:
         with quiet():
-            model, info = shrinking(name, stored).from_pretrained(  # type: ignore[attr-defined]
+            model, info = _shrinking(name, stored).from_pretrained(  # type: ignore[attr-defined]
                 path,
                 output_loading_info=True,
                 use_safetensors=True,
@@ -311,8 +305,8 @@ def load(folder: str | Path, *, into: nn.Module | None = None, **options: Any) -
         raise CheckpointError(f"{path} cannot be loaded: {first_line(error)}") from error
     if missing := sorted(info["missing_keys"]):
         raise CheckpointError(f"{path} lacks the weights of {missing[0]!r} ({len(missing)} in all).")
-    # The on-the-fly class has done its work: from here on this is a plain object of the library's class.
-    model.__class__ = type(model).__mro__[1]
+    # The class that checked the weights has done its work: one that knows none may be saved and copied.
+    model.__class__ = shrinking(name) if _auto_class(model) is not None else type(model).__mro__[1]
     loaded: nn.Module = model.eval()
     return loaded
 
@@ -331,15 +325,21 @@ def manifest(folder: Path) -> Any:
     return config[SECTION]
 
 
-def shrinking(name: str, stored: Stored | None = None) -> type[nn.Module]:
+@functools.cache
+def shrinking(name: str) -> type[nn.Module]:
     """A subclass of the transformers class `name` whose objects are cut to `config.optin` when they are made.
 
-    Args:
-        stored: what its weights are, to refuse a configuration that asks for far more.
+    `save_pretrained` of its objects, and with it the Trainer, puts `modeling_optin.py` beside the weights and says so
+    in config.json, as transformers does for every class from a module of one's own.
 
     Raises:
         ArchitectureError: transformers has no such model class.
     """
+    return _shrinking(name)
+
+
+def _shrinking(name: str, stored: Stored | None = None) -> type[nn.Module]:
+    """`shrinking`; with what the weights are, to refuse a configuration that asks for far more."""
     import transformers
 
     base: Any = getattr(transformers, name, None) if name.isidentifier() else None
@@ -356,8 +356,8 @@ def shrinking(name: str, stored: Stored | None = None) -> type[nn.Module]:
             stored.check_network(self)
 
     # Weights on disk have the names of the library's own class, which it translates for its own classes only.
-    own = {"is_custom_code": classmethod(lambda cls: False)}
-    return type(name, (base,), {"__init__": __init__, "__module__": __name__, **own})
+    own = {"is_custom_code": classmethod(lambda cls: False), "_auto_class": _auto_class(base)}
+    return type(name, (base,), {"__init__": __init__, "__module__": modeling_optin.__name__, **own})
 
 
 def save_scores(scores: Scores, folder: str | Path, *, overwrite: bool = False) -> Path:
@@ -371,22 +371,34 @@ def save_scores(scores: Scores, folder: str | Path, *, overwrite: bool = False) 
         CheckpointError: it cannot be written.
     """
     with new_folder(given(folder), SCORES, overwrite) as work:
-        tensors = {}
-        for name, curve in scores.curves.items():
-            tensors[f"{name}/order"], tensors[f"{name}/cost"] = curve.order.contiguous(), curve.cost.contiguous()
-        if scores.tokens is not None:
-            tensors["tokens"] = scores.tokens.contiguous()
-        tensors |= {f"{name}/gradients": value.contiguous() for name, value in scores.gradients.items()}
-        save_file(tensors, work / "scores.safetensors")
-        description = {
-            "architecture": scores.architecture,
-            "length": scores.length,
-            **({} if scores.width is None else {"width": scores.width}),
-            "groups": {name: len(curve.order) for name, curve in scores.curves.items()},
-            "provenance": scores.provenance,
-        }
-        write_text(work / "scores.json", json_text(description))
+        _write_scores(scores, work)
     return Path(folder)
+
+
+def keep_scores(scores: Scores, work: Path) -> None:
+    """Put scores into a folder of another result that is being written."""
+    folder = work / SCORES
+    folder.mkdir()
+    _write_scores(scores, folder)
+    mark(folder, SCORES)
+
+
+def _write_scores(scores: Scores, folder: Path) -> None:
+    tensors = {}
+    for name, curve in scores.curves.items():
+        tensors[f"{name}/order"], tensors[f"{name}/cost"] = curve.order.contiguous(), curve.cost.contiguous()
+    if scores.tokens is not None:
+        tensors["tokens"] = scores.tokens.contiguous()
+    tensors |= {f"{name}/gradients": value.contiguous() for name, value in scores.gradients.items()}
+    save_file(tensors, folder / "scores.safetensors")
+    description = {
+        "architecture": scores.architecture,
+        "length": scores.length,
+        **({} if scores.width is None else {"width": scores.width}),
+        "groups": {name: len(curve.order) for name, curve in scores.curves.items()},
+        "provenance": scores.provenance,
+    }
+    write_text(folder / "scores.json", json_text(description))
 
 
 def load_scores(folder: str | Path) -> Scores:
@@ -461,11 +473,11 @@ def _class_name(config: Any) -> str:
     return names[0]
 
 
-def _auto_class(model: nn.Module) -> str | None:
-    """The Auto class that stands for the model's task."""
+def _auto_class(model: Any) -> str | None:
+    """The Auto class that stands for the task of a network or its class."""
     from transformers.models.auto import modeling_auto
 
-    name = type(model).__name__
+    name = (model if isinstance(model, type) else type(model)).__name__
     tables: dict[str, Any] = {
         "AutoModelForSequenceClassification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
         "AutoModelForTokenClassification": modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
@@ -474,19 +486,3 @@ def _auto_class(model: nn.Module) -> str | None:
         "AutoModel": modeling_auto.MODEL_MAPPING_NAMES,
     }
     return next((auto for auto, names in tables.items() if name in names.values()), None)
-
-
-@contextlib.contextmanager
-def _auto_map(model: nn.Module, auto: str | None) -> Iterator[None]:
-    """The stub's entry in the configuration, for the time of a save."""
-    config: Any = model.config
-    old = getattr(config, "auto_map", None)
-    if auto is not None:
-        config.auto_map = {auto: f"{STUB}.{type(model).__name__}"}
-    try:
-        yield
-    finally:
-        if old is not None:
-            config.auto_map = old
-        elif auto is not None:
-            del config.auto_map

@@ -21,7 +21,7 @@ from .files import disk_errors, given, json_text, locked, read_json, write_text
 MARKER = ".optin"
 SUFFIX = 8  # letters that `tempfile` adds to a name
 LONGEST = 200  # bytes of a name: what is written beside a result has its name and some letters more
-PATIENCE = 1000  # hundredths of a second to wait for another process at most
+PATIENCE = 300  # hundredths of a second to wait for another process at most
 
 
 def check_new(target: Path, kind: str, overwrite: bool = False, inputs: Iterable[str | Path | None] = ()) -> Path:
@@ -138,6 +138,11 @@ def add_files(folder: Path, names: Iterable[str]) -> None:
         _mark(folder, kind, listed | set(names))
 
 
+def mark(folder: Path, kind: str) -> None:
+    """Say which kind of result a folder holds: all that lies in it."""
+    _mark(folder, kind, _files(folder) - {MARKER})
+
+
 def _mark(folder: Path, kind: str, names: Iterable[str]) -> None:
     write_text(folder / MARKER, json_text({"kind": kind, "files": sorted(names)}, indent=1))
 
@@ -162,7 +167,7 @@ def new_folder(target: Path, kind: str, overwrite: bool = False) -> Iterator[Pat
         try:
             yield work
             work.chmod(0o755)
-            _mark(work, kind, _files(work) - {MARKER})
+            mark(work, kind)
             _flush(work)
             with _alone(place.parent):
                 check_new(target, kind, overwrite)  # whoever came first in the meantime is not run over

@@ -24,6 +24,7 @@ from .checkpoint import (
     REPORT,
     SCORES,
     input_shape,
+    keep_scores,
     load_scores,
     save,
     save_scores,
@@ -403,7 +404,7 @@ def run_sweep(
     with new_folder(place, SWEEP, overwrite) as work:
         write_text(work / "sweep.json", json_text(found, indent=1))
         if keep is not None and keep.scores is not None:
-            save_scores(keep.scores, work / SCORES)
+            keep_scores(keep.scores, work)
     if keep is not None:
         keep.remove()
     draw_sweep(found, place / "sweep.svg")

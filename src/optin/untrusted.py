@@ -36,7 +36,7 @@ FETCHING = ("checkpoint_path", "cache_dir", "weights", "weights_backbone")  # an
 ADAPTER = "adapter_config.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stored:
     """The tensors of a folder, as the headers of its files list them.
 
