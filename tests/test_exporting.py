@@ -4,6 +4,7 @@ import copy
 import json
 import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -131,8 +132,21 @@ def test_what_cannot_be_exported_is_said(bert, tmp_path, monkeypatch):
         export(bert, tokens(bert, batch=1), tmp_path / "out")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine").touch()
-    with pytest.raises(InputError, match="not written by optin"):
+    with pytest.raises(InputError, match="not empty"):
         export(bert, tokens(bert), tmp_path / "other", "torch-export")
+    with pytest.raises(InputError, match="not written by optin"):
+        export(bert, tokens(bert), tmp_path / "other", "torch-export", overwrite=True)
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["mine"]
+    strings = tokens(bert) | {"text": ["a", "b", "c", "d"]}
+    with pytest.raises(InputError, match="'text' must be a tensor"):
+        export(bert, strings, tmp_path / "out", "torch-export")
+    with pytest.raises(InputError, match="must be a mapping"):
+        export(bert, [tokens(bert)], tmp_path / "out", "torch-export")
+    with pytest.raises(InputError, match="does not take the inputs"):
+        export(bert, {"input_ids": torch.full((2, 3), 999)}, tmp_path / "out", "torch-export")
+    with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="the disk is full"):
+        patch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))
+        export(bert, tokens(bert), tmp_path / "out", "torch-export")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(DependencyError, match=r"optin\[export\]"):
         export(bert, tokens(bert), tmp_path / "out")

@@ -48,7 +48,7 @@ class DependencyError(OptinError):
     exit_code = 7
 
 
-TYPO = 0.8  # of the letters that two names must share; "ernie" is no slip of the pen for "upernet"
+TYPO = 0.75  # of the letters that two names must share; "ernie" is no slip of the pen for "upernet"
 NOT_TYPED = ("architecture",)  # kinds of names that programs write: what looks like another is another
 
 
