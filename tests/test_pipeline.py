@@ -186,7 +186,7 @@ def test_the_paper_preset_runs(bert, batches):
     assert "compensate" not in result.report["seconds"]
 
 
-def test_after_a_second_prune_the_first_dense_network_is_known(bert, batches):
+def test_after_a_second_prune_the_first_dense_network_is_known(bert, batches, tmp_path):
     """At another length too: what is saved is a share of the network before any pruning."""
     once = optin.prune(bert, batches, "70%").model
     others = [tokens(bert, batch=4, length=20, seed=seed) for seed in range(4)]
@@ -197,6 +197,10 @@ def test_after_a_second_prune_the_first_dense_network_is_known(bert, batches):
     assert saved.dense.macs == macs.dense and saved.pruned == twice.plan.pruned
     assert saved.sizes == describe(bert).sizes
     assert twice.plan.dense.macs < macs.dense
+    twice.save(tmp_path / "twice")
+    share = f"{twice.plan.pruned.macs / macs.dense:.1%}"
+    for file in ("README.md", "report.html"):
+        assert f"Of the network before any pruning {share}" in (tmp_path / "twice" / file).read_text()
 
 
 @pytest.mark.parametrize("what", ["macs", "parameters"])

@@ -11,6 +11,7 @@ import yaml
 
 from .files import given
 from .other_models import is_other
+from .report import share_of
 from .templates import filled
 from .timm_models import is_timm
 
@@ -46,6 +47,7 @@ def model_card(result: Result, name: str, auto: str | None) -> str:
         budget=as_text(str(report["budget"])),
         costs=[(label, f"{dense:,}", f"{pruned:,}", f"{pruned / dense:.1%}") for label, dense, pruned in costs],
         quality=_quality(report.get("quality", {})),
+        notes=share_of(report),
         groups={as_text(group): counts for group, counts in report["groups"].items()},
     )
 

@@ -58,6 +58,9 @@ DrawnReference = Annotated[str | None, typer.Option(help="The dense network, to 
 Count = Annotated[int, typer.Option(min=1, help="Images to draw.")]
 Seed = Annotated[int | None, typer.Option(help="Of every random draw.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
+Threads = Annotated[
+    int | None, typer.Option(help="Of torch; by default no more than the container's quota, or OMP_NUM_THREADS.")
+]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or float64.")]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace an earlier result of the same kind; other files stay.")
@@ -90,6 +93,7 @@ def inspect(
         int | None, typer.Option(min=1, help="Tokens, or pixels of an image side, to count MACs at.")
     ] = None,
     device: Device = None,
+    threads: Threads = None,
     dtype: Dtype = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -98,7 +102,7 @@ def inspect(
     from . import runs, tables
 
     interrupts.loaded()
-    result = runs.run_inspect(model, length, runs.Placement(device, dtype))
+    result = runs.run_inspect(model, length, runs.Placement(device, dtype, threads))
     _print(result, tables.inspection, as_json, quiet)
 
 
@@ -121,6 +125,7 @@ def score(
     ] = "local",
     address: Annotated[str | None, typer.Option(help="Of a Ray cluster: auto or HOST:PORT.")] = None,
     device: Device = None,
+    threads: Threads = None,
     dtype: Dtype = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -142,7 +147,13 @@ def score(
         calibration__max_length=max_length,
     )
     result = runs.run_score(
-        options, out, runs.Placement(device, dtype), _track(as_json, quiet), engine, address, overwrite=overwrite
+        options,
+        out,
+        runs.Placement(device, dtype, threads),
+        _track(as_json, quiet),
+        engine,
+        address,
+        overwrite=overwrite,
     )
     _print(result, tables.entries, as_json, quiet)
 
@@ -158,6 +169,7 @@ def plan(
     search: SearchName = None,
     round_to: Annotated[int | None, typer.Option(help="Kept neurons and channels are multiples of this.")] = None,
     latency_batch: LatencyBatch = None,
+    threads: Threads = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -169,7 +181,9 @@ def plan(
     options = _recipe(recipe, preset_name).override(
         model=model, budget=budget, search=search, round_to=round_to, latency_batch=latency_batch
     )
-    result = runs.run_plan(options, scores, out, runs.Placement(), _track(as_json, quiet), overwrite=overwrite)
+    result = runs.run_plan(
+        options, scores, out, runs.Placement(threads=threads), _track(as_json, quiet), overwrite=overwrite
+    )
     _print(result, tables.plan, as_json, quiet)
 
 
@@ -196,6 +210,7 @@ def prune(
     evaluate: Annotated[bool, typer.Option(help="Measure both networks on the task.")] = True,
     seed: Seed = None,
     device: Device = None,
+    threads: Threads = None,
     dtype: Dtype = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -224,7 +239,7 @@ def prune(
     result = runs.run_prune(
         options,
         out,
-        runs.Placement(device, dtype),
+        runs.Placement(device, dtype, threads),
         scores=scores,
         plan_file=plan,
         quality=evaluate,
@@ -255,6 +270,7 @@ def sweep(
     scores: ScoresFolder = None,
     seed: Seed = None,
     device: Device = None,
+    threads: Threads = None,
     dtype: Dtype = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -276,7 +292,7 @@ def sweep(
         calibration__examples=examples,
         calibration__max_length=max_length,
     )
-    budgets, placement = budget or ["80%", "65%", "50%", "40%"], runs.Placement(device, dtype)
+    budgets, placement = budget or ["80%", "65%", "50%", "40%"], runs.Placement(device, dtype, threads)
     result = runs.run_sweep(
         options,
         budgets,
@@ -302,6 +318,7 @@ def evaluate(
     reference: Annotated[str | None, typer.Option(help="Dense network to compare the outputs with.")] = None,
     tile: Annotated[int | None, typer.Option(help="Side in pixels of the parts that scenes are cut into.")] = None,
     device: Device = None,
+    threads: Threads = None,
     dtype: Dtype = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -318,7 +335,7 @@ def evaluate(
         task__tile=tile,
         calibration__max_length=max_length,
     )
-    placement = runs.Placement(device, dtype)
+    placement = runs.Placement(device, dtype, threads)
     result = runs.run_evaluate(model, options, placement, reference, _track(as_json, quiet))
     _print(result, tables.entries, as_json, quiet)
 
@@ -332,6 +349,7 @@ def bench(
         list[int] | None, typer.Option(min=1, help="Tokens, or pixels of an image side; may be repeated.")
     ] = None,
     device: Device = None,
+    threads: Threads = None,
     dtype: Dtype = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -340,7 +358,7 @@ def bench(
     from . import runs, tables
 
     interrupts.loaded()
-    placement = runs.Placement(device, dtype)
+    placement = runs.Placement(device, dtype, threads)
     result = runs.run_bench(dense, pruned, batch, length or None, placement, _track(as_json, quiet))
     _print(result, tables.speeds, as_json, quiet)
 
@@ -364,6 +382,7 @@ def export(
     batch: Annotated[int, typer.Option(min=2, help="Examples per timed forward.")] = 8,
     reference: Annotated[str | None, typer.Option(help="Dense network, timed and evaluated beside it.")] = None,
     evaluate: Annotated[bool, typer.Option(help="With data, measure the network in every runtime.")] = True,
+    threads: Threads = None,
     dtype: Dtype = "float32",
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -384,7 +403,7 @@ def export(
         model,
         to or ["onnx"],
         options,
-        runs.Placement("cpu", dtype),
+        runs.Placement("cpu", dtype, threads),
         out=out,
         batch=batch,
         reference=reference,
@@ -409,6 +428,7 @@ def finetune(
     teacher: Annotated[str | None, typer.Option(help="Network of the same classes to follow.")] = None,
     seed: Seed = None,
     device: Device = None,
+    threads: Threads = None,
     dtype: Dtype = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -427,7 +447,9 @@ def finetune(
         training__learning_rate=learning_rate,
         training__head_only=head_only,
     )
-    result = runs.run_finetune(model, options, out, runs.Placement(device, dtype), teacher, overwrite=overwrite)
+    result = runs.run_finetune(
+        model, options, out, runs.Placement(device, dtype, threads), teacher, overwrite=overwrite
+    )
     _print(result, tables.entries, as_json, quiet)
 
 

@@ -200,7 +200,19 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
         found.append("Quality was not measured: no labelled data was given.")
     elif (examples := quality.get("examples") or 0) < 1000:
         found.append(f"Quality was measured on {examples} examples only.")
-    return found + overlap(quality or {})
+    return found + overlap(quality or {}) + share_of(report)
+
+
+def share_of(report: Mapping[str, Any]) -> list[str]:
+    """What is to be said where the network was pruned before: of what the shares are."""
+    dense = report.get("original", {}).get("macs", 0)
+    if dense <= 0 or "macs" not in report:
+        return []
+    macs = report["macs"]
+    return [
+        f"The network given was pruned before, to {macs['dense'] / dense:.1%} of {dense:,} MACs, and shares here are of "
+        f"what it had left. Of the network before any pruning {macs['pruned'] / dense:.1%} of the MACs are left."
+    ]
 
 
 def overlap(quality: Mapping[str, Any]) -> list[str]:

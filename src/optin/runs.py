@@ -68,6 +68,7 @@ from .tasks import (
     text,
     vision,
 )
+from .threads import use_threads
 from .untrusted import check_source
 from .versions import versions
 
@@ -83,16 +84,22 @@ def unsaid(line: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where and in which precision networks run: "cuda:0", "float32"; None leaves it to the checkpoint."""
+    """Where, in which precision and on how many threads networks run.
+
+    Attributes:
+        device, dtype: "cuda:0", "float32"; None leaves it to the checkpoint.
+        threads: of torch; None takes no more than the quota of the container.
+    """
 
     device: str | None = None
     dtype: str | None = None
+    threads: int | None = None
 
     def load(self, source: str, kind: str | None = None) -> nn.Module:
         """Load a network and put it there.
 
         Raises:
-            InputError: no such device or dtype.
+            InputError: no such device or dtype, or an absurd number of threads.
         """
         options = {}
         if self.dtype is not None:
@@ -100,6 +107,7 @@ class Placement:
             if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
                 raise InputError(f"unknown dtype {self.dtype!r:.60}. Use float32, bfloat16, float16 or float64.")
             options["dtype"] = dtype
+        use_threads(self.threads)
         check_source(source)
         model = load_model(source, kind, **options)
         try:

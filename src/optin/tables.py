@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .report import overlap
+from .report import overlap, share_of
 
 
 def entries(result: dict[str, Any]) -> Table:
@@ -56,7 +56,7 @@ def plan(result: dict[str, Any]) -> RenderableType:
 
 def pruning(result: dict[str, Any]) -> RenderableType:
     """`optin prune`: costs, quality, seconds."""
-    parts: list[RenderableType] = [_costs(result)]
+    parts: list[RenderableType] = [_costs(result), *map(Text, share_of(result))]
     if quality := result.get("quality"):
         table = _table("metric", "dense", "pruned")
         for name, value in quality["pruned"].items():
