@@ -210,8 +210,8 @@ def share_of(report: Mapping[str, Any]) -> list[str]:
         return []
     macs = report["macs"]
     return [
-        f"The network given was pruned before, to {macs['dense'] / dense:.1%} of {dense:,} MACs, and shares here are of "
-        f"what it had left. Of the network before any pruning {macs['pruned'] / dense:.1%} of the MACs are left."
+        f"The network given was pruned before, to {macs['dense'] / dense:.1%} of {dense:,} MACs, and shares here are "
+        f"of what it had left. Of the network before any pruning {macs['pruned'] / dense:.1%} of the MACs are left."
     ]
 
 
