@@ -267,7 +267,6 @@ def test_a_changed_network_of_transformers_is_loaded_into_the_dense_one(bert, tm
 @pytest.mark.parametrize(
     ("name", "arguments", "known"),
     [
-        ("mobilenetv3_small_050", {"num_classes": 4}, True),
         ("regnety_002", {"num_classes": 4}, True),
         ("vit_tiny_patch16_224", {"num_classes": 4, "depth": 2, "img_size": 32}, False),
         ("resnet18", {"num_classes": 4, "act_layer": nn.SiLU}, False),
