@@ -35,6 +35,7 @@ def pixels(seed: int, shape=(20, 18, 3)):
 @pytest.fixture
 def tree(tmp_path):
     """Three classes of four images, one of them greyscale, one with transparency, one damaged."""
+    tmp_path = tmp_path / "tree"  # results lie beside what they are made of, never in it
     for label, name in enumerate(("ant", "bee", "cat")):
         folder = tmp_path / "train" / name
         folder.mkdir(parents=True)

@@ -32,6 +32,7 @@ def save(pixels, *path) -> None:
 @pytest.fixture
 def pairs(tmp_path):
     """Eight scenes a part: three classes in stripes, a corner that counts for nothing; one scene is broken."""
+    tmp_path = tmp_path / "pairs"  # results lie beside what they are made of, never in it
     generator = np.random.default_rng(0)
     for part in ("train", "val"):
         for index in range(8):

@@ -262,7 +262,9 @@ def save_configuration(model: nn.Module, folder: Path) -> None:
 
 
 def load(folder: str | Path, *, into: nn.Module | None = None, **options: Any) -> nn.Module:
-    """Load what `save` wrote: a `torch.nn.Module` of the original class, in evaluation mode.
+    """Load what `save` wrote: an object of the original class, in evaluation mode.
+
+    Of networks of transformers its class is one that adds to `save_pretrained` what the Auto classes need.
 
     Args:
         into: the dense network, where it is neither of transformers, timm or torchvision nor one of optin's own; it
