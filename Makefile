@@ -2,13 +2,17 @@
 PYTHON ?= python3.11
 VENV := .venv
 
-.PHONY: demo test clean
+.PHONY: demo test test-slow clean
 
 demo: $(VENV)/demo
 	$(VENV)/bin/optin demo
 
 test: $(VENV)/dev
 	. $(VENV)/bin/activate && scripts/check && scripts/test
+
+# Further cases of what `make test` tests: longer, and worth it before a change lands.
+test-slow: $(VENV)/dev
+	. $(VENV)/bin/activate && pytest --numprocesses=2 -m slow
 
 $(VENV)/demo $(VENV)/dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
