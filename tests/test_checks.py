@@ -260,7 +260,7 @@ def test_an_evaluation_that_cannot_be_is_refused_before_scoring(workspace, monke
     def scored(*_, **__):
         raise AssertionError("scored")
 
-    monkeypatch.setattr(optin.runs, "prune", scored)
+    monkeypatch.setattr(optin.runs, "score", scored)
     wrong = recipe(workspace)
     for changes, message in (
         ({"task__label": "lable"}, "unknown column 'lable'"),

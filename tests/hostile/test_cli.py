@@ -148,7 +148,7 @@ def test_brackets_are_shown(run, dense, tmp_path):  # noqa: F811
     folder.symlink_to(dense)
     common = ("--data", dense.parent / "texts.csv", "--examples", 8, "--criterion", "magnitude")
     code, out, err = run("score", folder, "--out", tmp_path / "[/x]", *common)
-    assert code == 0 and "[/x]" in out.replace("\n", ""), err
+    assert code == 0 and "[/x]" in out.translate(dict.fromkeys(map(ord, "\n│ "))), err  # a table breaks long paths
     code, _, err = run("plan", folder, tmp_path / "[/y]", "--budget", "50%")
     assert code == 2 and "[/y]" in err
 

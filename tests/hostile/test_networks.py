@@ -192,7 +192,7 @@ def test_a_recipe_of_another_type_is_refused(recipe, bert, batches):
         lambda: optin.prune(bert, batches, "60%", recipe=recipe),
         lambda: optin.score(bert, batches, recipe=recipe),
     ):
-        with pytest.raises(optin.InputError, match=r"is an optin\.Recipe"):
+        with pytest.raises(optin.InputError, match=r"an optin\.Recipe"):
             call()
 
 
