@@ -14,6 +14,8 @@ from .report import overlap, share_of
 def entries(result: dict[str, Any]) -> Table:
     """One line per figure."""
     table = Table(show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")  # a path that is cut off cannot be copied
     for name, value in result.items():
         _row(table, name, f"{value:.4f}" if isinstance(value, float) else str(value))
     return table
