@@ -337,7 +337,7 @@ def test_a_cluster_that_is_started_here_is_reached_from_here_alone(tmp_path):
 
 def test_engines_that_cannot_be_had(bert, batches, monkeypatch):
     assert engine("local") is local
-    with pytest.raises(InputError, match="Did you mean 'ray'"):
+    with pytest.raises(InputError, match="unknown engine 'rai'. Known: local, ray"):
         engine("rai")
     with pytest.raises(InputError, match="--engine ray"):
         engine("local", "auto")
