@@ -12,7 +12,8 @@ import hypothesis
 import pytest
 import torch
 
-from tests.networks import HEADS_OF, build, tokens
+from tests.networks import HEADS_OF, REPRESENTATIVE, build, tokens
+from tests.slow import slow_but
 
 # Small networks gain nothing from threads, and lose much when another process is at work.
 torch.set_num_threads(1)
@@ -30,7 +31,7 @@ def one_seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=sorted(HEADS_OF))
+@pytest.fixture(params=slow_but(REPRESENTATIVE, sorted(HEADS_OF)))
 def architecture(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

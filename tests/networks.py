@@ -127,6 +127,19 @@ HEADS_OF = (
     | dict.fromkeys(TIMM, ("timm",))
     | {name: heads for name, (_, _, heads) in VISION.items()}
 )
+# One of every kind, for what is slow: plain, shared blocks, relative positions, windows, two towers, another library.
+REPRESENTATIVE = (
+    "bert",
+    "albert-grouped",
+    "deberta-v2",
+    "distilbert",
+    "vit",
+    "dinov2-gated",
+    "beit-shared",
+    "swin",
+    "clip",
+    "timm-vit",
+)
 EAGER_ONLY = ("mpnet", "deberta-v2", "deberta-v2-shared", "swinv2", "timm-swin")
 
 

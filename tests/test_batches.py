@@ -11,7 +11,10 @@ from torch.utils.data import DataLoader, IterableDataset
 import optin
 from optin import batches as module
 from optin.batches import Batches, position_mask, split
+from optin.recipe import Recipe
 from tests.networks import build, tokens
+
+RECIPE = Recipe().override(trajectory__draws=8)
 
 CPU = torch.device("cpu")
 ROWS = torch.randint(5, 60, (32, 9), generator=torch.Generator().manual_seed(1))
@@ -69,9 +72,9 @@ def test_the_job_on_what_a_loader_gave_first(source, bert):
     """The same network as from a list of the same batches."""
     torch.manual_seed(3)
     batches = list(SOURCES[source]())
-    expected = optin.prune(bert, batches, "60%").model.state_dict()
+    expected = optin.prune(bert, batches, "60%", recipe=RECIPE).model.state_dict()
     torch.manual_seed(3)
-    found = optin.prune(bert, SOURCES[source](), "60%").model.state_dict()
+    found = optin.prune(bert, SOURCES[source](), "60%", recipe=RECIPE).model.state_dict()
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
 
 
@@ -119,7 +122,7 @@ def test_values_that_are_no_tensors_reach_every_forward():
     net.seen.clear()
     extra = {"double": True, "times": 3, "name": "words", "nothing": None}
     batches = [{"x": torch.randn(4, 3, 32, 32), **extra} for _ in range(2)]
-    result = optin.prune(net, batches, "70%")
+    result = optin.prune(net, batches, "70%", recipe=RECIPE)
     assert {(True, 3, "words", None)} == net.seen | result.model.seen
     assert result.plan.provenance["data"]["keywords"] == extra
 
@@ -129,7 +132,7 @@ def test_what_is_left_out_is_known_by_name(bert):
     batches = Batches.of([batch], CPU)
     assert set(batches.left_out) == {"labels", "text", "source"}
     assert set(next(iter(batches))) == set(tokens(bert))
-    result = optin.prune(bert, [batch], "60%")
+    result = optin.prune(bert, [batch], "60%", recipe=RECIPE)
     assert set(result.plan.provenance["data"]["left_out"]) == {"labels", "text", "source"}
 
 
@@ -212,5 +215,5 @@ def test_a_network_with_a_keyword_that_it_needs():
     model = build("vit", "ImageClassification")
     side = model.config.image_size + 2 * model.config.patch_size
     batch = {"pixel_values": torch.randn(4, 3, side, side), "interpolate_pos_encoding": True}
-    result = optin.prune(model, [batch], "60%")
+    result = optin.prune(model, [batch], "60%", recipe=RECIPE)
     assert result.plan.length == side and result.plan.pruned.macs <= 0.6 * result.plan.dense.macs

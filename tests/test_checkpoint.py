@@ -17,10 +17,12 @@ from safetensors.torch import load_file, save_file
 
 import optin
 from optin import folders
+from optin.arch import describe
 from optin.errors import CheckpointError, InputError
 from optin.recipe import Recipe
+from optin.trajectory import answers
 from tests.contract.test_architectures import random_plan
-from tests.networks import HEADS, build, tokens
+from tests.networks import HEADS, build, inputs, plan_of, tokens
 
 RECIPE = Recipe().override(trajectory__draws=8)
 
@@ -69,26 +71,30 @@ def test_transformers_reads_the_configuration_and_refuses_the_weights(small):
         AutoModelForSequenceClassification.from_pretrained(small[1])
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_auto_classes_load_it_in_a_fresh_process(head, tmp_path):
-    model = build("bert", head)
-    result = optin.apply(model, random_plan(model))
-    result.save(tmp_path / "small")
-    torch.save(tokens(model), tmp_path / "inputs.pt")
-    auto = "AutoModel" if head == "Model" else f"AutoModelFor{head}"
+def test_auto_classes_load_it_in_a_fresh_process(tmp_path):
+    expected = {}
+    for head in HEADS:
+        model = build("bert", head)
+        auto = "AutoModel" if head == "Model" else f"AutoModelFor{head}"
+        result = optin.apply(model, random_plan(model))
+        result.save(tmp_path / auto / "small")
+        torch.save(tokens(model), tmp_path / auto / "inputs.pt")
+        with torch.inference_mode():
+            expected[auto] = result.model(**tokens(model))[0]
     code = (
-        "import sys, torch, transformers\n"
-        f"model = transformers.{auto}.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
-        "inputs = torch.load(sys.argv[2], weights_only=True)\n"
-        "with torch.inference_mode():\n"
-        "    torch.save(model(**inputs)[0], sys.argv[3])\n"
+        "import pathlib, sys, torch, transformers\n"
+        "for folder in map(pathlib.Path, sys.argv[1:]):\n"
+        "    auto = getattr(transformers, folder.name)\n"
+        "    model = auto.from_pretrained(folder / 'small', trust_remote_code=True)\n"
+        "    inputs = torch.load(folder / 'inputs.pt', weights_only=True)\n"
+        "    with torch.inference_mode():\n"
+        "        torch.save(model(**inputs)[0], folder / 'outputs.pt')\n"
     )
-    names = [str(tmp_path / name) for name in ("small", "inputs.pt", "outputs.pt")]
+    folders = [str(tmp_path / auto) for auto in expected]
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
-    subprocess.run([sys.executable, "-c", code, *names], check=True, env=environment, capture_output=True)
-    with torch.inference_mode():
-        expected = result.model(**tokens(model))[0]
-    torch.testing.assert_close(torch.load(names[2], weights_only=True), expected)
+    subprocess.run([sys.executable, "-c", code, *folders], check=True, env=environment, capture_output=True)
+    for auto, outputs in expected.items():
+        torch.testing.assert_close(torch.load(tmp_path / auto / "outputs.pt", weights_only=True), outputs)
 
 
 @pytest.mark.parametrize("head", ["SequenceClassification", "Model"])
@@ -308,3 +314,27 @@ def test_damaged_scores_are_refused(bert, batches, tmp_path):
     (folder / "scores.json").write_text("{}")
     with pytest.raises(CheckpointError, match="damaged"):
         optin.load_scores(folder)
+
+
+@pytest.mark.parametrize("kind", ["bert", "timm-vit"])
+def test_the_precision_is_kept(kind, tmp_path):
+    model = build(kind, attention="sdpa").to(torch.bfloat16)
+    batch = {name: value.bfloat16() if value.is_floating_point() else value for name, value in inputs(model).items()}
+    result = optin.apply(model, random_plan(model))
+    result.save(tmp_path / "small")
+    loaded = optin.load(tmp_path / "small")
+    with torch.inference_mode():
+        assert torch.equal(answers(loaded(**batch)), answers(result.model(**batch)))
+    assert next(optin.load(tmp_path / "small", dtype=torch.float32).parameters()).dtype == torch.float32
+
+
+def test_the_precision_is_kept_where_it_is_loaded_into_a_network(tmp_path):
+    def made() -> torch.nn.Module:
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3))
+
+    model = made().bfloat16()
+    result = optin.apply(model, plan_of(model, {next(iter(describe(model))).name: range(5)}))
+    result.save(tmp_path / "small")
+    loaded = optin.load(tmp_path / "small", into=made())
+    assert {value.dtype for value in loaded.state_dict().values()} == {torch.bfloat16}

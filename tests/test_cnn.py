@@ -35,6 +35,7 @@ from optin.surgery import shrink
 from optin.tasks import load_model, load_processor
 from optin.trajectory import answers, manifold_loss, output_loss
 from tests.networks import plan_of, shaken
+from tests.slow import slow_but
 
 CPU = torch.device("cpu")
 RECIPE = Recipe().override(trajectory__draws=8, refit__folds=2)
@@ -306,7 +307,7 @@ def of_transformers(family: str) -> nn.Module:
 FAMILIES = ("ResNet", "ConvNext", "MobileNetV2", "EfficientNet", "Segformer", "UperNet", "Mask2Former")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", slow_but(["ResNet", "ConvNext", "Segformer"], FAMILIES))
 @torch.inference_mode()
 def test_networks_of_transformers(family, tmp_path):
     model = of_transformers(family)
@@ -328,7 +329,7 @@ def test_networks_of_transformers(family, tmp_path):
     torch.testing.assert_close(loaded, answers(result.model(**batch)), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["Segformer", "UperNet", "Mask2Former"])
+@pytest.mark.parametrize("family", slow_but(["Segformer"], ["Segformer", "UperNet", "Mask2Former"]))
 def test_segmentation_networks_through_the_whole_job(family, tmp_path):
     model = of_transformers(family)
     calibration = [{"pixel_values": torch.randn(4, 3, 64, 96)} for _ in range(2)]
@@ -348,6 +349,7 @@ def test_segmentation_networks_through_the_whole_job(family, tmp_path):
     assert distance(optin.apply(model, plan, calibration, recipe=recipe).model) < distance(cut)
 
 
+@pytest.mark.slow
 def test_masks_that_are_predicted_behind_every_block_are_no_head():
     model = of_transformers("Mask2Former")
     small = optin.apply(model, some_of(model)).model
@@ -355,7 +357,7 @@ def test_masks_that_are_predicted_behind_every_block_are_no_head():
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("family", ["Segformer", "Mask2Former"])
+@pytest.mark.parametrize("family", slow_but(["Segformer"], ["Segformer", "Mask2Former"]))
 def test_exact_scores_of_heads_and_neurons_equal_removals(family):
     """Where keys are fewer than queries, where attention samples, where states have the examples second."""
     model = of_transformers(family)
@@ -387,7 +389,13 @@ TIMM = ("resnet18", "mobilenetv2_035", "efficientnet_lite0", "vgg11_bn", "convne
 TORCHVISION = ("resnet18", "mobilenet_v2", "efficientnet_b0", "vgg11_bn", "convnext_tiny")
 
 
-@pytest.mark.parametrize("name", [f"timm:{name}" for name in TIMM] + [f"torchvision:{name}" for name in TORCHVISION])
+@pytest.mark.parametrize(
+    "name",
+    slow_but(
+        ["timm:resnet18", "timm:mobilenetv2_035", "torchvision:vgg11_bn", "torchvision:convnext_tiny"],
+        [f"timm:{name}" for name in TIMM] + [f"torchvision:{name}" for name in TORCHVISION],
+    ),
+)
 @torch.inference_mode()
 def test_networks_of_timm_and_torchvision(name):
     model = create(name, num_classes=5)

@@ -24,6 +24,7 @@ from optin.criteria import Scoring
 from optin.criteria import partial as partial_sums
 from optin.criteria.compensated import Sensitivities
 from optin.criteria.draws import summed
+from optin.criteria.partial import forget
 from optin.engines import _Actor, check_address, engine, local
 from optin.errors import CheckpointError, DependencyError, InputError
 from optin.recipe import Recipe
@@ -171,6 +172,51 @@ def test_sums_of_this_process_go_on_after_a_kill_to_the_same_bits(criterion, ber
         for index in range(len(batches)):
             for name in expected.weights.consumers:
                 assert torch.equal(torch.stack(got.weights(index, name)), torch.stack(expected.weights(index, name)))
+
+
+def test_fisher_goes_on_after_a_kill(bert, batches, tmp_path, monkeypatch):
+    monkeypatch.setattr(partial_sums, "SHARE", 1e9)
+    labelled = [{**batch, "labels": torch.tensor([0, 1, 2, 0])} for batch in batches]
+    recipe, file = Recipe().override(criterion="fisher", rearrange=True), tmp_path / "partial"
+    expected = optin.score(bert, labelled, recipe=recipe)
+    with pytest.raises(KeyboardInterrupt):
+        optin.score(bert, labelled, recipe=recipe, resume=file, track=killed_at("fisher", 3))
+    optin.score(bert, labelled, recipe=recipe, resume=file)
+    got = optin.score(bert, labelled, recipe=recipe, resume=file)  # all is there: nothing is added again
+    for name, curve in expected.curves.items():
+        assert torch.equal(got.curves[name].cost, curve.cost)
+        assert torch.equal(got.gradients[name], expected.gradients[name])
+    for batch in labelled:
+        batch["labels"] = batch["labels"].flip(0)
+    with pytest.raises(CheckpointError, match="another run"):
+        optin.score(bert, labelled, recipe=recipe, resume=file)
+
+
+def killed_at(stage: str, number: int):
+    """Progress that is interrupted before the item of this number in one stage."""
+
+    def track(items, description, total):
+        for place, item in enumerate(items):
+            if description == stage and place == number:
+                raise KeyboardInterrupt
+            yield item
+
+    return track
+
+
+def test_token_costs_go_on_after_a_kill_without_scoring_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(partial_sums, "SHARE", 1e9)
+    model, file = network("vit"), tmp_path / "partial"
+    batches = [inputs(model, batch=8, seed=seed) for seed in range(3)]
+    recipe = RECIPE.override(criterion="compensated", tokens__merge="search", tokens__examples=24)
+    expected = optin.score(model, batches, recipe=recipe)
+    with pytest.raises(KeyboardInterrupt):
+        optin.score(model, batches, recipe=recipe, resume=file, track=killed_at("token costs", 2))
+    monkeypatch.setattr("optin.criteria.draws.differentiate", None)  # no draw is made again
+    got = optin.score(model, batches, recipe=recipe, resume=file)
+    assert torch.equal(got.tokens, expected.tokens)
+    forget(file)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("criterion", ["compensated", "sketch", "exact"])

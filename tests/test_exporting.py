@@ -17,12 +17,16 @@ from optin.errors import CheckpointError, DependencyError, InputError, OptinErro
 from optin.exporting import export, export_all
 from optin.merging import Merging
 from optin.other_models import create
+from optin.recipe import Recipe
 from optin.runtimes import FILES
 from optin.surgery import shrink
 from tests.contract.test_architectures import random_plan
 from tests.networks import EAGER_ONLY, HEADS_OF, build, inputs, tokenizer, tokens
+from tests.slow import slow_but
 from tests.test_cli import run, workspace  # noqa: F401
 from tests.test_cnn import of_transformers
+
+RECIPE = Recipe().override(trajectory__draws=8)
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -33,12 +37,15 @@ def pruned(architecture: str, head: str | None = None):
     return model
 
 
+@pytest.mark.parametrize("architecture", slow_but(("bert", "vit", "swin", "clip"), sorted(HEADS_OF)))
 def test_every_architecture_is_traced_with_free_examples_and_lengths(architecture, tmp_path):
     model = pruned(architecture)
     assert export(model, inputs(model), tmp_path / "out", "torch-export")["difference"] < 1e-5
 
 
-@pytest.mark.parametrize("head", [head for head in HEADS_OF["bert"] if head != "SequenceClassification"])
+@pytest.mark.parametrize(
+    "head", slow_but(["QuestionAnswering"], [head for head in HEADS_OF["bert"] if head != "SequenceClassification"])
+)
 def test_every_head_is_traced(head, tmp_path):
     model = pruned("bert", head)
     export(model, inputs(model), tmp_path / "out", "torch-export")
@@ -47,7 +54,7 @@ def test_every_head_is_traced(head, tmp_path):
     assert set(got) == {name for name, value in expected.items() if isinstance(value, torch.Tensor)}
 
 
-@pytest.mark.parametrize("to", sorted(FILES))
+@pytest.mark.parametrize("to", slow_but(["onnx"], sorted(FILES)))
 def test_other_numbers_of_examples_and_lengths(to, tmp_path):
     model = pruned("bert")
     figures = export(model, tokens(model, batch=3, length=9), tmp_path / "out", to, tokenizer())
@@ -64,6 +71,7 @@ def test_other_numbers_of_examples_and_lengths(to, tmp_path):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["onnx", "openvino"])
 def test_merging_is_exported(to, tmp_path):
     model = build("dinov2", attention="sdpa")
@@ -87,13 +95,14 @@ def test_a_network_that_returns_a_tensor(tmp_path):
     )
 
 
-@pytest.mark.parametrize("family", ["ConvNext", "Mask2Former", "Segformer", "UperNet"])
+@pytest.mark.parametrize("family", slow_but(["ConvNext"], ["ConvNext", "Mask2Former", "Segformer", "UperNet"]))
 def test_networks_of_channels_and_scenes_are_traced(family, tmp_path):
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     figures = export(of_transformers(family), {"pixel_values": images}, tmp_path / "out", "torch-export")
     assert figures["difference"] < 1e-4
 
 
+@pytest.mark.slow
 def test_all_formats_come_from_one_trace(bert, tmp_path, monkeypatch):
     made = []
     for name in ("_trace", "_write_onnx"):
@@ -213,7 +222,7 @@ def test_exports_on_the_command_line(run, workspace, tmp_path):  # noqa: F811
 
 
 def test_results_work_in_pipelines_and_compiled(bert, batches, tmp_path):
-    result = optin.prune(bert, batches, "60%")
+    result = optin.prune(bert, batches, "60%", recipe=RECIPE)
     result.save(tmp_path / "small", tokenizer())
     model = optin.load(tmp_path / "small")
     classify = transformers.pipeline("text-classification", model=model, tokenizer=tokenizer(), device="cpu")
@@ -227,7 +236,7 @@ def test_results_work_in_pipelines_and_compiled(bert, batches, tmp_path):
 
 def test_embedding_models_load_in_sentence_transformers(batches, tmp_path):
     library = pytest.importorskip("sentence_transformers")
-    small = optin.prune(build("bert", "Model"), batches, "60%")
+    small = optin.prune(build("bert", "Model"), batches, "60%", recipe=RECIPE)
     small.save(tmp_path / "small", tokenizer())
     loaded = library.SentenceTransformer(str(tmp_path / "small"), trust_remote_code=True, device="cpu")
     got = loaded.encode(["good film"], convert_to_tensor=True)

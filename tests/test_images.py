@@ -14,12 +14,14 @@ import optin
 from optin import cli
 from optin.benchmark import compare_speed
 from optin.errors import DependencyError, InputError
-from optin.recipe import Calibration, Task
+from optin.recipe import Calibration, Recipe, Task
 from optin.runs import Placement, run_evaluate, run_prune
 from optin.tasks import load_images, load_processor, task_spec
 from optin.tasks.images import Unreadable
 from optin.tasks.vision import Both, ZeroShot, calibration_batches, class_indices, evaluate
 from tests.networks import build, inputs, tokenizer
+
+RECIPE = Recipe().override(trajectory__draws=8)
 
 SPEC = task_spec("image-classification")
 
@@ -224,7 +226,7 @@ def test_the_job_from_a_folder(tree, tmp_path, monkeypatch, capsys):
 def test_a_timm_model_from_a_folder(tree, tmp_path):
     model = build("timm-vit")
     batches = [{"x": torch.randn(4, 3, 16, 16)} for _ in range(2)]
-    optin.prune(model, batches, "60%").save(tmp_path / "small")
+    optin.prune(model, batches, "60%", recipe=RECIPE).save(tmp_path / "small")
     recipe = optin.Recipe().override(
         task__name="image-classification", task__data=str(tree), task__evaluation_split="train"
     )
@@ -236,7 +238,7 @@ def test_a_timm_model_from_a_folder(tree, tmp_path):
 
 def test_an_image_size_that_the_model_does_not_accept():
     with pytest.raises(InputError, match=r"pixel_values \(1, 3, 20, 20\)"):
-        optin.prune(build("vit"), [{"pixel_values": torch.randn(4, 3, 20, 20)}], "50%")
+        optin.prune(build("vit"), [{"pixel_values": torch.randn(4, 3, 20, 20)}], "50%", recipe=RECIPE)
 
 
 def test_zero_shot(tree, tmp_path):
@@ -263,14 +265,14 @@ def test_names_of_different_lengths():
     model = build("clip", "Model")
     batch = inputs(model, batch=8)
     assert batch["attention_mask"].sum(1).unique().numel() == 2
-    result = optin.prune(model, [batch], "95%")
+    result = optin.prune(model, [batch], "95%", recipe=RECIPE)
     assert result.plan.pruned.macs <= 0.95 * result.plan.dense.macs
 
 
 def test_networks_are_timed_at_the_size_of_the_plan():
     """DINOv2 takes any size, and is often used at another than its configuration names."""
     model = build("dinov2")
-    result = optin.prune(model, [{"pixel_values": torch.randn(4, 3, 24, 32)}], "60%")
+    result = optin.prune(model, [{"pixel_values": torch.randn(4, 3, 24, 32)}], "60%", recipe=RECIPE)
     assert model.config.image_size != 24
     (speed,) = compare_speed(model, result.model, batch=1, rounds=1)
     assert speed.length == 24

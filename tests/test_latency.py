@@ -166,6 +166,7 @@ def test_blocks_of_one_make_have_the_same_times_and_all_of_them_the_dense_networ
     assert by_block[0] and by_block[0] == by_block[1] == by_block[2]
 
 
+@pytest.mark.slow
 def test_what_has_no_macs_grows_with_the_units_before_it(proportional, monkeypatch):
     model = torchvision.models.resnet18().eval()
     space, inputs = describe(model), example_inputs(model, 32, 1)
@@ -217,6 +218,7 @@ def test_rounding_is_up_to_the_recipe(batches, proportional):
         assert any(count % (2 * multiple) for count in neurons)
 
 
+@pytest.mark.slow
 def test_times_are_measured_once_for_networks_of_one_shape(bert, cache, monkeypatch):
     space, macs, inputs = setting(bert)
     first = latency_cost(bert, space, macs, inputs)

@@ -18,7 +18,8 @@ from optin.recipe import Recipe
 from optin.schedule import Steps, constant, schedule_cost, token_costs
 from optin.trajectory import answers
 from tests.contract.test_architectures import random_plan, run
-from tests.networks import VISION, build, inputs, plan_of
+from tests.networks import REPRESENTATIVE, VISION, build, inputs, plan_of
+from tests.slow import slow_but
 
 CPU = torch.device("cpu")
 RECIPE = Recipe().override(trajectory__rows=12, trajectory__draws=4, tokens__merge="search", tokens__examples=8)
@@ -87,7 +88,7 @@ def test_macs_with_merged_tokens_equal_an_independent_counter(architecture, head
     assert costs(model, space, 16)[0].dense == macs.merged(schedule).dense
 
 
-@pytest.mark.parametrize("architecture", sorted({name for name, _ in CASES}))
+@pytest.mark.parametrize("architecture", slow_but(REPRESENTATIVE, sorted({name for name, _ in CASES})))
 def test_tau_end_to_end(architecture, tmp_path):
     """One budget over heads, neurons and tokens; saved equals loaded; the given network stays as it is."""
     model = build(architecture)
@@ -107,7 +108,7 @@ def test_tau_end_to_end(architecture, tmp_path):
         torch.testing.assert_close(answers(loaded(**other)), answers(result.model(**other)), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("architecture", sorted({name for name, _ in CASES}))
+@pytest.mark.parametrize("architecture", slow_but(REPRESENTATIVE, sorted({name for name, _ in CASES})))
 def test_the_head_behind_merged_tokens(architecture):
     """Its refit goes on from the merged tokens: the outputs come no less close than without."""
     model = build(architecture, "Model" if architecture == "clip" else None)
@@ -181,7 +182,7 @@ def test_schedules_that_do_not_fit_are_refused(bert, batches):
         optin.plan(whole, scores, "50% params", recipe=RECIPE)
 
 
-@pytest.mark.parametrize("architecture", ["vit", "dinov2", "beit", "clip-vision"])
+@pytest.mark.parametrize("architecture", slow_but(["dinov2"], ["vit", "dinov2", "beit", "clip-vision"]))
 def test_merging_can_be_exported_and_compiled(architecture):
     """No shape depends on the data: a graph traced on some images is right for others."""
     model = build(architecture, attention="sdpa").requires_grad_(False)

@@ -79,9 +79,9 @@ def test_one_scoring_serves_any_budget(bert, batches):
 
 
 def test_inference_mode_of_the_caller_changes_nothing(bert, batches):
-    outside = optin.prune(bert, batches, "60%")
+    outside = optin.prune(bert, batches, "60%", recipe=RECIPE)
     with torch.inference_mode():
-        inside = optin.prune(bert, batches, "60%")
+        inside = optin.prune(bert, batches, "60%", recipe=RECIPE)
     assert inside.plan == outside.plan
     inside.model(**batches[0]).logits.sum().backward()
 
@@ -188,9 +188,9 @@ def test_the_paper_preset_runs(bert, batches):
 
 def test_after_a_second_prune_the_first_dense_network_is_known(bert, batches, tmp_path):
     """At another length too: what is saved is a share of the network before any pruning."""
-    once = optin.prune(bert, batches, "70%").model
+    once = optin.prune(bert, batches, "70%", recipe=RECIPE).model
     others = [tokens(bert, batch=4, length=20, seed=seed) for seed in range(4)]
-    twice = optin.prune(once, others, "80%")
+    twice = optin.prune(once, others, "80%", recipe=RECIPE)
     macs, parameters = costs(bert, describe(bert), twice.plan.length)
     assert twice.report["original"] == {"macs": macs.dense, "parameters": parameters.dense}
     saved = Plan.from_dict(twice.model.config.optin)

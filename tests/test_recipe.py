@@ -11,6 +11,7 @@ from optin.recipe import PRESETS, Recipe, Training, preset
 from optin.runs import Placement, run_prune
 from optin.tasks import TASKS, task_spec
 from tests.networks import WORDS, build, tokenizer
+from tests.slow import slow_but
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -104,7 +105,7 @@ def test_the_recipes_of_the_repository_can_be_read(path):
     assert recipe.tokens.merge == ("search" if path.stem.endswith("tau") else "none")
 
 
-@pytest.mark.parametrize("task", ("mnli", "qqp", "qnli", "sst2", "stsb", "mrpc"))
+@pytest.mark.parametrize("task", slow_but(["mnli", "stsb"], ("mnli", "qqp", "qnli", "sst2", "stsb", "mrpc")))
 def test_the_recipes_for_glue_run(task, tmp_path):
     """On a small network and a few examples with the task's own columns."""
     (tmp_path / "data").mkdir()

@@ -18,6 +18,7 @@ from optin.runs import Placement, run_draw, run_evaluate
 from optin.tasks import load_scenes, segmentation, task_spec
 from optin.tasks.images import open_image
 from optin.tasks.metrics import intersections
+from tests.slow import slow_but
 from tests.test_cnn import of_transformers
 
 SPEC = task_spec("semantic-segmentation")
@@ -149,7 +150,7 @@ def test_masks_that_do_not_fit_are_refused(pairs):
         segmentation.evaluate(Painter(), processor(), scenes(pairs))
 
 
-@pytest.mark.parametrize("family", ["Segformer", "Mask2Former"])
+@pytest.mark.parametrize("family", slow_but(["Segformer"], ["Segformer", "Mask2Former"]))
 def test_the_job_from_a_folder(family, pairs, tmp_path, monkeypatch, capsys):
     source, small = tmp_path / "dense", tmp_path / "small"
     model = of_transformers(family)

@@ -138,7 +138,7 @@ def test_other_folders_and_tasks_are_as_they_were(folder):
 
 
 def test_an_export_pools_and_keeps_them_too(folder, tmp_path, monkeypatch):
-    def written(model, inputs, targets, preprocessor, track):
+    def written(model, inputs, targets, preprocessor, track, overwrite):
         preprocessor.save_pretrained(tmp_path / "out")
         assert inputs["input_ids"].shape == (4, 7) and preprocessor.pooling == "first"
         return []

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -50,6 +48,6 @@ def test_the_store_spills_and_cleans_up():
             store[key] = value
         store["a", 5] = values["a", 5] + 1
         assert all(torch.equal(store[key], value + (key == ("a", 5))) for key, value in values.items())
-        folder = Path(store._folder.name)
+        folder = store._folder
         assert len(list(folder.iterdir())) == 4
     assert not folder.exists()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,10 +19,13 @@ from hypothesis import strategies as st
 import optin
 from optin.errors import CheckpointError, OptinError
 from optin.other_models import create
+from optin.recipe import Recipe
 from optin.timm_models import ARGUMENTS
 from tests.contract.test_architectures import random_plan
 from tests.networks import build, tokens
 from tests.test_plans import JSON
+
+RECIPE = Recipe().override(trajectory__draws=8)
 
 SAVER = (
     "import sys, optin\n"
@@ -47,7 +52,9 @@ PRUNER = (
     "torch.set_num_threads(1)\n"
     "torch.manual_seed(0)\n"
     "model = build('bert')\n"
-    "optin.prune(model, [tokens(model, seed=seed) for seed in range(8)], '50%').save(sys.argv[1])\n"
+    "recipe = optin.Recipe().override(trajectory__draws=8)\n"
+    "batches = [tokens(model, seed=seed) for seed in range(8)]\n"
+    "optin.prune(model, batches, '50%', recipe=recipe).save(sys.argv[1])\n"
 )
 
 
@@ -57,16 +64,27 @@ def small(bert, tmp_path):
     return result.save(tmp_path / "small")
 
 
-@pytest.fixture
-def small_of_channels(tmp_path):
+@pytest.fixture(scope="module")
+def channels(tmp_path_factory):
     model = create("optin:resnet20")
-    return optin.apply(model, random_plan(model)).save(tmp_path / "channels")
+    return optin.apply(model, random_plan(model)).save(tmp_path_factory.mktemp("once") / "channels")
 
 
 @pytest.fixture
-def exported(bert, tmp_path):
-    optin.export(bert, tokens(bert), tmp_path / "onnx")
-    return tmp_path / "onnx"
+def small_of_channels(channels, tmp_path):
+    return Path(shutil.copytree(channels, tmp_path / "channels"))
+
+
+@pytest.fixture(scope="module")
+def onnx(tmp_path_factory):
+    bert, folder = build("bert", "SequenceClassification"), tmp_path_factory.mktemp("once") / "onnx"
+    optin.export(bert, tokens(bert), folder)
+    return folder
+
+
+@pytest.fixture
+def exported(onnx, tmp_path):
+    return Path(shutil.copytree(onnx, tmp_path / "onnx"))
 
 
 def changed(folder, **entries) -> None:
@@ -210,6 +228,7 @@ def test_two_processes_may_write_to_one_folder(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["small"], "nothing else is left behind"
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_a_whole_export_or_none(tmp_path):
     model = build("bert")
     command = [sys.executable, "-c", EXPORTER, str(tmp_path / "out")]
@@ -227,19 +246,19 @@ def test_a_kill_leaves_a_whole_export_or_none(tmp_path):
 
 def test_weights_that_are_views_or_shared(bert, batches, tmp_path):
     """Transposed storage, and one tensor under two names."""
-    expected = optin.prune(bert, batches, "50%")
+    expected = optin.prune(bert, batches, "50%", recipe=RECIPE)
     for module in bert.modules():
         if isinstance(module, torch.nn.Linear):
             module.weight.data = module.weight.data.mT.contiguous().mT
     assert not bert.bert.encoder.layer[0].output.dense.weight.is_contiguous()
-    got = optin.prune(bert, batches, "50%")
+    got = optin.prune(bert, batches, "50%", recipe=RECIPE)
     assert got.plan.keep == expected.plan.keep
     got.save(tmp_path / "views")
     sample = tokens(bert)
     with torch.no_grad():
         torch.testing.assert_close(optin.load(tmp_path / "views")(**sample).logits, got.model(**sample).logits)
     masked = build("bert", "MaskedLM")
-    tied = optin.prune(masked, batches, "50%")
+    tied = optin.prune(masked, batches, "50%", recipe=RECIPE)
     tied.save(tmp_path / "tied")
     again = optin.load(tmp_path / "tied")
     assert again.get_output_embeddings().weight is again.get_input_embeddings().weight

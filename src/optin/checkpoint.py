@@ -40,7 +40,7 @@ from .quiet import quiet
 from .report import render
 from .scores import Curve, Scores
 from .surgery import shrink
-from .trajectory import answers
+from .trajectory import answers, tolerance_of
 from .units import UnitSpace
 from .untrusted import Stored, check_folder
 
@@ -247,8 +247,9 @@ def _comes_back(model: nn.Module, folder: Path) -> bool:
             one, other = (answers(network(**inputs)) for network in (model, again))
     except OptinError:
         return False
+    share = max(1e-3, tolerance_of(one))
     return one.shape == other.shape and bool(
-        torch.allclose(one, other, rtol=1e-3, atol=1e-3 * float(one.abs().max()))
+        torch.allclose(one, other, rtol=share, atol=share * float(one.abs().max()))
     )
 
 

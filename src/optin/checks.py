@@ -111,8 +111,7 @@ def _check_output(
     generator = torch.Generator().manual_seed(0)
     positions = Positions(sample, recipe.trajectory.rows, generator, space.channels_first)
     if len(blocks) == len(space.blocks):
-        for name, state in zip(space.blocks, states(space, blocks), strict=True):
-            check_activations(name, state, positions.mask(state))
+        check_activations(space.blocks, states(space, blocks), positions)
     try:
         read_final(model, output, positions, recipe.trajectory)
     except FAILURES as error:

@@ -69,20 +69,23 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 @contextlib.contextmanager
 def inference_mode_of(model: nn.Module) -> Iterator[None]:
     """Dropout off, no gradient for any weight, torch's own attention module by module; restored afterwards."""
-    training = {module: module.training for module in model.modules()}
-    wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    training = [module for module in model.modules() if module.training]
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # The fast path of nn.TransformerEncoderLayer runs no submodule, so that hooks on them would see nothing.
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    model.eval().requires_grad_(False)
+    if training:
+        model.eval()
+    for parameter in wanted:
+        parameter.requires_grad_(False)
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for module, mode in training.items():
-            module.training = mode
-        for parameter, flag in wanted.items():
-            parameter.requires_grad_(flag)
+        for module in training:
+            module.training = True
+        for parameter in wanted:
+            parameter.requires_grad_(True)
 
 
 @contextlib.contextmanager

@@ -127,13 +127,16 @@ def make_within(folder: Path, stored: Stored) -> nn.Module:
 
 
 def fill(model: nn.Module, folder: Path) -> None:
-    """Read the weights of a folder into a network of the same shapes.
+    """Read the weights of a folder into a network of the same shapes, which takes on their precision.
 
     Raises:
         CheckpointError: weights are missing or of other shapes.
     """
     try:
         weights = load_file(folder / "model.safetensors")
+        precisions = {value.dtype for value in weights.values() if value.is_floating_point()}
+        if len(precisions) == 1:
+            model.to(precisions.pop())
         missing, unexpected = model.load_state_dict(weights, strict=False)
     except (RuntimeError, OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder} cannot be loaded: {first_line(error)}") from None

@@ -144,8 +144,8 @@ def score(
     """Removal curves of all groups: what every later choice of a budget needs.
 
     Args:
-        resume: a file in which `exact`, and with Ray every criterion, keeps partial sums, so that a run that was
-            killed continues.
+        resume: a file in which partial sums are kept, so that a run that was killed continues; those of tokens lie
+            beside it.
         engine: "local", or "ray" to spread the work over the actors of a Ray cluster: units of `exact`, calibration
             batches of `compensated` and `sketch`.
         address: of that cluster, "auto" or "HOST:PORT"; without one Ray is started on this machine.
@@ -239,7 +239,9 @@ def plan(
     if target.quantity == "latency":
         inputs = example_inputs(model, length, recipe.latency_batch, width) | keywords
         cost = latency_cost(model, space, macs, inputs, track)
-    kept, schedule = _choose(space, scores, cost, target, recipe)
+    even = target.quantity == "latency" or device_of(model).type == "cuda"
+    multiples = {g.name: recipe.round_to or (multiple_of(g) if even else 1) for g in space if g.kind != "head"}
+    kept, schedule = _choose(space, scores, cost, target, recipe, multiples)
     latency = None
     if target.quantity == "latency":
         latency = Latency(recipe.latency_batch, cost.dense / PER_MS, cost(kept) / PER_MS)
@@ -267,14 +269,14 @@ def _units(scores: Scores, kept: Mapping[str, int], recipe: Recipe) -> dict[str,
 
 
 def _choose(
-    space: UnitSpace, scores: Scores, cost: CostModel, budget: Budget, recipe: Recipe
+    space: UnitSpace,
+    scores: Scores,
+    cost: CostModel,
+    budget: Budget,
+    recipe: Recipe,
+    multiples: Mapping[str, int],
 ) -> tuple[dict[str, int], tuple[int, ...]]:
     """Units to keep per group, and the token schedule."""
-    multiples = {
-        group.name: recipe.round_to or (multiple_of(group) if budget.quantity == "latency" else 1)
-        for group in space
-        if group.kind != "head"
-    }
     if recipe.tokens.merge == "search":
         if scores.tokens is None:
             raise InputError("the scores say nothing about tokens. Score again with tokens.merge 'search'.")

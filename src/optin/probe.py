@@ -35,12 +35,14 @@ class Probe:
 
     Attributes:
         masks: per consumer, shape (batch, token), bool: positions that are not padding.
+        real: per consumer, shape (row,): their places among all positions in a row.
         inputs: per consumer and call, the rows that it read: shape (batch, token, features).
         units: per part and group, d<v, phi> / dm: shape (size,).
         outputs: per part and consumer, for each call d<v, phi> / dy: shape (batch, token, dim).
     """
 
     masks: dict[str, Tensor]
+    real: dict[str, Tensor]
     inputs: dict[str, list[Tensor]]
     units: dict[str, dict[str, Tensor]]
     outputs: dict[str, dict[str, list[Tensor]]]
@@ -61,8 +63,7 @@ def trajectory_objective(
 
     def objective(batch: Batch, output: Any, hidden: list[Tensor]) -> dict[str, Tensor]:
         positions = Positions(batch, options.rows, generator, space.channels_first)
-        for name, state in zip(space.blocks, hidden, strict=True):
-            check_activations(name, state, positions.mask(state))
+        check_activations(space.blocks, hidden, positions)
         maps = [positions.manifold(hidden[place]) for place in options.compared(len(hidden))]
         final = read_final(model, output, positions, options)
         probes = [manifold_probe(phi, generator) for phi in maps]
@@ -82,13 +83,16 @@ def read_final(model: nn.Module, output: Any, positions: Positions, options: Tra
     return read_output(output, positions, stack=stack, pooling=options.pooling, problem=problem)
 
 
-def check_activations(name: str, hidden: Tensor, mask: Tensor) -> None:
+def check_activations(blocks: Sequence[str], hidden: Sequence[Tensor], positions: Positions) -> None:
     """Refuse activations that no statistic survives.
 
     Raises:
         NumericalError: names the block.
     """
-    if not torch.isfinite(hidden[mask]).all():
+    # One answer for all blocks: a GPU is waited for once.
+    fine = [(torch.isfinite(state).all(-1) | ~positions.mask(state)).all() for state in hidden]
+    if fine and not torch.stack(fine).all():
+        name = next(block for block, good in zip(blocks, fine, strict=True) if not good)
         raise NumericalError(
             f"the output of {name!r} contains NaN or infinity on the calibration inputs. "
             "Try --dtype float32, or look for inputs that the network cannot take."
@@ -191,8 +195,15 @@ def differentiate(model: nn.Module, space: UnitSpace, batch: Batch, objective: O
         name: [rows_read(module, gates[name], value.detach()) for value in recorder.calls[Tap(name, "input")]]
         for name, module in modules.items()
     }
-    masks = {name: position_mask(batch, values[0]) for name, values in inputs.items()}
-    return Probe(masks, inputs, units, outputs)
+    masks, real = dict[str, Tensor](), dict[str, Tensor]()
+    known: dict[torch.Size, tuple[Tensor, Tensor]] = {}  # found once for every shape
+    for name, values in inputs.items():
+        shape = values[0].shape[:-1]
+        if shape not in known:
+            mask = position_mask(batch, values[0])
+            known[shape] = mask, mask.flatten().nonzero().squeeze(1)
+        masks[name], real[name] = known[shape]
+    return Probe(masks, real, inputs, units, outputs)
 
 
 def token_weights(probe: Probe, consumer: str, floor: float, balance: float) -> list[Tensor]:

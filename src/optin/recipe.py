@@ -245,7 +245,7 @@ class Recipe:
         rearrange: choose the units of each group anew for the counts found, by how their removals add up; needs
             scores of the fisher criterion.
         round_to: kept counts of neurons and channels are multiples of this; None takes what processors like
-            under a budget of latency, and 1 under others.
+            under a budget of latency and on a GPU, and 1 otherwise.
         length: tokens per example at which MACs are counted; None takes the calibration set's mean.
         latency_batch: examples of that length in the forward that a budget of latency is for.
         seed: of every random draw.

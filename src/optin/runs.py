@@ -31,6 +31,7 @@ from .checkpoint import (
     section_of,
     update_figures,
 )
+from .criteria.partial import forget
 from .errors import InputError, OptinError, first_line, unknown
 from .exporting import EXPORT, check_formats, export_all
 from .figures import read_report, read_sweep
@@ -188,7 +189,7 @@ def run_score(
     partial = place.with_name(f"{place.name}.partial")
     scores = score(job.model, job.batches, recipe=recipe, track=track, resume=partial, engine=engine, address=address)
     save_scores(scores, place, overwrite=overwrite)
-    partial.unlink(missing_ok=True)
+    forget(partial)
     return {"scores": str(out), "criterion": recipe.criterion, "groups": len(scores.curves)}
 
 
@@ -314,7 +315,7 @@ class Kept:
             _check_budget(self.job, recipe.override(budget=budget, search="lagrange", rearrange=False))
         self.scores = score(self.job.model, self.job.batches, recipe=recipe, track=track, resume=self.partial)
         save_scores(self.scores, self.folder, overwrite=True)
-        self.partial.unlink(missing_ok=True)
+        forget(self.partial)
         return self.scores
 
     def _earlier(self) -> Scores | None:
@@ -339,7 +340,7 @@ class Kept:
     def remove(self) -> None:
         """Once they lie in the result."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        self.partial.unlink(missing_ok=True)
+        forget(self.partial)
 
 
 def _scoring(recipe: Any) -> Any:

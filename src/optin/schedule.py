@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from .batches import Batch, split
 from .budget import Budget
 from .cost import CostModel
+from .criteria.partial import Partial, tokens_beside
 from .criteria.scoring import Scoring
 from .errors import BudgetError, InputError
 from .merging import Merging, most
@@ -48,7 +48,7 @@ def token_costs(scoring: Scoring) -> Float[Tensor, "block tokens+1"]:
 
     Every original token is compared in the state of the token that stands for it, so that the losses are those
     of units. Evaluated at powers of two and linear between them; beyond what can merge at once the last slope
-    goes on.
+    goes on. Keeps partial sums beside those of the criterion.
 
     Raises:
         InputError: the network's tokens cannot be merged, or the criterion has no trajectory to compare with.
@@ -62,18 +62,23 @@ def token_costs(scoring: Scoring) -> Float[Tensor, "block tokens+1"]:
         )
     micro = [part for batch in scoring.batches for part in split(batch, MICRO)]
     micro = micro[: -(-scoring.recipe.tokens.examples // MICRO)]
-    grid: list[int] = []
-    sums: dict[tuple[int, int], float] = defaultdict(float)
     with inference_mode_of(model), torch.inference_mode():
+        count = _Reference.of(model, space, micro[0], options, scoring.recipe.seed).tokens
+        grid = _grid(most(count, tokens.protected))
+        sums = torch.zeros(len(tokens.blocks), len(grid), dtype=torch.float64)
+        path = None if scoring.resume is None else tokens_beside(scoring.resume)
+        partial = Partial.open(path, {"tokens": sums}, scoring.identity, len(micro))
         for index, batch in enumerate(scoring.track(micro, "token costs", len(micro))):
+            if index < partial.done:
+                continue
             reference = _Reference.of(model, space, batch, options, scoring.recipe.seed + index)
-            grid = _grid(most(reference.tokens, tokens.protected))
             for place in range(1, len(tokens.blocks)):
-                for r in grid:
-                    sums[place, r] += reference.cost(place, r, scoring.scales) / len(micro)
-    costs = torch.zeros(len(tokens.blocks), reference.tokens + 1, dtype=torch.float64)
+                for column, r in enumerate(grid):
+                    sums[place, column] += reference.cost(place, r, scoring.scales)
+            partial.commit(index + 1, may_wait=True)
+    costs = torch.zeros(len(tokens.blocks), count + 1, dtype=torch.float64)
     for place in range(1, len(tokens.blocks)):
-        costs[place] = _interpolated([0, *grid], [0.0, *(sums[place, r] for r in grid)], reference.tokens)
+        costs[place] = _interpolated([0, *grid], [0.0, *(sums[place] / len(micro)).tolist()], count)
     return costs
 
 

@@ -26,7 +26,7 @@ class Moments:
 
     def __init__(self, features: int, targets: int, device: torch.device) -> None:
         self.features, self.targets = features, targets
-        self._weight = torch.zeros((), dtype=torch.float64)
+        self._weight = torch.zeros((), dtype=torch.float64, device=device)
         self._sums = torch.zeros(features + 1, features + 1 + targets, dtype=torch.float64, device=device)
         self._waiting: list[tuple[Tensor, Tensor]] = []
         self._rows = 0
@@ -41,7 +41,7 @@ class Moments:
         x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         w = x.new_ones(len(x)) if weights is None else weights.to(x)
         parts = [x, x.new_ones(len(x), 1)] + ([] if e is None else [e.to(x)])
-        self._weight += float(w.sum())
+        self._weight += w.sum()
         self._waiting.append((torch.cat(parts, 1), w))
         self._rows += len(x)
         if self._rows > max(self.features, 1024):

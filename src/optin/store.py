@@ -16,10 +16,11 @@ from torch import Tensor
 from .files import disk_errors
 
 LIMIT = 128 * 2**20  # bytes
+ON_GPU, SHARE = 4 * 2**30, 0.25  # bytes at most, of a GPU's memory, and of what is free there
 
 
 class Store:
-    """A mapping whose memory does not grow beyond `limit` bytes.
+    """A mapping whose memory does not grow beyond `limit` bytes, or beyond a share of what is free on a GPU.
 
     Its files go when it is closed, as a context manager or with the last reference to it.
     """
@@ -39,7 +40,7 @@ class Store:
             self.bytes -= _bytes(old)
         if key in self._files:
             self._files.pop(key)[0].unlink()
-        if self.bytes + _bytes(value) <= self.limit:
+        if self.bytes + _bytes(value) <= self._limit_on(value.device):
             self._memory[key] = value
             self.bytes += _bytes(value)
             return
@@ -51,6 +52,13 @@ class Store:
             path = self._folder / f"{self._count}.safetensors"
             save_file({"value": value.contiguous()}, path)
         self._files[key] = (path, value.device)
+
+    def _limit_on(self, device: torch.device) -> float:
+        """A GPU's memory is worth more than the way over the disk."""
+        if device.type != "cuda":
+            return self.limit
+        free, _ = torch.cuda.mem_get_info(device)
+        return max(self.limit, min(ON_GPU, self.bytes + SHARE * free))
 
     def __getitem__(self, key: Hashable) -> Tensor:
         if key in self._memory:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..modules import tensor_of
 from ..probe import differentiate
 from ..scores import Curve
+from .partial import Partial
 from .scoring import Scoring
 
 
@@ -42,21 +43,31 @@ def magnitude(scoring: Scoring) -> Mapping[str, Curve]:
 def fisher(scoring: Scoring) -> Mapping[str, Curve]:
     """Diagonal Fisher information of the multipliers, from labels: E[(d loss / d m)^2] (Kwon et al., 2022).
 
+    Keeps partial sums in `scoring.resume`.
+
     Raises:
         InputError: batches without labels, or a model without a loss.
     """
     batches, model, space = scoring.batches, scoring.model, scoring.space
     size = batches.micro_size(scoring.recipe.trajectory.draws)
     total = {group.name: torch.zeros(group.size, dtype=torch.float64) for group in scoring.space}
-    for batch in scoring.track(batches.labelled(), "fisher", len(batches)):
+    partial = Partial.open(scoring.resume, dict(total), scoring.identity, len(batches))
+    if scoring.recipe.rearrange and partial.done:
+        scoring.gradients.update({name: list(partial.sums[f"waiting/{name}"]) for name in space.sizes})
+    for done, batch in enumerate(scoring.track(batches.labelled(), "fisher", len(batches)), 1):
+        if done <= partial.done:
+            continue
         for micro in split(batch, size):
             # A network without a configuration has no loss of its own, and takes no labels.
             inputs = micro if hasattr(model, "config") else without_labels(micro)
-            loss = partial(_label_loss, micro.get("labels"))
+            loss = functools.partial(_label_loss, micro.get("labels"))
             for name, value in differentiate(model, space, inputs, loss).units["loss"].items():
                 total[name] += value.double().square().cpu()
                 if scoring.recipe.rearrange:
                     scoring.gradients.setdefault(name, []).append(value.float().cpu())
+        if partial.due:
+            partial.sums = total | {f"waiting/{name}": torch.stack(rows) for name, rows in scoring.gradients.items()}
+            partial.commit(done)
     return {name: Curve.from_importance(value) for name, value in total.items()}
 
 

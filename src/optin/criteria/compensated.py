@@ -70,11 +70,11 @@ class Sensitivities:
         self.units.add(probe)
         of = weights()
         for name, moments in self.moments.items():
-            mask = probe.masks[name]
+            real = probe.real[name]
             for x, w in zip(probe.inputs[name], of[name], strict=True):
-                moments.add(x[mask], weights=w[mask])
+                moments.add(x.flatten(0, -2)[real], weights=w.flatten()[real])
             for part in PARTS:
-                g = torch.cat([value[mask] for value in probe.outputs[part][name]]).float()
+                g = torch.cat([value.flatten(0, -2)[real] for value in probe.outputs[part][name]]).float()
                 self.gradients[part][name] += (g.mT @ g).double()
 
     def tensors(self) -> dict[str, Tensor]:
@@ -187,9 +187,7 @@ class Reader:
         whitened = torch.linalg.solve_triangular(factor, self.root[:, gone].mT, upper=False)
         self.inverse.addmm_(solved.mT, solved, alpha=-1)
         self.root.addmm_(whitened.mT, solved, alpha=-1)
-        stays = torch.ones(len(self.left), dtype=torch.bool, device=gone.device)
-        stays[chosen] = False
-        self.left = self.left[stays]
+        self.left = without(self.left, chosen)
         if len(self.left) * self.block <= COMPACT * (self.inverse.shape[0] - 1):
             self._compact()
         cost: Tensor = whitened.square().sum(1).view(-1, self.block).sum(1)
@@ -222,10 +220,16 @@ def eliminate(
         chosen = torch.argsort(cost, stable=True)[: min(chunk, len(units))]
         order.append(units[chosen])
         steps.append(coupling[units[chosen]] * torch.stack([reader.remove(chosen) for reader in readers]).sum(0))
-        remain = torch.ones(len(units), dtype=torch.bool, device=units.device)
-        remain[chosen] = False
-        units = units[remain]
+        units = without(units, chosen)
     return torch.cat(order), torch.cat(steps)
+
+
+def without(values: Tensor, places: Tensor) -> Tensor:
+    """The rest, in order; a GPU is not waited for, since its length is known."""
+    stays = torch.ones(len(values), dtype=torch.int8, device=values.device)
+    stays[places] = 0
+    rest = torch.argsort(stays, descending=True, stable=True)[: len(values) - len(places)]
+    return values[rest]
 
 
 def _unit_costs(root: Tensor, inverse: Tensor, block: int, units: Tensor) -> Tensor:

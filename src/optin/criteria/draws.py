@@ -103,6 +103,7 @@ def _draws_here(scoring: Scoring, total: Sums) -> Iterator[None]:
             raise CheckpointError(
                 f"{scoring.resume} is damaged ({error}). Remove it to score from the start."
             ) from error
+    followed = scoring.recipe.tokens.merge == "search"  # by a stage that may be killed, and must not lose the sums
     done = drawn = 0
     while drawn < options.draws:
         for index, batch in enumerate(scoring.batches):
@@ -113,7 +114,8 @@ def _draws_here(scoring: Scoring, total: Sums) -> Iterator[None]:
                     _add(micro, differentiate(scoring.model, scoring.space, micro.batch, objective), total, weights)
                 yield
             done += 1
-            if done > partial.done and partial.due:
+            last = drawn >= options.draws and index + 1 == len(scoring.batches)
+            if done > partial.done and (partial.due or (last and followed)):
                 seen = range(min(done, len(scoring.batches)))
                 partial.sums = {
                     **total.state(),

@@ -143,8 +143,7 @@ class Reference:
             stack.enter_context(recorded_blocks(model, space.blocks, blocks))
             result = model(**batch)
         hidden = states(space, blocks)
-        for name, state in zip(space.blocks, hidden, strict=True):
-            check_activations(name, state, positions.mask(state))
+        check_activations(space.blocks, hidden, positions)
         consumers = {}
         for name in (name for names in gates.values() for name in names):
             read, returned = (recorder.calls[Tap(name, side)] for side in SIDES)

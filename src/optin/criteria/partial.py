@@ -96,6 +96,17 @@ class Partial:
             self.waits_until = end + (end - start) / SHARE
 
 
+def tokens_beside(path: Path) -> Path:
+    """Where the partial costs of tokens are kept: beside the partial sums of the criterion."""
+    return path.with_name(f"{path.name}-tokens")
+
+
+def forget(path: Path) -> None:
+    """Remove what a scoring kept in `path`, once its scores are kept elsewhere."""
+    for kept in (path, tokens_beside(path)):
+        kept.unlink(missing_ok=True)
+
+
 def _checked(found: Mapping[str, Tensor], metadata: Mapping[str, str], sums: Mapping[str, Tensor], parts: int) -> int:
     """How many parts stored sums cover, if they are what was written and fit the work; ValueError if not."""
     done = int(metadata["done"])
