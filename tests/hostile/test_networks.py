@@ -329,3 +329,11 @@ def test_merging_tokens_of_a_network_that_merges_some():
         optin.prune(once, batches, "70%", recipe=recipe)
     twice = optin.prune(once, batches, "90%", recipe=optin.PRESETS["beta"])
     assert twice.plan.pruned.macs <= 0.9 * twice.plan.dense.macs
+
+
+def test_modules_of_another_version_of_the_library_are_called_so(bert):
+    attention = bert.bert.encoder.layer[0].attention.self
+    attention.q_proj = attention.query
+    del attention.query
+    with pytest.raises(ArchitectureError, match=r"no attribute .query.*named otherwise in transformers 5"):
+        optin.inspect(bert)

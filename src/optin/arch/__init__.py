@@ -7,11 +7,11 @@ publish an entry point `optin.architectures` that names such a module. Then run 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 
 from torch import nn
 
-from ..errors import ArchitectureError, unknown
+from ..errors import ArchitectureError, first_line, unknown
 from ..units import UnitSpace
 from . import albert, beit, bert, clip, cnn, deberta_v2, dinov2, distilbert, mpnet, swin, timm, vit
 from .layers import architecture_of
@@ -52,4 +52,11 @@ def _describe(model: nn.Module) -> UnitSpace:
         return cnn.describe(model)
     if kind not in known:
         raise ArchitectureError(unknown("architecture", kind, known))
-    return known[kind](model)
+    try:
+        return known[kind](model)
+    except AttributeError as error:
+        raise ArchitectureError(
+            f"the modules of this {type(model).__name__} are not those that optin knows ({first_line(error)}): they "
+            f"are named otherwise in transformers {version('transformers')}. Install the version that optin is tested "
+            "with: constraints.txt of its repository."
+        ) from error
