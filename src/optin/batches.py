@@ -7,6 +7,7 @@ numbers become tensors; numbers, truth values and None reach every forward as th
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -303,6 +304,9 @@ def _batch(raw: Any, index: int, taken: Collection[str]) -> tuple[Batch, list[st
         raise InputError(f"all tensors of a batch must share their first axis, the examples, unlike {shapes}.")
     if size_of(tensors) == 0:
         raise InputError("a batch of the calibration set has no examples: leave it out.")
+    for name, value in batch.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{name!r} of calibration batch {index + 1} is {value}: mend the data.")
     for name, value in tensors.items():
         if value.is_floating_point() and bool(value.isnan().any() | (value == torch.inf).any()):
             raise InputError(f"{name!r} of calibration batch {index + 1} holds NaN or infinity: mend the data.")
@@ -315,10 +319,18 @@ def _value(name: str, value: Any) -> Any:
     Raises:
         InputError: rows of different lengths, or a value of a kind that cannot be split into examples.
     """
-    if isinstance(value, Tensor) or value is None or isinstance(value, (bool, int, float, str)):
+    if isinstance(value, Tensor):
+        if value.is_meta or value.layout != torch.strided or value.is_nested:
+            kind = "meta device" if value.is_meta else "nested" if value.is_nested else str(value.layout)
+            raise InputError(f"{name!r} of a calibration batch is no plain tensor with values ({kind}): make it one.")
+        return value
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        return _single(torch.from_numpy(np.ascontiguousarray(value)))
+        value = value.astype(np.float64) if value.dtype.itemsize > 8 else value
+        return _single(torch.from_numpy(np.ascontiguousarray(value, value.dtype.newbyteorder("="))))
     if isinstance(value, (list, tuple)) and value:
         if _is_text(value):
             return value

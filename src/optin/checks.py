@@ -48,13 +48,16 @@ def check_inputs(model: nn.Module, space: UnitSpace, batches: Batches, recipe: R
         shape = tuple((name, value.shape[1:]) for name, value in batch.items() if batched(value))
         if shape in seen:
             continue
-        sample, blocks = next(split(batch, 1)), list[Any]()
+        sample, blocks = next(split(batch, 2)), list[Any]()
+        before = {name: buffer.clone() for name, buffer in model.named_buffers()}
         try:
             with inference_mode_of(model), torch.inference_mode(), recorded_blocks(model, space.blocks, blocks):
                 output = model(**sample)
         except FAILURES as error:
             raise refused(f"the network does not take the inputs {shapes_of(sample)}", error) from error
+        _check_buffers(model, before)
         if not seen:
+            _check_repeats(model, sample, output)
             _check_used(model, sample, output)
             _check_output(model, space, sample, blocks, output, recipe)
         seen.add(shape)
@@ -87,6 +90,30 @@ def _check_tokens(model: nn.Module, batch: Batch) -> None:
             )
     if "input_ids" in batch and not token_mask(batch).any(1).all():
         raise InputError("a calibration input holds only padding: leave it out.")
+
+
+def _check_buffers(model: nn.Module, before: Mapping[str, Tensor]) -> None:
+    """Refuse a network that writes into its buffers, and give them back as they were."""
+    changed = [name for name, buffer in model.named_buffers() if not torch.equal(buffer, before.get(name, buffer))]
+    with torch.no_grad():
+        for name in changed:
+            model.get_buffer(name).copy_(before[name])
+    if changed:
+        raise InputError(
+            f"the buffer {changed[0]!r} of this {type(model).__name__} changes at every forward in evaluation mode: "
+            "what is measured would be of other states. Have it change in training mode alone."
+        )
+
+
+def _check_repeats(model: nn.Module, sample: Batch, output: Any) -> None:
+    """Refuse a network that gives another answer each time: nothing that is measured on it would hold."""
+    with inference_mode_of(model), torch.inference_mode():
+        one, other = answers(output), answers(model(**sample))
+    if not distance(one, other) <= tolerance_of(one) and not bool(one.isnan().any()):
+        raise InputError(
+            f"two forwards of this {type(model).__name__} on the same inputs differ: it draws at random or "
+            "remembers. Turn that off, or pass what it draws (such as noise) with the inputs."
+        )
 
 
 def _check_used(model: nn.Module, sample: Batch, output: Any) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .batches import Batch, Batches, position_mask
-from .consumers import add, can_shift, features_per_unit, matrix, rows_made, rows_read, scale_of
+from .consumers import add, can_shift, features_per_unit, matrix, out_axis, rows_made, rows_read, scale_of
 from .errors import ArchitectureError
 from .head import head_maps
 from .makers import makers, with_makers
@@ -51,7 +51,7 @@ def compensate(
 
     Args:
         dense: the network before pruning, with the same module names.
-        space: the description of either: only module names are read.
+        space: the description of `dense`.
         keep: the units that each group keeps: what a consumer makes may be units of another group.
         weights: the `sensitivities` of `dense`, if several networks are made from it.
     """
@@ -59,7 +59,7 @@ def compensate(
         if weights is None:
             weights = sensitivities(dense, space, batches, recipe, store, track)
         made = makers(dense, space, next(iter(batches))) if recipe.refit.makers else {}
-        outputs, tied = _outputs_kept(space, keep, made), any(group.shared for group in space)
+        outputs, tied = _outputs_kept(dense, space, keep, made), any(group.shared for group in space)
         of = _of_readers(weights, {module: group.gates[0].module for module, group in made.items()})
         space = with_makers(space, made)
         walk, stages = _Walk(dense, pruned, space, batches, recipe.refit, store, outputs), _stages(space)
@@ -75,16 +75,21 @@ def _of_readers(weights: WeightsOf, readers: Mapping[str, str]) -> WeightsOf:
 
 
 def _outputs_kept(
-    space: UnitSpace, keep: Mapping[str, Sequence[int]], makers: Collection[str]
+    dense: nn.Module, space: UnitSpace, keep: Mapping[str, Sequence[int]], makers: Collection[str]
 ) -> dict[str, Sequence[int]]:
-    """Per consumer or maker whose outputs are units of a group, those that stay."""
+    """Per consumer or maker of whose outputs some are units, those that stay."""
     modules = {gate.module for group in space for gate in group.gates} | set(makers)
-    return {
-        module: [unit * cut.block + place for unit in keep[group.name] for place in range(cut.block)]
-        for group in space
-        for cut in group.cuts
-        if cut.dim == 0 and (module := cut.parameter.removesuffix(".weight")) in modules
-    }
+    stays: dict[str, Tensor] = {}
+    for group in space:
+        for cut in group.cuts:
+            module = cut.parameter.removesuffix(".weight")
+            if module not in modules or cut.dim != out_axis(consumer := dense.get_submodule(module)):
+                continue
+            mask = stays.setdefault(module, torch.ones(len(matrix(consumer)), dtype=torch.bool))
+            owned = mask[cut.offset : cut.offset + group.size * cut.block].view(group.size, cut.block)
+            owned[:] = False
+            owned[list(keep[group.name])] = True
+    return {module: mask.nonzero().flatten().tolist() for module, mask in stays.items()}
 
 
 def _stages(space: UnitSpace) -> list[list[Gate]]:

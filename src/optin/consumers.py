@@ -23,7 +23,17 @@ def matrix(module: nn.Module) -> Float[Tensor, "out features"]:
     """The weights of the map."""
     weight: Any = module.weight
     flat: Tensor = weight.detach().flatten(1)
-    return flat
+    return flat.mT if stored_transposed(module) else flat
+
+
+def stored_transposed(module: nn.Module) -> bool:
+    """Whether the weight is stored as (features, out), as in the Conv1D of GPT-2."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
+def out_axis(module: nn.Module) -> int:
+    """The axis of the stored weight that runs over the outputs."""
+    return 1 if stored_transposed(module) else 0
 
 
 def features_per_unit(module: nn.Module, gate: Gate) -> int:
@@ -53,7 +63,7 @@ def without_units(
     module: nn.Module, gate: Gate, x: Tensor, y: Tensor, units: list[int]
 ) -> Float[Tensor, "unit_batch ..."]:
     """What the map makes without each of some units, y - W_u x_u, one after the other along the batch."""
-    weight: Any = module.weight
+    weight = module.weight if isinstance(module, nn.Conv2d) else matrix(module)
     index = torch.tensor(units, device=x.device)[:, None] * gate.block
     index = index + torch.arange(gate.block, device=x.device)
     if isinstance(module, nn.Conv2d):
@@ -85,7 +95,8 @@ def add(model: nn.Module, gate: Gate, weight: Tensor, shift: Tensor) -> None:
     """Add to a consumer in place; a shift goes into its bias, or into what is subtracted behind it."""
     module: Any = model.get_submodule(gate.module)
     with torch.no_grad():
-        module.weight += weight.to(module.weight.dtype).view_as(module.weight)
+        stored = weight.mT if stored_transposed(module) else weight
+        module.weight += stored.to(module.weight.dtype).reshape(module.weight.shape)
         if module.bias is not None:
             module.bias += shift.to(module.bias.dtype)
         elif gate.shift is not None:

@@ -8,6 +8,7 @@ look-ups do not. `FlopCounterMode` of torch reports twice this number.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +16,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .errors import ArchitectureError, BudgetError
 from .merging import all_tokens, merging_of, most
 from .modules import hooks, inference_mode_of
 from .replay import Recorder
 from .units import Tap, TokenSpace, UnitSpace
+
+PRODUCTS = {
+    getattr(torch.ops.aten, name) for name in ("mm", "addmm", "bmm", "baddbmm", "convolution", "_convolution")
+}  # operations that cost MACs, attention taken apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +138,30 @@ class CostModel:
 
 def parameter_cost(model: nn.Module, space: UnitSpace) -> CostModel:
     """Parameters, tied ones counted once."""
-    owners = _owners(space)
-    terms = [
-        Term(name.rpartition(".")[0], parameter.numel(), tuple(owners.get(name, {}).values()))
-        for name, parameter in model.named_parameters()
-    ]
+    owned: dict[str, dict[int, dict[str, int]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(int)))
+    for group in space:
+        for cut in group.cuts:
+            owned[cut.parameter][cut.dim][group.name] += group.size * cut.block
+    terms = []
+    for name, parameter in model.named_parameters():
+        axes = [
+            [*groups.items(), ("", parameter.shape[dim] - sum(groups.values()))]
+            for dim, groups in owned[name].items()
+        ]
+        terms += _shared(name.rpartition(".")[0], parameter.numel(), axes)
     return CostModel("parameters", space.sizes, tuple(terms))
+
+
+def _shared(module: str, amount: int, parts: Sequence[Sequence[tuple[str, int]]]) -> list[Term]:
+    """An amount that is proportional to several numbers of entries, of each of which some belong to groups."""
+    terms = []
+    for chosen in itertools.product(*parts):
+        share = amount
+        for (_, count), part in zip(chosen, parts, strict=True):
+            share = share * count // sum(entries for _, entries in part)
+        if share:
+            terms.append(Term(module, share, tuple(group for group, _ in chosen if group)))
+    return terms
 
 
 def mac_cost(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any]) -> CostModel:
@@ -150,6 +175,8 @@ def mac_cost(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any]) -> C
     Raises:
         ArchitectureError: torch counts less than what the modules add up to.
     """
+    if space.products:
+        return _cost_of_products(model, space, inputs)
     macs: dict[str, int] = defaultdict(int)
     attention: dict[int, int] = defaultdict(int)
     kinds = tuple(_COUNTERS)
@@ -191,10 +218,7 @@ def mac_cost(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any]) -> C
         terms.append(Term(product.module, amount, (group,) if group else (), place(product.module), 2))
     rest = counter.get_total_flops() // 2 - sum(term.amount for term in terms)
     if rest < 0:
-        raise ArchitectureError(
-            f"the modules of this {type(model).__name__} have {-rest:,} MACs more than torch counts in its forward, "
-            "so that a budget would be of a wrong count. Please report it with the network."
-        )
+        raise _too_many(model, -rest)
     if rest:
         # Nothing says which groups the other operations grow with, so they are taken to stay.
         terms.append(Term("products between activations", rest, ()))
@@ -207,6 +231,54 @@ def mac_cost(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any]) -> C
     )
     merging = merging_of(model)
     return model_cost if merging is None else model_cost.merged(merging.schedule)
+
+
+def _cost_of_products(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any]) -> CostModel:
+    """From what each product of the forward is proportional to, attention taken apart."""
+    amounts = Amounts()
+    with sdpa_kernel(SDPBackend.MATH), inference_mode_of(model), torch.no_grad(), amounts:
+        model(**inputs)
+    if len(amounts.macs) != len(space.products):
+        raise ArchitectureError(
+            f"the forward of this {type(model).__name__} has {len(amounts.macs)} products at this size, and "
+            f"{len(space.products)} at the size that it was described at: its costs cannot be told."
+        )
+    terms: dict[tuple[str, tuple[str, ...]], int] = defaultdict(int)
+    for amount, product in zip(amounts.macs, space.products, strict=True):
+        for term in _shared(product.module, amount, product.parts):
+            terms[term.module, term.groups] += term.amount
+    found = [Term(module, amount, groups) for (module, groups), amount in terms.items()]
+    rest = counted_macs(model, inputs) - sum(amounts.macs)
+    if rest < 0:
+        raise _too_many(model, -rest)
+    return CostModel("MACs", space.sizes, (*found, Term("other operations", rest, ())) if rest else tuple(found))
+
+
+class Amounts(TorchDispatchMode):
+    """The MACs of the products of a forward, in order of execution.
+
+    Attributes:
+        macs: of each.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.macs: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func._overloadpacket in PRODUCTS:
+            from torch.utils.flop_counter import flop_registry
+
+            self.macs.append(flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out) // 2)
+        return out
+
+
+def _too_many(model: nn.Module, macs: int) -> ArchitectureError:
+    return ArchitectureError(
+        f"the modules of this {type(model).__name__} have {macs:,} MACs more than torch counts in its forward, "
+        "so that a budget would be of a wrong count. Please report it with the network."
+    )
 
 
 def counted_macs(model: nn.Module, inputs: Mapping[str, Any]) -> int:

@@ -89,6 +89,15 @@ def inference_mode_of(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def without_autocast() -> Iterator[None]:
+    """Everything in the precision that it has, whatever the caller is in."""
+    with contextlib.ExitStack() as stack:
+        for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+@contextlib.contextmanager
 def hooks(*handles: RemovableHandle) -> Iterator[None]:
     """Remove hooks when the block ends, however it ends."""
     try:

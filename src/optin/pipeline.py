@@ -29,7 +29,7 @@ from .engines import engine as find_engine
 from .errors import InputError, NumericalError
 from .latency import latency_cost, milliseconds, multiple_of
 from .merging import merging_of
-from .modules import check_weights, device_of, fingerprint, weight_bytes
+from .modules import check_weights, device_of, fingerprint, weight_bytes, without_autocast
 from .plans import Cost, Latency, Plan
 from .progress import Callback, Track, silent, unheard
 from .recipe import Recipe, recipe_of
@@ -122,6 +122,8 @@ def sweep(
     Raises:
         OptinError: as `prune`; a budget that cannot be reached is refused before any network is refitted.
     """
+    if isinstance(budgets, str) or not isinstance(budgets, Iterable):
+        raise InputError(f"a sweep takes a list of budgets, such as ['80%', '60%'], not {budgets!r:.40}.")
     recipes = [_with_budget(recipe, budget) for budget in budgets]
     calibration = _calibration(model, batches)
     scores = scores or score(model, calibration, recipe=recipe, track=track)
@@ -130,6 +132,7 @@ def sweep(
         yield apply(model, chosen, calibration, recipe=one, scores=scores, track=track)
 
 
+@without_autocast()
 @torch.inference_mode(mode=False)  # whatever the caller is in: gradients are needed
 def score(
     model: nn.Module,
@@ -287,6 +290,7 @@ def _choose(
     return find(space, scores.curves, cost, budget, recipe.search, multiples), ()
 
 
+@without_autocast()
 @torch.inference_mode(mode=False)  # so that the small network can be trained
 def apply(
     model: nn.Module,

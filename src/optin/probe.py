@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointError
 
 from .batches import Batch, Batches, position_mask, split, trimmed
 from .consumers import rows_made, rows_read
-from .errors import NumericalError
+from .errors import InputError, NumericalError
 from .gating import gated
 from .modules import hidden_of, inference_mode_of
 from .progress import Track, silent
@@ -179,12 +180,17 @@ def differentiate(model: nn.Module, space: UnitSpace, batch: Batch, objective: O
         flat = [value for values in calls.values() for value in values]
         units, outputs = {}, {}
         for index, (part, scalar) in enumerate(objectives.items()):
-            gradients = torch.autograd.grad(
-                scalar,
-                [*multipliers.values(), *flat],
-                retain_graph=index + 1 < len(objectives),
-                materialize_grads=True,
-            )
+            try:
+                gradients = torch.autograd.grad(
+                    scalar,
+                    [*multipliers.values(), *flat],
+                    retain_graph=index + 1 < len(objectives),
+                    materialize_grads=True,
+                )
+            except CheckpointError as error:
+                raise InputError(
+                    "the network checkpoints its gradients: turn that off for the time of this."
+                ) from error
             units[part] = dict(zip(multipliers, gradients, strict=False))
             rest = iter(gradients[len(multipliers) :])
             outputs[part] = {

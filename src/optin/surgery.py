@@ -17,7 +17,12 @@ from .units import Argument, UnitGroup, UnitSpace
 _REMEMBERED: dict[type[nn.Module], dict[str, int]] = {
     nn.Linear: {"out_features": 0, "in_features": 1},
     nn.Embedding: {"num_embeddings": 0, "embedding_dim": 1},
+    nn.Conv1d: {"out_channels": 0, "in_channels": 1},
     nn.Conv2d: {"out_channels": 0, "in_channels": 1},
+    nn.Conv3d: {"out_channels": 0, "in_channels": 1},
+    nn.ConvTranspose1d: {"out_channels": 1, "in_channels": 0},
+    nn.ConvTranspose2d: {"out_channels": 1, "in_channels": 0},
+    nn.modules.batchnorm._BatchNorm: {"num_features": 0},
 }
 
 

@@ -97,6 +97,18 @@ class Attention:
 
 
 @dataclass(frozen=True, slots=True)
+class Product:
+    """A product of a forward, and which groups its MACs grow with.
+
+    `parts` are what it is proportional to: entries made, entries read, slices of a batch. Each says how many of its
+    entries belong to which group; those of no group have an empty name.
+    """
+
+    module: str
+    parts: tuple[tuple[tuple[str, int], ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class TokenSpace:
     """Where the tokens of a network can be merged: before each of its blocks but the first.
 
@@ -143,7 +155,8 @@ class UnitSpace:
     `blocks` are module names in order of execution; a block that runs several times is named as often.
     `channels_first` says that maps have their features along dim 1, as convolutions do. `chained` says that each
     block reads nothing but what the one before it returned, beside what all of them get alike, so that one state can
-    stand in for all before it. `transposed` are blocks whose states have the examples along dim 1.
+    stand in for all before it. `transposed` are blocks whose states have the examples along dim 1. `products` are all
+    those of a forward in order of execution, attention taken apart, where that is known.
     """
 
     architecture: str
@@ -154,6 +167,7 @@ class UnitSpace:
     channels_first: bool = False
     chained: bool = True
     transposed: tuple[str, ...] = ()
+    products: tuple[Product, ...] = ()
 
     def __getitem__(self, name: str) -> UnitGroup:
         return self.by_name[name]

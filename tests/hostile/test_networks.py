@@ -11,7 +11,11 @@ from torch.nn.utils import parametrizations, prune
 
 import optin
 from optin.arch.refusals import check_network
-from tests.networks import build, inputs
+from optin.errors import ArchitectureError, CheckpointError, InputError
+from optin.recipe import Recipe
+from tests.networks import build, inputs, shaken, tokens
+
+RECIPE = Recipe().override(trajectory__draws=8)
 
 
 def first_layer(model: nn.Module) -> nn.Linear:
@@ -332,8 +336,173 @@ def test_merging_tokens_of_a_network_that_merges_some():
 
 
 def test_modules_of_another_version_of_the_library_are_called_so(bert):
-    attention = bert.bert.encoder.layer[0].attention.self
-    attention.q_proj = attention.query
-    del attention.query
-    with pytest.raises(ArchitectureError, match=r"no attribute .query.*named otherwise in transformers 5"):
+    output = bert.bert.encoder.layer[0].attention.output
+    output.o_proj = output.dense
+    del output.dense
+    with pytest.raises(ArchitectureError, match=r"no attribute .dense.*named otherwise in transformers 5"):
         optin.inspect(bert)
+
+
+class Sized(nn.Module):
+    """Maps whose forward says a size of its own, as many tutorials do."""
+
+    def __init__(self, middle) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 3)
+        self.middle = middle
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.middle(self.first(x).relu())
+        return self.last(self.second(y).relu().mean((2, 3)))
+
+
+MIDDLES = {
+    "view": lambda y: y.reshape(-1, 8, *y.shape[2:]),
+    "own count": lambda y: y / y.shape[1],
+    "pooled": lambda y: nn.functional.adaptive_avg_pool2d(y.permute(0, 2, 3, 1), (30, 8)).permute(0, 3, 1, 2),
+    "clamp": lambda y: torch.clamp(y, max=torch.linspace(0.1, 1, 8)[:, None, None]),
+}
+
+
+@pytest.mark.parametrize("name", MIDDLES)
+def test_sizes_written_into_a_forward_keep_their_channels_whole(name):
+    images = [{"x": torch.randn(4, 3, 32, 32)} for _ in range(2)]
+    result = optin.prune(shaken(Sized(MIDDLES[name])), images, "75%", recipe=RECIPE)
+    assert list(result.plan.sizes) == ["second"]
+
+
+def test_a_buffer_that_changes_at_every_forward():
+    class Counting(Sized):
+        def __init__(self) -> None:
+            super().__init__(lambda y: y)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls += 1
+            return super().forward(x)
+
+    model = Counting().eval()
+    optin.inspect(model)
+    before = float(model.calls)
+    with pytest.raises(InputError, match="the buffer 'calls' .* changes at every forward"):
+        optin.prune(model, [{"x": torch.randn(4, 3, 32, 32)}], "75%", recipe=RECIPE)
+    assert float(model.calls) == before
+
+
+def changed_activation(model):
+    for layer in model.bert.encoder.layer:
+        layer.intermediate.intermediate_act_fn = nn.ReLU()
+
+
+def changed_epsilon(model):
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = 0.1
+
+
+def changed_scaling(model):
+    for layer in model.bert.encoder.layer:
+        layer.attention.self.scaling = 0.9
+
+
+@pytest.mark.parametrize("change", [changed_activation, changed_epsilon, changed_scaling])
+def test_a_network_that_is_no_longer_what_its_configuration_says(change, tmp_path):
+    def made():
+        model = build("bert", attention="sdpa")
+        change(model)
+        return model
+
+    model = made()
+    result = optin.prune(model, [tokens(model)], "60%", recipe=RECIPE)
+    result.save(tmp_path / "small")
+    with pytest.raises(CheckpointError, match="into=network"):
+        optin.load(tmp_path / "small")
+    loaded = optin.load(tmp_path / "small", into=made())
+    with torch.inference_mode():
+        assert torch.equal(loaded(**tokens(model)).logits, result.model(**tokens(model)).logits)
+
+
+def test_a_hook_that_changes_a_value_in_place(bert):
+    def doubled(module, given, output) -> None:
+        output.mul_(2)
+
+    bert.bert.encoder.layer[0].output.dense.register_forward_hook(doubled)
+    with pytest.raises(ArchitectureError, match="a hook on .* changes what the network computes"):
+        optin.prune(bert, [tokens(bert)], "60%", recipe=RECIPE)
+
+
+def test_checkpointing_of_gradients():
+    model = build("timm-vit")
+    model.set_grad_checkpointing()
+    with pytest.raises(ArchitectureError, match="set_grad_checkpointing"):
+        optin.prune(model, [inputs(model)], "60%", recipe=RECIPE)
+
+
+def test_a_wrapper_that_passes_weights_on(bert):
+    class Adapted(nn.Module):
+        def __init__(self, base) -> None:
+            super().__init__()
+            self.base = base
+
+        def forward(self, x):
+            return self.base(x)
+
+        weight = property(lambda self: self.base.weight)
+        bias = property(lambda self: self.base.bias)
+
+    for layer in bert.bert.encoder.layer:
+        layer.intermediate.dense = Adapted(layer.intermediate.dense)
+    with pytest.raises(ArchitectureError, match="is no parameter of its module"):
+        optin.prune(bert, [tokens(bert)], "60%", recipe=RECIPE)
+
+
+def test_a_network_made_in_inference_mode():
+    with torch.inference_mode():
+        model = build("bert")
+    with pytest.raises(ArchitectureError, match="inference_mode"):
+        optin.prune(model, [tokens(model)], "60%", recipe=RECIPE)
+
+
+ODD = {
+    "meta": lambda ids: ids.to("meta"),
+    "sparse": lambda ids: ids.to_sparse(),
+    "nested": lambda ids: torch.nested.nested_tensor([row[:4] for row in ids]),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ODD)
+def test_tensors_of_odd_kinds(name, bert):
+    batch = tokens(bert)
+    batch["attention_mask"] = ODD[name](batch["attention_mask"])
+    with pytest.raises(InputError, match="'attention_mask' of a calibration batch is no plain tensor"):
+        optin.prune(bert, [batch], "60%", recipe=RECIPE)
+
+
+def test_arrays_of_odd_kinds(bert):
+    batch = {name: value.numpy() for name, value in tokens(bert).items()}
+    odd = {
+        "input_ids": batch["input_ids"].astype(">i8"),
+        "attention_mask": batch["attention_mask"].astype("longdouble"),
+    }
+    scores, expected = (optin.score(bert, [given], recipe=RECIPE) for given in (odd, batch))
+    for name, curve in expected.curves.items():
+        assert torch.equal(scores.curves[name].cost, curve.cost)
+
+
+def test_a_keyword_that_is_no_number_and_a_sweep_over_one_budget(bert):
+    with pytest.raises(InputError, match="'scale' of calibration batch 1 is nan"):
+        optin.score(bert, [{**tokens(bert), "scale": float("nan")}], recipe=RECIPE)
+    for budgets in (None, 0.5, "50%"):
+        with pytest.raises(InputError, match="a list of budgets"):
+            list(optin.sweep(bert, [tokens(bert)], budgets))
+
+
+def test_autocast_of_the_caller_changes_nothing(bert):
+    batches = [tokens(bert, seed=seed) for seed in range(2)]
+    expected = optin.prune(bert, batches, "60%", recipe=RECIPE)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = optin.prune(bert, batches, "60%", recipe=RECIPE)
+    assert found.plan.keep == expected.plan.keep
+    for name, value in expected.model.state_dict().items():
+        assert torch.equal(value, found.model.state_dict()[name])

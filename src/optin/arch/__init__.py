@@ -11,11 +11,15 @@ from importlib.metadata import entry_points, version
 
 from torch import nn
 
-from ..errors import ArchitectureError, first_line, unknown
+from .. import labels
+from ..errors import ArchitectureError, first_line
 from ..units import UnitSpace
 from . import albert, beit, bert, clip, cnn, deberta_v2, dinov2, distilbert, mpnet, swin, timm, vit
+from .inputs import example_inputs, image_input, image_side
 from .layers import architecture_of
 from .refusals import check_network, check_shared
+
+TOKENS = 8  # of a text, in the forward that labels travel through
 
 Describe = Callable[[nn.Module], UnitSpace]
 
@@ -45,18 +49,28 @@ def describe(model: nn.Module) -> UnitSpace:
     return space
 
 
+def _labelled(model: nn.Module, kind: str | None) -> UnitSpace:
+    """By the labels of one forward, see `optin.labels`."""
+    with cnn.with_weights(model) as real:
+        length = image_side(real) if image_input(real) else TOKENS
+        return labels.describe(real, example_inputs(real, length, 2), kind or type(model).__name__)
+
+
 def _describe(model: nn.Module) -> UnitSpace:
     known = architectures()
     kind = architecture_of(model)
     if kind is None or (kind not in known and kind.startswith("timm.")):
-        return cnn.describe(model)
+        try:
+            return cnn.describe(model)
+        except ArchitectureError:
+            return _labelled(model, kind)
     if kind not in known:
-        raise ArchitectureError(unknown("architecture", kind, known))
+        return _labelled(model, kind)
     try:
         return known[kind](model)
     except AttributeError as error:
         raise ArchitectureError(
             f"the modules of this {type(model).__name__} are not those that optin knows ({first_line(error)}): they "
-            f"are named otherwise in transformers {version('transformers')}. Install the version that optin is tested "
-            "with: constraints.txt of its repository."
+            f"are named otherwise in transformers {version('transformers')}. Install the version that optin is "
+            "tested with: constraints.txt of its repository."
         ) from error

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ..errors import ArchitectureError
+from ..labels.remembered import tried
 from ..modules import device_of
 from ..units import Attention, Tap, UnitSpace
 from .graph import channel_space
@@ -72,8 +73,12 @@ def describe(model: nn.Module) -> UnitSpace:
         if image_input(model) is None or not any(isinstance(module, nn.Conv2d) for module in model.modules()):
             raise ArchitectureError(f"{type(model).__name__} is no network of images: it has no convolutions.")
         architecture = architecture_of(model) or type(model).__name__
-        with _with_weights(model) as real:
-            space = channel_space(real, example_inputs(real, image_side(real), 2), architecture)
+        with with_weights(model) as real:
+            inputs = example_inputs(real, image_side(real), 2)
+            space, whole = tried(real, channel_space(real, inputs, architecture), inputs)
+            if not len(space):
+                name, reason = next(iter(whole.items()))
+                raise ArchitectureError(f"nothing can be cut from this {architecture}: {reason} ({name}).")
             found = (shapes, _with_heads(real, space))
         _known[model] = found
     return found[1]
@@ -97,7 +102,7 @@ def _with_heads(model: nn.Module, space: UnitSpace) -> UnitSpace:
 
 
 @contextlib.contextmanager
-def _with_weights(model: nn.Module) -> Iterator[nn.Module]:
+def with_weights(model: nn.Module) -> Iterator[nn.Module]:
     """The network; while it is being loaded another of its kind on the CPU, since not every forward runs without."""
     if device_of(model).type != "meta":
         yield model

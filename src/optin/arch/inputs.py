@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from typing import Any
 
 import torch
@@ -50,15 +51,18 @@ def example_inputs(model: nn.Module, length: int, batch: int = 1, width: int | N
         shape = (batch, _channels(model), length, width or length)
         inputs[images] = torch.randn(shape, generator=generator).to(device, next(model.parameters()).dtype)
     if takes(model, "input_ids"):
-        config: Any = model.config
-        text = getattr(config, "text_config", config)
         limit = max_positions(model)
+        text: Any = getattr(model, "config", None)
+        text = getattr(text, "text_config", text)
         tokens = text.max_position_embeddings if images is not None else length
         if limit is not None and tokens > limit:
             raise InputError(f"the length {length} is beyond the {limit} tokens of this model. Ask for less.")
         # Token 0 to 4 are special in most vocabularies; padding among them would change the positions.
-        ids = torch.randint(5, text.vocab_size, (batch, tokens), generator=generator)
-        inputs |= {"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids).to(device)}
+        words = next((m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)), 6)
+        ids = torch.randint(5, getattr(text, "vocab_size", words), (batch, tokens), generator=generator)
+        inputs["input_ids"] = ids.to(device)
+        if takes(model, "attention_mask"):
+            inputs["attention_mask"] = torch.ones_like(ids).to(device)
     return inputs
 
 
@@ -66,7 +70,7 @@ def max_positions(model: nn.Module) -> int | None:
     """The longest sequence that a network takes, in tokens; None where there is no limit."""
     config: Any = getattr(model, "config", None)
     limit: int | None = getattr(config, "max_position_embeddings", None)
-    if limit is None or getattr(config, "position_biased_input", True) is False:
+    if limit is None or limit < 1 or getattr(config, "position_biased_input", True) is False:
         return None
     # These count positions from behind the padding index.
     offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet") else 0
@@ -74,32 +78,43 @@ def max_positions(model: nn.Module) -> int | None:
 
 
 def image_side(model: nn.Module) -> int:
-    """The image side that a network says it takes, else the first of the usual ones that it does take.
+    """The image side that a network says it takes, else the first of those that parts of it say or that are usual.
 
     Raises:
-        ArchitectureError: none of them.
+        ArchitectureError: it takes none of them.
     """
+    config = getattr(model, "config", None)
+    said = getattr(getattr(config, "vision_config", config), "image_size", None)
+    if said is None:
+        if model not in _sides:
+            _sides[model] = _first_taken(model)
+        said = _sides[model]
+    return int(said if isinstance(said, int) else said[0])
+
+
+_sides: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+
+
+def _first_taken(model: nn.Module) -> int:
     network: Any = model
-    config = getattr(network, "config", None)
     settings = getattr(network, "pretrained_cfg", None) or {}
-    places = (
-        getattr(getattr(network, "patch_embed", None), "img_size", None),
-        getattr(getattr(config, "vision_config", config), "image_size", None),
+    places = [getattr(part, name, None) for part in model.modules() for name in ("img_size", "image_size")]
+    places += [
         settings.get("input_size", (None,))[-1],
         224 if type(model).__module__.startswith("torchvision.") else None,
-    )
-    said = next((side for side in places if side is not None), None)
-    if said is not None:
-        return int(said if isinstance(said, int) else said[0])
+    ]
+    said = [
+        place if isinstance(place, int) else place[0] for place in places if isinstance(place, (int, tuple, list))
+    ]
     problem = ""
-    for side in SIDES:
+    for side in dict.fromkeys([*said, *SIDES]):
         try:
             with inference_mode_of(model), torch.no_grad():
                 model(**example_inputs(model, side))
-        except (RuntimeError, ValueError, TypeError) as error:
+        except Exception as error:  # on images of another size a forward may fail in any way
             problem = problem or first_line(error)
         else:
-            return side
+            return int(side)
     raise ArchitectureError(f"{type(model).__name__} takes images of none of the sides {SIDES}: {problem}.")
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_leaves
 
 from ..errors import ArchitectureError, InputError
 from ..modules import inference_mode_of
@@ -79,6 +80,8 @@ def _check_modules(model: nn.Module) -> None:
         for start, what, remedy in _FOREIGN:
             if kind.startswith(start):
                 raise ArchitectureError(f"{where} is {what}. {remedy}.")
+        if getattr(module, "grad_checkpointing", False) is True:
+            raise ArchitectureError(f"{where} checkpoints its gradients: call set_grad_checkpointing(False) first.")
         if "forward" in vars(module):
             raise ArchitectureError(
                 f"the forward of {where} was replaced on the object, as accelerate's device_map does. Load the "
@@ -117,6 +120,11 @@ def _check_parameters(model: nn.Module) -> None:
                 f"the weights of {name!r} are {str(parameter.dtype).removeprefix('torch.')}: load the network in "
                 "float32 or bfloat16 first, prune it, then quantise."
             )
+        if parameter.is_inference():
+            raise ArchitectureError(
+                f"the weights of {name!r} were made in torch.inference_mode, so that no gradient can pass them. "
+                "Make or load the network outside of it."
+            )
         if type(parameter.data) is not Tensor or parameter.layout != torch.strided:
             kind = type(parameter.data).__name__
             raise ArchitectureError(
@@ -129,17 +137,23 @@ def _check_parameters(model: nn.Module) -> None:
 
 
 def check_shared(model: nn.Module, space: UnitSpace) -> None:
-    """Refuse to cut a tensor that serves under several names: it would be cut once for each.
+    """Refuse to cut a tensor that serves under several names, or under a name that only looks like one.
 
     Raises:
-        ArchitectureError: names two modules that share it.
+        ArchitectureError: names two modules that share it, or the tensor that is computed.
     """
     names: dict[int, list[str]] = defaultdict(list)
     for name, value in model.named_parameters(remove_duplicate=False):
         names[id(value)].append(name)
     twins = {name: known for known in names.values() if len(known) > 1 for name in known}
+    own = {name for known in names.values() for name in known} | dict(model.named_buffers()).keys()
     for group in space:
         for cut in group.cuts:
+            if cut.parameter not in own:
+                raise ArchitectureError(
+                    f"{cut.parameter!r} is no parameter of its module: it is computed, or lies elsewhere. "
+                    "Put the plain layer in its place."
+                )
             if cut.parameter in twins:
                 one, other = twins[cut.parameter][:2]
                 raise ArchitectureError(
@@ -183,8 +197,10 @@ def _watched(model: nn.Module, changing: list[str]) -> Iterator[None]:
 
 def _noting(hook: Callable[..., Any], name: str, changing: list[str]) -> Callable[..., Any]:
     def note(*args: Any, **kwargs: Any) -> Any:
+        seen = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        before = [value.clone() for value in seen]
         result = hook(*args, **kwargs)
-        if result is not None:
+        if result is not None or not all(map(torch.equal, seen, before)):
             changing.append(name)
         return result
 

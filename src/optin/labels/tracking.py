@@ -1,0 +1,272 @@
+"""One forward, in which labels travel with the tensors.
+
+Every entry along every axis of every parameter has a label. Operations that move data are executed on the labels,
+those on entries join the labels of their operands, and a map reads the labels of its input: see `rules`. What is left
+are classes of labels that can only leave together, and what forbids that they leave.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from ..cost import PRODUCTS
+from .classes import NONE, Classes
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A parameter or a buffer, or a view of one.
+
+    Attributes:
+        name: of the parameter.
+        axes: for each of its axes that has more than one entry the labels, in the rank of the view.
+    """
+
+    name: str
+    axes: tuple[Tensor, ...]
+
+    def along(self, axis: int) -> Tensor | None:
+        """The labels that tell the entries of one axis apart, as a row."""
+        return next((labels.flatten() for labels in self.axes if varying(labels) == [axis]), None)
+
+
+@dataclass(frozen=True)
+class Forbidden:
+    """Labels that must not be told apart along an axis: no cut goes through it there."""
+
+    labels: Tensor
+    axis: int
+    reason: str
+
+
+@dataclass
+class Product:
+    """A product that costs MACs, in order of execution.
+
+    Attributes:
+        parts: labels of what it grows with: entries made, entries read, or slices of a batch.
+        activations: whether both factors are values: all in one slice leaves together, that is a head.
+    """
+
+    module: str
+    parts: list[Tensor] = field(default_factory=list)
+    activations: bool = False
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Where the output of a map is added to something: the first module that reads or returns it.
+
+    Attributes:
+        scale: the parameter that multiplies the output before.
+    """
+
+    module: str
+    side: str
+    scale: str | None
+
+
+@dataclass
+class Call:
+    """An operation that meets labels."""
+
+    name: str
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    out: Any
+    tensors: Sequence[Tensor] = field(default_factory=list)
+
+    @property
+    def first(self) -> Any:
+        """What it returns, or the first of several values."""
+        return self.out[0] if isinstance(self.out, (tuple, list)) else self.out
+
+    def argument(self, place: int, name: str, default: Any = None) -> Any:
+        """By place or by name."""
+        return self.args[place] if len(self.args) > place else self.kwargs.get(name, default)
+
+
+class Tracking(TorchDispatchMode):
+    """What the labels of one forward meet.
+
+    Attributes:
+        classes: which labels leave together.
+        origins: of each run of labels, in order: its first label, the parameter, its axis and its length.
+        reads: labels of the axes of weights along which maps read values.
+        values: labels of every value of which several axes tell entries apart: a class is cut along one axis of each.
+        unknown: operations without a rule that met labels, by the module in which they did.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.classes = Classes()
+        self.origins: list[tuple[int, str, int, int]] = []
+        self.forbidden: list[Forbidden] = []
+        self.values: list[Tensor] = []
+        self.reads: list[Tensor] = []
+        self.products: list[Product] = []
+        self.sums: dict[str, Sum] = {}
+        self.calls: list[str] = []
+        self.unknown: Counter[tuple[str, str]] = Counter()
+        self.module = ""
+        self._labels: Any = WeakIdKeyDictionary()
+        self._made: Any = WeakIdKeyDictionary()
+        self._weights: Any = WeakIdKeyDictionary()
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            self._weights[tensor] = Weight(name, self._origin(name, tensor))
+
+    def origin(self, label: int) -> tuple[str, int]:
+        """The parameter that a label is of, and its axis."""
+        _, name, axis, _ = self.origins[bisect.bisect_right(self.origins, label, key=lambda origin: origin[0]) - 1]
+        return name, axis
+
+    def _origin(self, name: str, tensor: Tensor) -> tuple[Tensor, ...]:
+        if not tensor.is_floating_point():
+            return ()
+        axes = []
+        for axis, length in enumerate(tensor.shape):
+            if length > 1:
+                labels = self.classes.new(length)
+                self.origins.append((int(labels[0]), name, axis, length))
+                axes.append(labels.view([length if place == axis else 1 for place in range(tensor.dim())]))
+        return tuple(axes)
+
+    # What is known of a value.
+
+    def labels(self, value: Any) -> Tensor | None:
+        """Of an activation."""
+        return self._labels.get(value) if isinstance(value, Tensor) else None
+
+    def weight(self, value: Any) -> Weight | None:
+        """What a parameter or a view of one is of; None for any other value."""
+        found = self._weights.get(value) if isinstance(value, Tensor) else None
+        return found if found is not None and found.axes else None
+
+    def set(self, value: Any, labels: Tensor | None) -> None:
+        """Give an activation labels."""
+        if labels is None or not isinstance(value, Tensor) or not bool((labels >= 0).any()):
+            return
+        labels = compressed(labels)
+        if labels.dim() != value.dim():
+            raise RuntimeError(f"labels of rank {labels.dim()} for a value of rank {value.dim()}")
+        self._labels[value] = labels
+        if len(varying(labels)) > 1:
+            self.values.append(labels)
+
+    def set_weight(self, value: Tensor, name: str, axes: Sequence[Tensor]) -> None:
+        """Say that a value is made of a parameter alone."""
+        self._weights[value] = Weight(name, tuple(labels for labels in map(compressed, axes) if varying(labels)))
+
+    def forbid(self, labels: Tensor | None, axis: int, reason: str) -> None:
+        """No cut along this axis here."""
+        if labels is not None and labels.shape[axis] > 1:
+            self.forbidden.append(Forbidden(labels, axis, f"{reason} in {self.module!r}" if self.module else reason))
+
+    def forbid_all(self, labels: Tensor | None, reason: str) -> None:
+        """No cut along any axis here."""
+        for axis in varying(labels) if labels is not None else ():
+            self.forbid(labels, axis, reason)
+
+    # Whose output a value is.
+
+    def made(self, value: Any) -> tuple[str, str | None, bool] | None:
+        """The weight of the map that made a value, what scaled it, and whether something was added."""
+        return self._made.get(value) if isinstance(value, Tensor) else None
+
+    def set_made(self, value: Any, origin: tuple[str, str | None, bool] | None) -> None:
+        """Say so."""
+        if origin is not None and isinstance(value, Tensor):
+            self._made[value] = origin
+
+    # The forward.
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func._overloadpacket in PRODUCTS:
+            self.products.append(Product(self.module))
+        tensors = [value for value in tree_leaves((args, kwargs or {})) if isinstance(value, Tensor)]
+        if any(self.labels(value) is not None or self.weight(value) is not None for value in tensors):
+            from .rules import rule_of
+
+            name = func._schema.name.partition("::")[2]
+            in_place = name.endswith("_") and not name.startswith("_")
+            with torch._C._DisableTorchDispatch():
+                call = Call(name.removesuffix("_") if in_place else name, func, args, kwargs or {}, out, tensors)
+                rule_of(call.name)(self, call)
+        return out
+
+    @contextlib.contextmanager
+    def watching(self, model: nn.Module) -> Iterator[None]:
+        """Labels travel until the block ends; attention is taken apart."""
+        stack: list[str] = []
+
+        def enter(name: str) -> Any:
+            def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+                stack.append(name)
+                self.module = name
+                self.calls.append(name)
+                if args or kwargs:
+                    self._summed(args[0] if args else next(iter(kwargs.values())), name, "input")
+
+            return hook
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            name = stack.pop()
+            self.module = stack[-1] if stack else ""
+            first = output[0] if isinstance(output, (tuple, list)) and output else output
+            self._summed(first, name, "output")
+
+        handles = []
+        for name, module in model.named_modules():
+            handles += [
+                module.register_forward_pre_hook(enter(name), with_kwargs=True),
+                module.register_forward_hook(leave),
+            ]
+        try:
+            with sdpa_kernel(SDPBackend.MATH), self:
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _summed(self, value: Any, module: str, side: str) -> None:
+        origin = self.made(value)
+        if origin is not None and origin[2] and module:
+            self.sums.setdefault(origin[0], Sum(module, side, origin[1]))
+
+
+def varying(labels: Tensor) -> list[int]:
+    """The axes on which entries are told apart."""
+    return [axis for axis, length in enumerate(labels.shape) if length > 1]
+
+
+def compressed(labels: Tensor) -> Tensor:
+    """One entry along every axis on which all are alike."""
+    for axis in varying(labels):
+        first = labels.narrow(axis, 0, 1)
+        if bool((labels == first).all()):
+            labels = first
+    return labels
+
+
+def ranked(labels: Tensor, rank: int) -> Tensor:
+    """With axes of one entry in front, as operations on entries broadcast."""
+    return labels.reshape((1,) * (rank - labels.dim()) + tuple(labels.shape))
+
+
+def nothing(rank: int) -> Tensor:
+    """The labels of a value that has none."""
+    return torch.full((1,) * rank, NONE)
