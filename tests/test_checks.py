@@ -248,6 +248,15 @@ def test_images_that_calibration_drew_are_kept_apart():
     assert keep_apart(images, drawn, Images(read, 150, whole.labels)) == (Images(read, 150, whole.labels), {})
 
 
+def test_an_evaluation_says_how_many_calibration_saw(workspace):
+    run_prune(recipe(workspace), workspace / "small", Placement(), quality=False)
+    assert run_evaluate(str(workspace / "small"), recipe(workspace), Placement())["seen by calibration"] == 32
+    write(workspace / "other.csv", 160)
+    other = recipe(workspace).override(task__data=str(workspace / "other.csv"))
+    assert "seen by calibration" not in run_evaluate(str(workspace / "small"), other, Placement())
+    assert "seen by calibration" not in run_evaluate(str(workspace / "dense"), recipe(workspace), Placement())
+
+
 def test_two_files_have_nothing_in_common(workspace):
     (workspace / "both").mkdir()
     write(workspace / "both" / "train.csv", 160)

@@ -198,7 +198,7 @@ def failing(folder):
         "model": (("inspect", folder / "none"), 2, "no such folder here"),
         "device": (("inspect", dense, "--device", "abacus"), 2, "abacus"),
         "dtype": (("inspect", dense, "--dtype", "int8"), 2, "float32"),
-        "architecture": (("inspect", folder / "gpt2"), 3, "gpt2"),
+        "architecture": (("inspect", folder / "t5"), 3, "T5"),
         "NaN": ((*prune[:1], folder / "nan", *prune[2:], "--budget", "50%", *data), 5, "output.dense.weight"),
         "recipe": ((*prune, "--recipe", folder / "none.yaml"), 2, "cannot read the recipe"),
         "preset": ((*prune, "--preset", "fast"), 2, "paper"),
@@ -213,10 +213,11 @@ def failing(folder):
 def test_mistakes_end_in_one_line_and_their_exit_code(mistake, run, workspace):
     (workspace / "empty.csv").write_text("")
     if mistake == "architecture":
-        (workspace / "gpt2").mkdir(exist_ok=True)
-        from transformers import GPT2Config, GPT2Model
+        (workspace / "t5").mkdir(exist_ok=True)
+        from transformers import T5Config, T5Model
 
-        GPT2Model(GPT2Config(n_layer=1, n_head=1, n_embd=4, vocab_size=8)).save_pretrained(workspace / "gpt2")
+        config = T5Config(num_layers=1, num_heads=1, d_model=4, d_kv=4, d_ff=4, vocab_size=60)
+        T5Model(config).save_pretrained(workspace / "t5")
     if mistake == "NaN":
         model = build("bert", num_labels=2)
         model.save_pretrained(workspace / "nan")

@@ -237,7 +237,7 @@ def test_a_timm_model_from_a_folder(tree, tmp_path):
 
 
 def test_an_image_size_that_the_model_does_not_accept():
-    with pytest.raises(InputError, match=r"pixel_values \(1, 3, 20, 20\)"):
+    with pytest.raises(InputError, match=r"pixel_values \(2, 3, 20, 20\)"):
         optin.prune(build("vit"), [{"pixel_values": torch.randn(4, 3, 20, 20)}], "50%", recipe=RECIPE)
 
 
@@ -279,3 +279,8 @@ def test_networks_are_timed_at_the_size_of_the_plan():
     assert speed.ideal == pytest.approx(result.plan.dense.macs / result.plan.pruned.macs)
     (speed,) = compare_speed(model, model, batch=1, rounds=1)
     assert speed.length == model.config.image_size
+
+
+def test_networks_with_other_inputs_are_not_timed_together():
+    with pytest.raises(InputError, match="the second network takes no 'input_ids'"):
+        compare_speed(build("bert"), build("vit"), lengths=[9], rounds=1)

@@ -55,3 +55,15 @@ def test_merged_patches_share_a_colour(tmp_path):
     path = draw_tokens(image, torch.tensor([[0, 0], [0, 1]]), tmp_path / "tokens.png")
     with Image.open(path) as drawn:
         assert drawn.size == (800, 440)
+
+
+def test_of_tokens_that_do_not_merge_nothing_is_drawn(tmp_path):
+    model = build("vit")
+    result = optin.prune(model, [inputs(model, seed=seed) for seed in range(2)], "99%", recipe=RECIPE)
+    assert result.plan.tokens and not any(result.plan.tokens)
+    result.save(tmp_path / "small", processor())
+    picture = Image.fromarray(np.zeros((20, 20, 3), dtype=np.uint8))
+    written = draw(tmp_path / "small", tmp_path / "small", Images(lambda index: picture, 3, None), count=2)
+    assert [path.name for path in written] == ["kept.svg"]
+    with pytest.raises(InputError, match="no tokens merge"):
+        merged_groups(optin.load(tmp_path / "small"), inputs(model, batch=1))

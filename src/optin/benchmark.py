@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from .arch import describe
-from .arch.inputs import example_inputs, image_input
+from .arch.inputs import example_inputs, image_input, takes
 from .batches import Batch
 from .checkpoint import input_shape
 from .checks import costs
+from .errors import InputError
 from .latency import forward_ms
 from .modules import inference_mode_of
 from .progress import Track, silent
@@ -73,6 +74,8 @@ def compare_speed(
         lengths, width = (length,), width or planned
     for length in lengths or (32, 128):
         inputs = example_inputs(dense, length, batch, width)
+        if strange := [name for name in inputs if not takes(pruned, name)]:
+            raise InputError(f"the second network takes no {strange[0]!r}: it was not made from the first one.")
         times = side_by_side((dense, pruned), inputs, rounds, track)
         ideal = costs(dense, space, length, width)[0].dense / costs(pruned, describe(pruned), length, width)[0].dense
         results.append(

@@ -48,6 +48,7 @@ def model_card(result: Result, name: str, auto: str | None) -> str:
         costs=[(label, f"{dense:,}", f"{pruned:,}", f"{pruned / dense:.1%}") for label, dense, pruned in costs],
         quality=_quality(report.get("quality", {})),
         notes=share_of(report),
+        repeats=result.recipe.model is not None and result.recipe.task.data is not None,
         groups={as_text(group): counts for group, counts in report["groups"].items()},
     )
 

@@ -64,7 +64,7 @@ def establish(model: nn.Module, plan: Plan, space: UnitSpace | None = None) -> N
     """
     space = space or describe(model)
     shrink(model, space, plan)
-    if plan.tokens and space.tokens is not None:
+    if any(plan.tokens) and space.tokens is not None:
         Merging(model, space.tokens, plan.tokens)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .errors import NumericalError
+from .errors import InputError, NumericalError
 
 
 class SelfAttention(nn.Module):
@@ -162,8 +162,14 @@ def check_weights(model: nn.Module) -> None:
 
     Raises:
         NumericalError: names the first parameter that holds NaN or infinity.
+        InputError: its weights were made where no gradients are.
     """
     for name, parameter in model.named_parameters():
+        if parameter.is_inference():
+            raise InputError(
+                f"the weights of {name!r} were made in torch.inference_mode, so that no gradient can pass them. "
+                "Make or load the network outside of it."
+            )
         if parameter.is_meta:
             raise NumericalError(f"the weights of {name!r} are not loaded (meta device). Load them first.")
         if not torch.isfinite(parameter).all():

@@ -85,7 +85,7 @@ def _drawn(
                 found["dense"] = segment(reference, processor, image)
             found["pruned"] = segment(model, processor, image)
             written.append(draw_scene(image, found, images.classes, target / f"scene-{index}.png"))
-    elif images is not None and plan.tokens:
+    elif images is not None and any(plan.tokens):
         model, processor = load_model(str(source)), load_processor(str(source))
         for index, image in _readable(images, count):
             batch, _ = encode(processor, images, [index], image_input(model) or "")

@@ -434,7 +434,24 @@ def run_evaluate(
     recipe = _as_pooled(recipe, preprocessor)
     check_evaluation(model, spec, examples, preprocessor, recipe.trajectory.pooling)
     figures = _measure(model, preprocessor, recipe, examples, dense, track)
-    return {"model": source, "task": recipe.task.name, "examples": len(examples), **figures}
+    seen = _seen(Path(source), spec, recipe, examples)
+    return {"model": source, "task": recipe.task.name, "examples": len(examples), **seen, **figures}
+
+
+def _seen(source: Path, spec: TaskSpec, recipe: Recipe, examples: Any) -> dict[str, int]:
+    """How many of the examples the calibration of a pruned network saw, as far as its recipe says."""
+    file = source / "recipe.yaml"
+    if not file.is_file() or recipe.task.data is None:
+        return {}
+    known = Recipe.load(file)
+    if known.task.data is None or known.task.name != recipe.task.name:
+        return {}
+    try:
+        drawn = _load(spec, known, "calibration")
+    except OptinError:  # the data of then are gone
+        return {}
+    same = drawn.origin is not None and drawn.origin == getattr(examples, "origin", None)
+    return {"seen by calibration": min(known.calibration.examples, len(drawn))} if same else {}
 
 
 def run_bench(

@@ -96,6 +96,12 @@ def limit_of(budget: Budget, cost: CostModel, choices: Mapping[str, Choices]) ->
     least = {name: int(choice.counts[0]) for name, choice in choices.items()}
     if cost(least) > limit:
         share = 100 * cost(least) / cost.dense
+        if share > 99.9:
+            raise BudgetError(
+                f"a budget of {budget} cannot be reached: without its units this model costs no less "
+                f"({shown(cost.dense, cost.quantity)}). "
+                + ("Try a larger --latency-batch, or a budget of MACs." if cost.quantity == "latency" else "")
+            )
         raise BudgetError(
             f"a budget of {budget} cannot be reached: this model keeps at least {shown(cost(least), cost.quantity)} "
             f"({share:.1f}% of {shown(cost.dense, cost.quantity)}: embeddings, head and one unit per group). "

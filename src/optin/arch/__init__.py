@@ -6,6 +6,7 @@ publish an entry point `optin.architectures` that names such a module. Then run 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points, version
 
@@ -62,8 +63,10 @@ def _describe(model: nn.Module) -> UnitSpace:
     if kind is None or (kind not in known and kind.startswith("timm.")):
         try:
             return cnn.describe(model)
-        except ArchitectureError:
-            return _labelled(model, kind)
+        except ArchitectureError as error:
+            with contextlib.suppress(ArchitectureError):
+                return _labelled(model, kind)
+            raise error from None
     if kind not in known:
         return _labelled(model, kind)
     try:

@@ -120,11 +120,6 @@ def _check_parameters(model: nn.Module) -> None:
                 f"the weights of {name!r} are {str(parameter.dtype).removeprefix('torch.')}: load the network in "
                 "float32 or bfloat16 first, prune it, then quantise."
             )
-        if parameter.is_inference():
-            raise ArchitectureError(
-                f"the weights of {name!r} were made in torch.inference_mode, so that no gradient can pass them. "
-                "Make or load the network outside of it."
-            )
         if type(parameter.data) is not Tensor or parameter.layout != torch.strided:
             kind = type(parameter.data).__name__
             raise ArchitectureError(

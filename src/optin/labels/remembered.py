@@ -49,6 +49,7 @@ def with_attributes(
         choose: how attributes are found, by experiment if not said.
     """
     model, choose = shaken(model), choose or _choice
+    inputs = {name: _single(value) for name, value in inputs.items()}
     chosen = choose(model, space, inputs)
     if chosen is not None:
         return _with(space, chosen), {}
@@ -83,6 +84,10 @@ def shaken(model: nn.Module) -> nn.Module:
             else:
                 parameter.add_(0.1 * noise)
     return trial
+
+
+def _single(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _place(name: str) -> str:
