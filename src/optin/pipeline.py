@@ -318,6 +318,7 @@ def apply(
     plan.validate(space)
     calibration = None if batches is None else _calibration(model, batches)
     if calibration is not None:
+        _check_tokens(model, recipe)
         check_inputs(model, space, calibration, recipe)
     # The dense network is the teacher of the refit, so in place it is the copy that stays dense.
     other = copy.deepcopy(model)
@@ -447,11 +448,18 @@ def _data(calibration: Batches) -> dict[str, Any]:
 
 
 def _check_tokens(model: nn.Module, recipe: Recipe) -> None:
-    """Refuse to merge the tokens of a network that merges some already."""
-    if recipe.tokens.merge != "none" and merging_of(model) is not None:
+    """Refuse what a network that merges tokens cannot do: merge more of them, and resume behind blocks."""
+    if merging_of(model) is None:
+        return
+    if recipe.tokens.merge != "none":
         raise InputError(
             "this network merges tokens already, on a schedule that was chosen for all of them. Prune its units "
             "alone (preset 'beta'), or the dense network with both."
+        )
+    if recipe.refit.enabled or recipe.criterion == "exact":
+        raise InputError(
+            "this network merges tokens by the keys of the block before, so that it cannot go on behind a block. "
+            "Prune the dense network with both, or this one by 'compensated' without a refit (refit.enabled: false)."
         )
 
 
