@@ -181,3 +181,14 @@ def test_the_folder_that_one_is_in_is_not_exchanged(place, tmp_path, monkeypatch
 def test_a_disk_of_its_own_is_not_exchanged():
     with pytest.raises(InputError, match=r"disk of its own|not empty"):
         check_new("/proc", "network")
+
+
+def test_scratch_of_a_killed_process_goes_with_the_next(tmp_path):
+    work, lock = folders._work_folder(tmp_path / "out", "export")
+    (work / "model.onnx").write_text("half of it")
+    os.close(lock)
+    with folders.scratch_beside(tmp_path / "out", "export") as scratch:
+        assert list(tmp_path.iterdir()) == [scratch]
+        with folders.scratch_beside(tmp_path / "out", "export") as other:
+            assert scratch.is_dir() and other != scratch
+    assert not list(tmp_path.iterdir())

@@ -10,7 +10,6 @@ import importlib
 import io
 import logging
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -24,7 +23,7 @@ from .batches import Batch, size_of, split, without_labels
 from .checkpoint import save_configuration
 from .errors import CheckpointError, DependencyError, InputError, OptinError, first_line, unknown
 from .files import given, json_text, write_bytes, write_text
-from .folders import check_new, new_folder
+from .folders import check_new, new_folder, scratch_beside
 from .merging import merging_of
 from .modules import inference_mode_of
 from .progress import Track, silent
@@ -102,13 +101,14 @@ def export_all(
     _check(model, inputs)
     for target in targets.values():
         check_new(target, EXPORT, overwrite)
-    _check_space(model, [Path(tempfile.gettempdir()), *targets.values()])
-    with tempfile.TemporaryDirectory() as scratch, inference_mode_of(model), torch.no_grad(), _silence():
+    _check_space(model, list(targets.values()))
+    beside = next(iter(targets.values()))
+    with scratch_beside(beside, EXPORT) as scratch, inference_mode_of(model), torch.no_grad(), _silence():
         samples = [inputs, _shorter(inputs)]
         expected = [_answer(model, sample) for sample in samples]
         single, names = _outputs(expected[0])
         program = _trace(_ByPlace(model, tuple(inputs), None if single else names), inputs, _longest(model))
-        onnx = Path(scratch) / FILES["onnx"]
+        onnx = scratch / FILES["onnx"]
         for to, target in track(targets.items(), "export", len(targets)):
             description = {"format": to, "inputs": list(inputs), "outputs": list(names), "single": single}
             with new_folder(target, EXPORT, overwrite) as work:

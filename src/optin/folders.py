@@ -180,6 +180,26 @@ def new_folder(target: Path, kind: str, overwrite: bool = False) -> Iterator[Pat
 
 
 @contextmanager
+def scratch_beside(target: Path, kind: str) -> Iterator[Path]:
+    """A folder for what is needed on the way to a target, beside it; what killed processes left there goes first.
+
+    Raises:
+        CheckpointError: the disk is full or not writable.
+    """
+    place = target.resolve()
+    with disk_errors(target):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(place.parent):
+            remove_stale(place)
+        scratch, lock = _work_folder(place, kind)
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        os.close(lock)
+
+
+@contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Let no other process of optin exchange anything in a folder; it has the turn for moments only."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -181,7 +181,6 @@ class _Trial:
             small = copy.deepcopy(model)
             shrink(small, space, plan)
             self.cut.append((small, plan.kept, expected))
-        self.old: dict[tuple[str, str], int] = {}
 
     def equal(self, chosen: Chosen) -> bool:
         """Whether both compute what the gated network does."""
