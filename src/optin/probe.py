@@ -17,7 +17,7 @@ from torch.utils.checkpoint import CheckpointError
 
 from .batches import Batch, Batches, position_mask, split, trimmed
 from .consumers import rows_made, rows_read
-from .errors import InputError, NumericalError
+from .errors import InputError, NumericalError, first_line
 from .gating import gated
 from .modules import hidden_of, inference_mode_of
 from .progress import Track, silent
@@ -190,6 +190,13 @@ def differentiate(model: nn.Module, space: UnitSpace, batch: Batch, objective: O
             except CheckpointError as error:
                 raise InputError(
                     "the network checkpoints its gradients: turn that off for the time of this."
+                ) from error
+            except RuntimeError as error:
+                if "inplace operation" not in str(error):
+                    raise
+                raise InputError(
+                    f"an operation in place overwrites what a gradient needs ({first_line(error):.160}): write "
+                    "y = f(y) in the network's forward instead."
                 ) from error
             units[part] = dict(zip(multipliers, gradients, strict=False))
             rest = iter(gradients[len(multipliers) :])

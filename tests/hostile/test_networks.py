@@ -509,3 +509,13 @@ def test_autocast_of_the_caller_changes_nothing(bert):
     assert found.plan.keep == expected.plan.keep
     for name, value in expected.model.state_dict().items():
         assert torch.equal(value, found.model.state_dict()[name])
+
+
+def test_operations_in_place_that_no_gradient_can_pass():
+    class Twice(Sized):
+        def forward(self, x):
+            y = self.second(self.first(x).relu()).sigmoid_().mul_(2)
+            return self.last(y.mean((2, 3)))
+
+    with pytest.raises(InputError, match="an operation in place overwrites what a gradient needs"):
+        optin.prune(shaken(Twice(None)), [{"x": torch.randn(4, 3, 32, 32)} for _ in range(2)], "75%", recipe=RECIPE)
