@@ -159,24 +159,16 @@ def new_folder(target: Path, kind: str, overwrite: bool = False) -> Iterator[Pat
         CheckpointError: the disk is full or not writable.
     """
     place = check_new(target, kind, overwrite)
-    with disk_errors(target):
-        place.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(target), scratch_beside(place, kind) as work:
+        yield work
+        work.chmod(0o755)
+        mark(work, kind)
+        _flush(work)
         with _alone(place.parent):
-            remove_stale(place)
-        work, lock = _work_folder(place, kind)
-        try:
-            yield work
-            work.chmod(0o755)
-            mark(work, kind)
-            _flush(work)
-            with _alone(place.parent):
-                check_new(target, kind, overwrite)  # whoever came first in the meantime is not run over
-                bring(place, work)
-                _swap(work, place)
-                bring(work, place)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-            os.close(lock)
+            check_new(target, kind, overwrite)  # whoever came first in the meantime is not run over
+            bring(place, work)
+            _swap(work, place)
+            bring(work, place)
 
 
 @contextmanager

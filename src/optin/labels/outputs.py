@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def tensors_of(output: Any) -> list[Tensor]:
-    """In order; of mappings, lists and tuples those inside."""
+    """In order; of mappings, lists and tuples those inside. Caches of keys and values are no answers."""
     if isinstance(output, Tensor):
         return [output]
     parts = output.values() if isinstance(output, dict) else output if isinstance(output, (tuple, list)) else ()

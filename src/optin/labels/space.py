@@ -62,7 +62,7 @@ def described(model: nn.Module, inputs: Mapping[str, Any], architecture: str) ->
         reasons += [f"{name} is not understood in {module!r}" for name, module in track.unknown]
         said = "; ".join(reasons[:3]) or "no map reads what another makes"
         raise ArchitectureError(f"nothing can be cut from this {type(model).__name__}: {said}.")
-    blocks = blocks_of(model, track.calls, [gate.module for group in groups.values() for gate in group.gates])
+    blocks = blocks_of(track.calls, [gate.module for group in groups.values() for gate in group.gates])
     placed = []
     for unplaced in groups.values():
         layer = min((blocks.index(block) for block in blocks if lies_in(unplaced.gates[0].module, block)), default=0)
@@ -123,7 +123,7 @@ def _within(gate: Gate, blocks: Sequence[str]) -> Gate:
     return gate if inside else dataclasses.replace(gate, total=Tap(gate.module, "output"), scale=None)
 
 
-def blocks_of(model: nn.Module, calls: Sequence[str], consumers: Sequence[str]) -> tuple[str, ...]:
+def blocks_of(calls: Sequence[str], consumers: Sequence[str]) -> tuple[str, ...]:
     """The outermost entries of lists in which consumers lie, in order of execution; else the modules around them."""
     blocks: dict[str, None] = {}
     for consumer in consumers:
