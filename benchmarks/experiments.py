@@ -36,7 +36,7 @@ from optin.criteria.sketch import balanced
 from optin.plans import Plan
 from optin.recipe import Recipe
 from optin.tasks.metrics import divergence
-from optin.trajectory import answers
+from optin.outputs import answers
 
 BUDGETS = (60, 50, 40)
 LAMBDAS = (0.1, 0.3, 1.0, 3.0, 10.0)

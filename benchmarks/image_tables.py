@@ -23,7 +23,7 @@ from optin.store import Store
 from optin.tasks import Images, load_images, load_model, load_processor
 from optin.tasks.metrics import divergence, measure
 from optin.tasks.vision import calibration_batches, encode
-from optin.trajectory import answers
+from optin.outputs import answers
 
 Rows = dict[str, tuple[Recipe, tuple[int, ...]]]  # by name, with the budgets in percent
 REESTIMATED = "batch norm anew"  # ends the names of rows whose batch norms take their statistics again

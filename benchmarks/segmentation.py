@@ -35,7 +35,7 @@ from optin.pictures import draw_scene
 from optin.recipe import PRESETS, Recipe
 from optin.tasks import load_processor, segmentation
 from optin.tasks.vision import calibration_batches
-from optin.trajectory import answers
+from optin.outputs import answers
 
 BUDGETS = (80, 65, 50)
 CRITERIA = ("compensated", "sketch", "magnitude", "random")

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from optin.arch import describe
-from optin.trajectory import answers
+from optin.outputs import answers
 
 STEPS = 60
 

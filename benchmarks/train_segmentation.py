@@ -25,7 +25,7 @@ from training import WEIGHTS, Loss, autocast, train
 from optin.files import cache_folder
 from optin.tasks import load_model, load_processor, segmentation
 from optin.tasks.segmentation import Scenes
-from optin.trajectory import answers
+from optin.outputs import answers
 
 MEAN, DEVIATION = 0.3, 0.25  # of the pixels, about
 TRAINING, HELD_OUT = 8000, 400  # scenes, to calibrate on as well, and to test on

@@ -19,8 +19,8 @@ import optin
 from optin import folders
 from optin.arch import describe
 from optin.errors import CheckpointError, InputError
+from optin.outputs import answers
 from optin.recipe import Recipe
-from optin.trajectory import answers
 from tests.contract.test_architectures import random_plan
 from tests.networks import HEADS, build, inputs, plan_of, tokens
 

@@ -27,13 +27,14 @@ from optin.errors import ArchitectureError, CheckpointError, InputError
 from optin.gating import gated, masks
 from optin.head import head_maps
 from optin.other_models import create, save_other
+from optin.outputs import answers
 from optin.plans import Plan
 from optin.probe import read_final, states
 from optin.recipe import Recipe
 from optin.replay import recorded_blocks
 from optin.surgery import shrink
 from optin.tasks import load_model, load_processor
-from optin.trajectory import answers, manifold_loss, output_loss
+from optin.trajectory import manifold_loss, output_loss
 from tests.networks import plan_of, shaken
 from tests.slow import slow_but
 

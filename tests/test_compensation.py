@@ -12,9 +12,9 @@ from optin.compensation import compensate
 from optin.gating import gated, masks
 from optin.head import head_maps
 from optin.makers import makers
+from optin.outputs import answers
 from optin.recipe import Recipe
 from optin.surgery import shrink
-from optin.trajectory import answers
 from tests.contract.test_architectures import random_plan
 from tests.networks import EAGER_ONLY, build, inputs, tokens
 

@@ -17,12 +17,13 @@ from optin.errors import CheckpointError, InputError, NumericalError
 from optin.gating import gated
 from optin.modules import hidden_of, inference_mode_of
 from optin.networks import resnet
+from optin.outputs import read_output
 from optin.probe import differentiate, draw_probes, token_weights, trajectory_objective
 from optin.progress import silent
 from optin.recipe import Recipe, Trajectory
 from optin.replay import recorded_blocks
 from optin.scores import Curve
-from optin.trajectory import Positions, draw_rows, gram, manifold_loss, output_loss, read_output, unit_rows
+from optin.trajectory import Positions, draw_rows, gram, manifold_loss, output_loss, unit_rows
 from optin.units import Tap
 from tests.networks import EAGER_ONLY, HEADS, HEADS_OF, REPRESENTATIVE, build, inputs, tokens
 from tests.slow import slow_but

@@ -18,9 +18,9 @@ from optin.errors import ArchitectureError, InputError
 from optin.gating import gated, masks
 from optin.labels.classes import Classes
 from optin.labels.rules import RULES, rule
+from optin.outputs import answers
 from optin.recipe import Recipe
 from optin.surgery import shrink
-from optin.trajectory import answers
 from tests.networks import plan_of, shaken
 from tests.slow import slow_but
 

@@ -14,9 +14,9 @@ from optin.checks import costs
 from optin.criteria import Scoring
 from optin.errors import BudgetError, CheckpointError, InputError
 from optin.merging import Merging, all_tokens, match, merge, most
+from optin.outputs import answers
 from optin.recipe import Recipe
 from optin.schedule import Steps, constant, schedule_cost, token_costs
-from optin.trajectory import answers
 from tests.contract.test_architectures import random_plan, run
 from tests.networks import REPRESENTATIVE, VISION, build, inputs, plan_of
 from tests.slow import slow_but

@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from optin.errors import ArchitectureError
+from optin.outputs import Output, answers, pool, read_output
 from optin.trajectory import (
-    Output,
     Positions,
-    answers,
     draw_rows,
     gram,
     manifold_loss,
@@ -19,8 +18,6 @@ from optin.trajectory import (
     multinomial_factor,
     output_loss,
     output_probe,
-    pool,
-    read_output,
     unit_rows,
 )
 

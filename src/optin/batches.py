@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError, first_line
+from .samples import looks_of
 from .store import Store
 
 Batch = dict[str, Any]
@@ -38,6 +39,7 @@ class Batches:
         digest: SHA-256 of all inputs.
         keywords: values that are no tensors, the same for every batch.
         left_out: names of what no forward is given: labels and texts.
+        looks: what the inputs of the first batch look like, see `samples.looks_of`.
     """
 
     source: Iterable[Batch]
@@ -49,6 +51,7 @@ class Batches:
     digest: str
     keywords: Mapping[str, Any]
     left_out: tuple[str, ...]
+    looks: Mapping[str, Any]
 
     @classmethod
     def of(cls, source: Iterable[Mapping[str, Any]], device: torch.device, taken: Collection[str] = ()) -> Batches:
@@ -105,6 +108,7 @@ class Batches:
             digest.hexdigest(),
             keywords,
             tuple(dict.fromkeys([*labels, *left_out])),
+            looks_of(inputs),
         )
 
     def __iter__(self) -> Iterator[Batch]:
@@ -113,6 +117,11 @@ class Batches:
 
     def __len__(self) -> int:
         return self.count
+
+    def sample(self) -> Batch:
+        """Two examples, of the first batch."""
+        batch = next(iter(self))
+        return next(split(batch if size_of(batch) > 1 else tile(batch, 2), 2))
 
     def labelled(self) -> Iterator[Batch]:
         """The batches with their labels.

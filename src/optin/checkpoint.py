@@ -25,22 +25,24 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from . import modeling_optin
+from . import descriptions, modeling_optin
 from .arch import architectures, describe
-from .arch.inputs import default_length, example_inputs
+from .arch.inputs import default_length
 from .card import base_model, model_card
+from .checks import planned_inputs
 from .errors import ArchitectureError, CheckpointError, DependencyError, InputError, OptinError, first_line
 from .files import given, json_text, read_json, write_text
 from .folders import mark, new_folder
 from .merging import Merging
 from .modules import device_of, inference_mode_of
 from .other_models import fill, is_other, make_within, named, save_origin, save_other
+from .outputs import answers
 from .plans import Cost, Plan
 from .quiet import quiet
 from .report import render
 from .scores import Curve, Scores
 from .surgery import shrink
-from .trajectory import answers, tolerance_of
+from .trajectory import tolerance_of
 from .units import UnitSpace
 from .untrusted import Stored, check_folder
 
@@ -57,15 +59,23 @@ def establish(model: nn.Module, plan: Plan, space: UnitSpace | None = None) -> N
     """Cut a network to a plan in place, and let its tokens merge as the plan says.
 
     Args:
-        space: its description, if that is known.
+        space: its description; that which the plan holds if not given, or found anew for one that holds none.
 
     Raises:
         CheckpointError: the plan does not fit the network.
     """
-    space = space or describe(model)
+    space = space or _description(model, plan)
     shrink(model, space, plan)
     if any(plan.tokens) and space.tokens is not None:
         Merging(model, space.tokens, plan.tokens)
+
+
+def _description(model: nn.Module, plan: Plan) -> UnitSpace:
+    """The description that a plan holds, checked, or one made anew."""
+    if plan.description is not None and descriptions.fits(model, plan.description):
+        descriptions.check(model, plan.description)
+        return plan.description
+    return describe(model, planned_inputs(model, plan, 2))
 
 
 def attach(model: nn.Module, plan: Plan, original: Mapping[str, int] | None = None) -> None:
@@ -107,7 +117,8 @@ def compose(first: Plan, second: Plan) -> Plan:
     return Plan(
         architecture=first.architecture,
         sizes=first.sizes,
-        keep={name: tuple(first.keep[name][unit] for unit in units) for name, units in second.keep.items()},
+        keep=dict(first.keep)
+        | {name: tuple(first.keep[name][unit] for unit in units) for name, units in second.keep.items()},
         dense=first.dense if first.size == second.size else second.dense,
         pruned=Cost(second.pruned.macs, second.pruned.parameters),
         length=second.length,
@@ -115,6 +126,7 @@ def compose(first: Plan, second: Plan) -> Plan:
         tokens=second.tokens or first.tokens,
         width=second.width,
         latency=second.latency,
+        description=first.description,
     )
 
 
@@ -244,8 +256,7 @@ def _comes_back(model: nn.Module, folder: Path) -> bool:
     except OptinError:
         return False
     try:
-        length, width = input_shape(model)
-        inputs = example_inputs(model, length, 2, width)
+        inputs = planned_inputs(model, Plan.from_dict(section_of(model)), 2)
         with inference_mode_of(model), inference_mode_of(again), torch.inference_mode():
             one, other = (answers(network(**inputs)) for network in (model, again))
     except Exception:  # random inputs are not for every network

@@ -19,19 +19,25 @@ from .errors import CheckpointError, InputError, NumericalError, OptinError, ref
 from .gating import gated, masks
 from .merging import all_tokens
 from .modules import inference_mode_of
+from .outputs import answers
 from .plans import Plan
 from .probe import check_activations, read_final, states
 from .recipe import Recipe
 from .replay import check_replay, recorded_blocks
-from .trajectory import Positions, answers, distance, tolerance_of
+from .scores import Scores
+from .trajectory import Positions, distance, tolerance_of
+from .twins import on_twins
 from .units import UnitSpace
 
 # What a forward of the user's own network may raise on inputs that it does not take.
 FAILURES = (ValueError, RuntimeError, TypeError, IndexError, KeyError, AttributeError, AssertionError, MemoryError)
 
 
-def check_inputs(model: nn.Module, space: UnitSpace, batches: Batches, recipe: Recipe) -> None:
+def check_inputs(model: nn.Module, space: UnitSpace, batches: Batches, recipe: Recipe) -> str:
     """Refuse calibration inputs that the network cannot take or whose outputs cannot be read, before any work.
+
+    Returns:
+        What of the outputs is compared, and by which loss.
 
     Raises:
         InputError: too few examples, too many tokens, ids beyond the vocabulary, nothing but padding, or
@@ -42,7 +48,7 @@ def check_inputs(model: nn.Module, space: UnitSpace, batches: Batches, recipe: R
     """
     if batches.examples < 2:
         raise InputError("calibration needs at least 2 examples, and does well with 256.")
-    seen = set[Any]()
+    seen, compared = set[Any](), ""
     for batch in batches:
         _check_tokens(model, batch)
         shape = tuple((name, value.shape[1:]) for name, value in batch.items() if batched(value))
@@ -59,13 +65,28 @@ def check_inputs(model: nn.Module, space: UnitSpace, batches: Batches, recipe: R
         if not seen:
             _check_repeats(model, sample, output)
             _check_used(model, sample, output)
-            _check_output(model, space, sample, blocks, output, recipe)
+            compared = _check_output(model, space, sample, blocks, output, recipe)
         seen.add(shape)
     sample = next(split(next(iter(batches)), 2))
     check_hooks(model, sample)
     if recipe.refit.enabled or recipe.criterion == "exact" or recipe.tokens.merge == "search":
         with inference_mode_of(model), torch.inference_mode(), all_tokens(model):
             check_replay(model, space.blocks, sample, space.chained)
+    return compared
+
+
+def check_sample(model: nn.Module, sample: Batch) -> None:
+    """Refuse inputs that the forward does not take.
+
+    Raises:
+        InputError: says what it takes, or what it said.
+    """
+    _check_tokens(model, sample)
+    try:
+        with inference_mode_of(model), torch.inference_mode():
+            model(**sample)
+    except FAILURES as error:
+        raise refused(f"the network does not take the inputs {shapes_of(sample)}", error) from error
 
 
 def _check_tokens(model: nn.Module, batch: Batch) -> None:
@@ -133,14 +154,14 @@ def _check_used(model: nn.Module, sample: Batch, output: Any) -> None:
 
 def _check_output(
     model: nn.Module, space: UnitSpace, sample: Batch, blocks: list[Any], output: Any, recipe: Recipe
-) -> None:
+) -> str:
     values = answers(output)
     generator = torch.Generator().manual_seed(0)
     positions = Positions(sample, recipe.trajectory.rows, generator, space.channels_first)
     if len(blocks) == len(space.blocks):
         check_activations(space.blocks, states(space, blocks), positions)
     try:
-        read_final(model, output, positions, recipe.trajectory)
+        said = read_final(model, output, positions, recipe.trajectory).said
     except FAILURES as error:
         shape = tuple(values.shape)
         raise refused(f"the network's output of shape {shape} for one example cannot be read", error) from error
@@ -149,32 +170,58 @@ def _check_output(
             "the output of the network contains NaN or infinity on the calibration inputs. "
             "Try --dtype float32, or look for inputs that the network cannot take."
         )
+    return said
 
 
+@on_twins
 def costs(
     model: nn.Module,
     space: UnitSpace,
     length: int,
     width: int | None = None,
-    keywords: Mapping[str, Any] | None = None,
+    known: Plan | Scores | None = None,
 ) -> tuple[CostModel, CostModel]:
     """MACs of one example of `length` tokens or pixels a side, and parameters.
 
     Args:
         width: in pixels, of images that are not square.
-        keywords: further arguments of the forward.
+        known: says what the inputs look like.
 
     Raises:
         InputError: the model does not take inputs of that length.
     """
-    inputs = example_inputs(model, length, width=width) | dict(keywords or {})
+    inputs = inputs_like(model, known, length, width)
     try:
         return mac_cost(model, space, inputs), parameter_cost(model, space)
     except FAILURES as error:
         raise refused(f"the network does not take inputs of length {length}", error) from error
 
 
-def keywords_of(plan_or_scores: Any) -> dict[str, Any]:
+def inputs_like(
+    model: nn.Module, known: Plan | Scores | None, length: int, width: int | None = None, batch: int = 1
+) -> dict[str, Any]:
+    """Random inputs of the kinds that a network was scored on, with the arguments that were no tensors.
+
+    Args:
+        known: what the scoring or planning left behind; without it the network says what it takes.
+
+    Raises:
+        InputError: the model has fewer positions than `length`.
+        CheckpointError: a damaged provenance.
+    """
+    if known is None:
+        return example_inputs(model, length, batch, width)
+    data = known.provenance.get("data")
+    like = data.get("inputs") if isinstance(data, Mapping) else None
+    return example_inputs(model, length, batch, width, like) | keywords_of(known)
+
+
+def planned_inputs(model: nn.Module, known: Plan | Scores, batch: int = 1) -> dict[str, Any]:
+    """Random inputs of the size that MACs were counted at."""
+    return inputs_like(model, known, known.length, known.width, batch)
+
+
+def keywords_of(plan_or_scores: Plan | Scores) -> dict[str, Any]:
     """The arguments of the forward that were no tensors when a network was scored.
 
     Raises:
@@ -211,13 +258,14 @@ def self_check(dense: nn.Module, pruned: nn.Module, space: UnitSpace, plan: Plan
         )
 
 
+@on_twins
 def check_costs(pruned: nn.Module, plan: Plan) -> None:
     """Compare the costs that a plan promises with those that torch counts in the network that it made.
 
     Raises:
         CheckpointError: they differ: the plan says something wrong.
     """
-    inputs = example_inputs(pruned, plan.length, width=plan.width) | keywords_of(plan)
+    inputs = planned_inputs(pruned, plan)
     parameters = sum(parameter.numel() for parameter in pruned.parameters())
     for what, said, found in (
         ("MACs", plan.pruned.macs, counted_macs(pruned, inputs)),

@@ -23,6 +23,7 @@ from .errors import ArchitectureError, BudgetError
 from .merging import all_tokens, merging_of, most
 from .modules import hooks, inference_mode_of
 from .replay import Recorder
+from .twins import MultiheadAttention
 from .units import Tap, TokenSpace, UnitSpace
 
 PRODUCTS = {
@@ -335,7 +336,8 @@ def _whole_attention(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
     query, key = (args[place] if len(args) > place else kwargs[name] for place, name in enumerate(("query", "key")))
     width, asked, offered = query.shape[-1], query.shape[:-1].numel(), key.shape[:-1].numel()
     pairs = asked * key.shape[1 if module.batch_first else 0]
-    return int(2 * (asked + offered) * width * width + 2 * pairs * width)
+    maps = 2 * (asked + offered) - (asked if isinstance(module, MultiheadAttention) else 0)  # a twin calls its last
+    return int(maps * width * width + 2 * pairs * width)
 
 
 _COUNTERS: dict[type[nn.Module], Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], int]] = {

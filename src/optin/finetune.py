@@ -19,6 +19,7 @@ from .errors import DependencyError, InputError, NumericalError
 from .folders import new_folder
 from .modules import device_of
 from .other_models import is_other
+from .outputs import Output
 from .pipeline import Result, summary
 from .plans import Plan
 from .quiet import quiet
@@ -26,7 +27,7 @@ from .recipe import Training
 from .tasks import Images, check_evaluation, task_spec
 from .tasks.images import Unreadable, check_labels
 from .tasks.vision import evaluate
-from .trajectory import Output, output_loss
+from .trajectory import output_loss
 
 EPOCHS, STEPS, RATE = 10_000, 10**8, 1.0  # passes, steps of the optimiser and its rate, at most
 FINETUNED = "finetuned"  # kind of result

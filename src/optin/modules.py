@@ -15,30 +15,6 @@ from torch.utils.hooks import RemovableHandle
 from .errors import InputError, NumericalError
 
 
-class SelfAttention(nn.Module):
-    """What Mask2Former's own class computes for its queries, whose forward takes the heads to fill the width.
-
-    A module becomes one by its `__class__`, when it loses heads.
-    """
-
-    head_dim: int
-    q_proj: nn.Linear
-    k_proj: nn.Linear
-    v_proj: nn.Linear
-    out_proj: nn.Linear
-
-    def forward(self, hidden_states: Tensor, position_embeddings: Tensor, **_: Any) -> tuple[Tensor, None]:
-        """States and positions of shape (query, example, feature)."""
-        values = hidden_states.transpose(0, 1)
-        placed = values + position_embeddings.transpose(0, 1)
-        query, key, value = (
-            made.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for made in (self.q_proj(placed), self.k_proj(placed), self.v_proj(values))
-        )
-        mixed = nn.functional.scaled_dot_product_attention(query, key, value)
-        return self.out_proj(mixed.transpose(1, 2).flatten(2)).transpose(0, 1), None
-
-
 def device_of(model: nn.Module) -> torch.device:
     """The device of the first parameter: inputs are moved there."""
     return next(model.parameters()).device

@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from .arch import describe
-from .arch.inputs import default_length, example_inputs, forward_names
+from .arch.inputs import default_length, forward_names
 from .arch.refusals import check_network
 from .batches import Batches
 from .budget import PER_MS, Budget
 from .checkpoint import attach, establish, save, section_of
-from .checks import check_costs, check_inputs, costs, keywords_of, self_check
+from .checks import check_costs, check_inputs, check_sample, costs, inputs_like, planned_inputs, self_check
 from .compensation import compensate
 from .cost import CostModel
 from .criteria import SPREAD, Scoring, criterion
@@ -30,12 +30,14 @@ from .errors import InputError, NumericalError
 from .latency import latency_cost, milliseconds, multiple_of
 from .merging import merging_of
 from .modules import check_weights, device_of, fingerprint, weight_bytes, without_autocast
+from .outputs import Reader, reading
 from .plans import Cost, Latency, Plan
 from .progress import Callback, Track, silent, unheard
 from .recipe import Recipe, recipe_of
 from .schedule import constant, find_jointly, token_costs, token_space
 from .scores import Curve, Scores
 from .search import find, rearranged
+from .twins import on_twins, plain_again
 from .units import UnitSpace
 from .versions import versions
 
@@ -69,6 +71,7 @@ def prune(
     budget: str | float | Budget | None = None,
     *,
     recipe: Recipe | None = None,
+    output: str | Reader | None = None,
     inplace: bool = False,
     track: Track = silent,
     callback: Callback = unheard,
@@ -82,6 +85,7 @@ def prune(
         batches: any iterable of the model's keyword inputs; 256 examples do.
         budget: "50%", 0.5, "2.1 GMACs", "40 Mparams", "12 ms"; taken from the recipe if not given.
         recipe: all other options.
+        output: what of the network's output matters, as in `score`.
         track: shows progress; `optin.rich_track` draws bars.
         callback: called after "score", "search" and "apply" with figures by name, shares of the dense network's.
 
@@ -91,13 +95,15 @@ def prune(
     recipe = _with_budget(recipe, budget)
     clock = _Clock()
     calibration = _calibration(model, batches)
-    scores = score(model, calibration, recipe=recipe, track=track)
+    scores = score(model, calibration, recipe=recipe, output=output, track=track)
     clock.lap("score")
     callback("score", {"seconds": clock.laps["score"], "examples": calibration.examples})
     chosen = plan(model, scores, recipe=recipe, track=track)
     clock.lap("search")
     callback("search", {"seconds": clock.laps["search"], **chosen.shares})
-    result = apply(model, chosen, calibration, recipe=recipe, scores=scores, inplace=inplace, track=track)
+    result = apply(
+        model, chosen, calibration, recipe=recipe, scores=scores, output=output, inplace=inplace, track=track
+    )
     callback("apply", {"seconds": sum(result.report["seconds"].values())})
     result.report["seconds"] = clock.laps | result.report["seconds"]
     return result
@@ -110,6 +116,7 @@ def sweep(
     *,
     recipe: Recipe | None = None,
     scores: Scores | None = None,
+    output: str | Reader | None = None,
     track: Track = silent,
 ) -> Iterator[Result]:
     """One pruned network per budget, from one scoring.
@@ -118,6 +125,7 @@ def sweep(
 
     Args:
         scores: of an earlier scoring.
+        output: as in `score`.
 
     Raises:
         OptinError: as `prune`; a budget that cannot be reached is refused before any network is refitted.
@@ -126,12 +134,13 @@ def sweep(
         raise InputError(f"a sweep takes a list of budgets, such as ['80%', '60%'], not {budgets!r:.40}.")
     recipes = [_with_budget(recipe, budget) for budget in budgets]
     calibration = _calibration(model, batches)
-    scores = scores or score(model, calibration, recipe=recipe, track=track)
+    scores = scores or score(model, calibration, recipe=recipe, output=output, track=track)
     plans = [plan(model, scores, recipe=one, track=track) for one in recipes]
     for one, chosen in zip(recipes, plans, strict=True):
-        yield apply(model, chosen, calibration, recipe=one, scores=scores, track=track)
+        yield apply(model, chosen, calibration, recipe=one, scores=scores, output=output, track=track)
 
 
+@on_twins
 @without_autocast()
 @torch.inference_mode(mode=False)  # whatever the caller is in: gradients are needed
 def score(
@@ -140,6 +149,7 @@ def score(
     *,
     recipe: Recipe | None = None,
     track: Track = silent,
+    output: str | Reader | None = None,
     resume: str | Path | None = None,
     engine: str | Engine = "local",
     address: str | None = None,
@@ -147,6 +157,8 @@ def score(
     """Removal curves of all groups: what every later choice of a budget needs.
 
     Args:
+        output: what of the network's output is compared: the name of a field, or a function of what the forward
+            returns. See `optin.outputs` for what is read without it.
         resume: a file in which partial sums are kept, so that a run that was killed continues; those of tokens lie
             beside it.
         engine: "local", or "ray" to spread the work over the actors of a Ray cluster: units of `exact`, calibration
@@ -157,23 +169,27 @@ def score(
         NumericalError: NaN or infinite weights or activations.
         InputError: no calibration inputs, an unknown criterion, or an engine that cannot be had.
     """
-    recipe = recipe_of(recipe)
+    recipe = _with_output(recipe, output)
     measure = criterion(recipe.criterion)
     where = find_engine(engine, address) if isinstance(engine, str) else engine
+    if where is not local and callable(output):
+        raise InputError("a function that reads outputs reaches no other machine: name a field of the output.")
     if where is not local and recipe.criterion not in SPREAD:
         raise InputError(
             f"{recipe.criterion!r} has no work for many machines: score it here, without an engine. "
             f"Others have: {', '.join(SPREAD)}."
         )
-    space = describe(model)
+    check_network(model)
     check_weights(model)
-    _check_tokens(model, recipe)
     calibration = _calibration(model, batches)
-    check_inputs(model, space, calibration, recipe)
-    scoring = Scoring(model, space, calibration, recipe, track, Path(resume) if resume else None, where)
-    curves = measure(scoring)
-    _check_curves(recipe.criterion, space, curves)
-    tokens = token_costs(scoring) if recipe.tokens.merge == "search" else None
+    space = _described(model, calibration)
+    _check_tokens(model, recipe)
+    with reading(output if callable(output) else None):
+        compared = check_inputs(model, space, calibration, recipe)
+        scoring = Scoring(model, space, calibration, recipe, track, Path(resume) if resume else None, where)
+        curves = measure(scoring)
+        _check_curves(recipe.criterion, space, curves)
+        tokens = token_costs(scoring) if recipe.tokens.merge == "search" else None
     return Scores(
         space.architecture,
         curves,
@@ -182,6 +198,7 @@ def score(
             "criterion": recipe.criterion,
             "recipe": recipe.to_dict(),
             "data": _data(calibration),
+            "compared": compared,
             "network": scoring.network,
             "versions": versions(),
         },
@@ -204,6 +221,7 @@ def _check_curves(criterion: str, space: UnitSpace, curves: Mapping[str, Curve])
             raise NumericalError(f"the criterion {criterion!r} gives {said} for {group.name!r}.")
 
 
+@on_twins
 def plan(
     model: nn.Module,
     scores: Scores,
@@ -221,7 +239,7 @@ def plan(
         InputError: the scores are of another network.
     """
     recipe = _with_budget(recipe, budget)
-    space = describe(model)
+    space = describe(model, planned_inputs(model, scores, 2))
     if (
         scores.architecture != space.architecture
         or {n: len(c.order) for n, c in scores.curves.items()} != space.sizes
@@ -236,11 +254,10 @@ def plan(
         raise InputError(f"token schedules are chosen under a budget of MACs, not of {target.quantity}.")
     _check_tokens(model, recipe)
     length, width = (recipe.length, None) if recipe.length else (scores.length, scores.width)
-    keywords = keywords_of(scores)
-    macs, parameters = costs(model, space, length, width, keywords)
+    macs, parameters = costs(model, space, length, width, scores)
     cost = macs if target.quantity == "MACs" else parameters
     if target.quantity == "latency":
-        inputs = example_inputs(model, length, recipe.latency_batch, width) | keywords
+        inputs = inputs_like(model, scores, length, width, recipe.latency_batch)
         cost = latency_cost(model, space, macs, inputs, track)
     even = target.quantity == "latency" or device_of(model).type == "cuda"
     multiples = {g.name: recipe.round_to or (multiple_of(g) if even else 1) for g in space if g.kind != "head"}
@@ -258,6 +275,7 @@ def plan(
         width=width,
         tokens=schedule,
         latency=latency,
+        description=space,
         provenance={**scores.provenance, "recipe": recipe.to_dict(), "budget": str(target)},
     )
 
@@ -290,6 +308,7 @@ def _choose(
     return find(space, scores.curves, cost, budget, recipe.search, multiples), ()
 
 
+@on_twins
 @without_autocast()
 @torch.inference_mode(mode=False)  # so that the small network can be trained
 def apply(
@@ -299,6 +318,7 @@ def apply(
     *,
     recipe: Recipe | None = None,
     scores: Scores | None = None,
+    output: str | Reader | None = None,
     inplace: bool = False,
     track: Track = silent,
 ) -> Result:
@@ -307,19 +327,21 @@ def apply(
     Args:
         batches: calibration inputs for the refit; without them units are removed and nothing is refitted.
         scores: of the same run, on the same inputs: they spare the refit a pass and change nothing.
+        output: as in `score`.
 
     Raises:
         CheckpointError: the plan does not fit the network.
         OptinError: the small network does not compute what the masked dense one does.
     """
-    recipe = recipe_of(recipe or Recipe.from_dict(plan.provenance.get("recipe", {})))
+    recipe = _with_output(recipe or Recipe.from_dict(plan.provenance.get("recipe", {})), output)
     clock = _Clock()
-    space = describe(model)
-    plan.validate(space)
     calibration = None if batches is None else _calibration(model, batches)
+    space = describe(model, planned_inputs(model, plan, 2)) if calibration is None else _described(model, calibration)
+    plan.validate(space)
     if calibration is not None:
         _check_tokens(model, recipe)
-        check_inputs(model, space, calibration, recipe)
+        with reading(output if callable(output) else None):
+            check_inputs(model, space, calibration, recipe)
     # The dense network is the teacher of the refit, so in place it is the copy that stays dense.
     other = copy.deepcopy(model)
     dense, pruned = (other, model) if inplace else (model, other)
@@ -329,13 +351,15 @@ def apply(
         clock.lap("shrink")
         if recipe.refit.enabled:
             weights = _token_weights(scores, calibration, recipe)
-            compensate(dense, pruned, space, calibration, recipe, plan.keep, track, weights)
+            with reading(output if callable(output) else None):
+                compensate(dense, pruned, space, calibration, recipe, plan.keep, track, weights)
             clock.lap("compensate")
     report = {**summary(plan), **_figures(dense, pruned, space, plan, scores), "seconds": clock.laps}
     attach(pruned, plan, report.get("original"))
     if plan.latency is not None:
-        inputs = example_inputs(pruned, plan.length, plan.latency.batch, plan.width) | keywords_of(plan)
+        inputs = planned_inputs(pruned, plan, plan.latency.batch)
         report["latency"]["measured_ms"] = milliseconds(pruned, inputs)
+    plain_again(pruned)
     return Result(pruned, plan, report, recipe)
 
 
@@ -349,6 +373,7 @@ def _token_weights(scores: Scores | None, calibration: Batches, recipe: Recipe) 
     return scores.weights if drawn == wanted else None
 
 
+@on_twins
 def inspect(model: nn.Module, length: int | None = None) -> dict[str, Any]:
     """What can be removed from a network, and where its MACs and parameters are.
 
@@ -388,6 +413,7 @@ def summary(plan: Plan) -> dict[str, Any]:
         "length": plan.length,
         **({} if plan.width is None else {"width": plan.width}),
         "budget": plan.provenance.get("budget"),
+        **({"compared": said} if (said := plan.provenance.get("compared")) else {}),
         "groups": {name: {"kept": kept, "of": plan.sizes[name]} for name, kept in plan.kept.items()},
         **({"tokens": list(plan.tokens)} if plan.tokens else {}),
         **({} if plan.latency is None else {"latency": dataclasses.asdict(plan.latency)}),
@@ -406,7 +432,7 @@ def _figures(
     if scores is not None:
         figures["curves"] = {name: curve.sampled(CURVE) for name, curve in scores.curves.items()}
     with contextlib.suppress(InputError):  # a plan by hand may name a length that the network does not take
-        work, parameters = costs(dense, space, plan.length, plan.width, keywords_of(plan))
+        work, parameters = costs(dense, space, plan.length, plan.width, plan)
         check_costs(pruned, plan)
         after = work.merged(plan.tokens).breakdown(plan.kept)
         figures["breakdown"] = {
@@ -437,11 +463,18 @@ def _calibration(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> Batc
     return Batches.of(batches, device_of(model), forward_names(model))
 
 
+def _described(model: nn.Module, calibration: Batches) -> UnitSpace:
+    sample = calibration.sample()
+    check_sample(model, sample)
+    return describe(model, sample)
+
+
 def _data(calibration: Batches) -> dict[str, Any]:
     """What a provenance says of the calibration set."""
     return {
         "examples": calibration.examples,
         "sha256": calibration.digest,
+        "inputs": calibration.looks,
         **({"keywords": dict(calibration.keywords)} if calibration.keywords else {}),
         **({"left_out": list(calibration.left_out)} if calibration.left_out else {}),
     }
@@ -461,6 +494,12 @@ def _check_tokens(model: nn.Module, recipe: Recipe) -> None:
             "this network merges tokens by the keys of the block before, so that it cannot go on behind a block. "
             "Prune the dense network with both, or this one by 'compensated' without a refit (refit.enabled: false)."
         )
+
+
+def _with_output(recipe: Recipe | None, output: str | Reader | None) -> Recipe:
+    """The recipe with the field that is compared; a function is no part of it."""
+    recipe = recipe_of(recipe)
+    return recipe.override(trajectory__output=output) if isinstance(output, str) else recipe
 
 
 def _with_budget(recipe: Recipe | None, budget: str | float | Budget | None) -> Recipe:

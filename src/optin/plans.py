@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from . import descriptions
 from .errors import CheckpointError, OptinError
 from .files import given, json_text, read_json, write_text
 from .folders import check_file
@@ -52,6 +53,7 @@ class Plan:
         tokens: tokens that merge before each block of a vision transformer; empty if none do.
         latency: where the budget was one.
         provenance: budget, recipe, seed, digest of the calibration data, versions.
+        description: what removal cuts, as far as `descriptions.to_dict` writes it; networks are loaded by it.
     """
 
     architecture: str
@@ -64,6 +66,7 @@ class Plan:
     tokens: tuple[int, ...] = ()
     width: int | None = None
     latency: Latency | None = None
+    description: UnitSpace | None = None
 
     @property
     def size(self) -> str:
@@ -94,6 +97,8 @@ class Plan:
         if missing := sorted(set(space.sizes) - set(self.keep)):
             raise CheckpointError(f"the plan says nothing about the group {missing[0]!r} of the network.")
         for name, units in self.keep.items():
+            if name not in space.sizes and self.sizes.get(name) == len(units) == 1:
+                continue  # one unit, which stays: nothing to describe
             if name not in space.sizes:
                 raise CheckpointError(f"the plan names a group {name!r} that the network does not have.")
             group = space[name]
@@ -132,6 +137,7 @@ class Plan:
             },
             **({"tokens": list(self.tokens)} if self.tokens else {}),
             **({} if self.latency is None else {"latency": dataclasses.asdict(self.latency)}),
+            **({} if self.description is None else {"description": descriptions.to_dict(self.description)}),
             "provenance": dict(self.provenance),
         }
 
@@ -148,8 +154,10 @@ class Plan:
         sizes = {name: _count(_group(groups, name), "size", MOST_UNITS) for name in groups}
         if sum(sizes.values()) > MOST_UNITS:
             raise CheckpointError(f"the plan speaks of {sum(sizes.values())} units, more than any network has.")
+        architecture = _typed(data, "architecture", str)
+        described = data.get("description")
         return cls(
-            architecture=_typed(data, "architecture", str),
+            architecture=architecture,
             sizes=sizes,
             keep={name: from_ranges(_typed(groups[name], "keep", str), sizes[name]) for name in groups},
             dense=_cost(data, "dense"),
@@ -159,6 +167,7 @@ class Plan:
             tokens=_counts(data.get("tokens", [])),
             width=_count(data, "width", LONGEST) if "width" in data else None,
             latency=_latency(data) if "latency" in data else None,
+            description=None if described is None else descriptions.from_dict(described, architecture, sizes),
         )
 
     def save(self, path: str | Path) -> None:

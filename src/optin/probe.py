@@ -20,11 +20,12 @@ from .consumers import rows_made, rows_read
 from .errors import InputError, NumericalError, first_line
 from .gating import gated
 from .modules import hidden_of, inference_mode_of
+from .outputs import Output, field_reader, read_output
 from .progress import Track, silent
 from .recipe import Recipe, Trajectory
 from .replay import Recorder, recorded_blocks
 from .store import Store
-from .trajectory import Output, Positions, manifold_probe, output_probe, read_output
+from .trajectory import Positions, manifold_probe, output_probe
 from .units import Tap, UnitSpace
 
 PARTS = ("manifold", "output")
@@ -81,6 +82,7 @@ def read_final(model: nn.Module, output: Any, positions: Positions, options: Tra
     problem = getattr(getattr(model, "config", None), "problem_type", None)
     if getattr(model, "num_classes", None) == 0:  # timm's way to say that the output is an embedding
         problem = "regression"
+    output = field_reader(options.output)(output) if options.output else output
     return read_output(output, positions, stack=stack, pooling=options.pooling, problem=problem)
 
 

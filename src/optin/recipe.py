@@ -72,6 +72,8 @@ class Trajectory:
         stack: units that `exact` evaluates in one forward.
         embeddings: which are compared: "all" from the unit's block on, or the "last" block's alone.
         pooling: how a bare encoder's output is read: mean over tokens, the first token, or its own pooler.
+        output: the field of the network's output that is compared ("out", "0", "boxes.scores"); empty leaves it to
+            `optin.outputs`.
     """
 
     rows: int = 64
@@ -82,6 +84,7 @@ class Trajectory:
     stack: int = 32
     embeddings: str = "all"
     pooling: str = "mean"
+    output: str = ""
 
     def __post_init__(self) -> None:
         _check_types(self, "trajectory.")

@@ -19,7 +19,8 @@ from torch.utils._pytree import tree_map
 from .batches import Batch
 from .errors import ArchitectureError
 from .modules import first_of, hidden_of, hooks, patched_forward, with_hidden
-from .trajectory import answers, distance, tolerance_of
+from .outputs import answers
+from .trajectory import distance, tolerance_of
 from .units import Tap
 
 

@@ -30,12 +30,13 @@ from .criteria.scoring import Scoring
 from .errors import BudgetError, InputError
 from .merging import Merging, most
 from .modules import hidden_of, inference_mode_of
+from .outputs import Output
 from .probe import read_final
 from .recipe import Trajectory
 from .replay import recorded_blocks, resumed_at, standing_in
 from .scores import Curve
 from .search import Choices, cheapest, choices_of, fill, limit_of, total_cost
-from .trajectory import Output, Positions, manifold_loss, output_loss
+from .trajectory import Positions, manifold_loss, output_loss
 from .units import TokenSpace, UnitSpace
 
 MICRO = 8  # images that are compared at once

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from .errors import CheckpointError
-from .modules import SelfAttention, tensor_of
+from .modules import tensor_of
 from .plans import Plan
+from .twins import become_twin
 from .units import Argument, UnitGroup, UnitSpace
 
 # Sizes that modules remember beside their tensors: attribute -> (parameter, dimension).
@@ -45,10 +46,9 @@ def shrink(model: nn.Module, space: UnitSpace, plan: Plan) -> None:
             key = (cut.parameter, cut.dim)
             # Indices live on the CPU even when the network is built on the meta device.
             mask = kept.setdefault(key, torch.ones(parameter.shape[cut.dim], dtype=torch.bool, device="cpu"))
-            if mask.numel() < cut.offset + group.size * cut.block:
+            if cut.last(group.size) >= mask.numel():
                 raise CheckpointError(f"{cut.parameter!r} is too small for {group.size} units of {group.name!r}.")
-            owned = mask[cut.offset : cut.offset + group.size * cut.block].view(group.size, cut.block)
-            owned[removed] = False
+            mask[cut.indices(group.size)[removed].flatten()] = False
     for (name, dim), mask in kept.items():
         _cut(model, name, dim, mask)
     for group in changed:
@@ -79,9 +79,9 @@ def _cut(model: nn.Module, name: str, dim: int, mask: Tensor) -> None:
 
 def _adjust(model: nn.Module, group: UnitGroup, units: tuple[int, ...]) -> None:
     for attribute in group.attributes:
-        setattr(model.get_submodule(attribute.module), attribute.name, len(units) * attribute.per_unit)
-    for path in group.reheaded:
-        model.get_submodule(path).__class__ = SelfAttention
+        attribute.write(model, len(units))
+    for path in group.twins:
+        become_twin(model, path)
     for argument in group.arguments:
         select = _Select(argument, units)
         model.get_submodule(argument.module).register_forward_pre_hook(select, with_kwargs=True)

@@ -10,14 +10,12 @@ pair: its loss, which `exact` evaluates, and its probe <v, phi> with random v, w
 | the same of a CNN | mean channels over positions and examples, at unit length | squared distance of the means |
 | distribution | softened logits in the Fisher metric | tau^2 KL(p_ref(tau) || p(tau)), averaged over rows |
 | point | the output itself (normalised where it is an embedding) | squared error, averaged over rows |
+| values | each tensor at unit variance | squared error, averaged over rows and features |
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,10 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .batches import Batch, position_mask
-from .errors import ArchitectureError
-
-MASKED = -1e4  # logit of what can be no answer
-PIXELS = 256  # of a map of classes that are compared, per example
+from .outputs import Output
 
 
 class Positions:
@@ -100,123 +95,35 @@ def manifold_probe(phi: Float[Tensor, "stack rows features"], generator: torch.G
     return (_signs(phi, generator) * phi).sum()
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
-    """The final output of `stack` networks: one row per example, or per chosen token.
-
-    Attributes:
-        kind: "distribution" (values are logits) or "point".
-        values: shape (stack, row, class or feature), float32.
-    """
-
-    kind: str
-    values: Float[Tensor, "stack row feature"]
-
-
-def read_output(
-    output: Any,
-    positions: Positions,
-    *,
-    stack: int = 1,
-    pooling: str = "mean",
-    problem: str | None = None,
-) -> Output:
-    """Read what a transformers model returns.
-
-    Args:
-        positions: of the unstacked batch: where per-token outputs are compared.
-        pooling: "mean", "first" or "pooler", for a bare encoder.
-        problem: `config.problem_type`: "regression" and "multi_label_classification" are honoured.
-
-    Raises:
-        ArchitectureError: the output has neither logits nor hidden states.
-    """
-    if hasattr(output, "start_logits"):
-        both = torch.cat([_unstack(output.start_logits, stack), _unstack(output.end_logits, stack)], 1)
-        mask = positions.mask(both[0, : both.shape[1] // 2, :, None])
-        return Output("distribution", both.masked_fill(~mask.repeat(2, 1), MASKED))
-    if embeddings := projected(output):
-        return Output("point", F.normalize(_unstack(torch.cat(embeddings, -1), stack), dim=-1))
-    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-    if hasattr(output, "masks_queries_logits"):
-        logits = semantic_logits(output)
-    if logits is not None:
-        if not isinstance(logits, Tensor):
-            raise ArchitectureError(unread(output))
-        values = _unstack(logits, stack)
-        if values.dim() == 5:  # one class per pixel: a regular part of the pixels
-            step = math.ceil(math.sqrt(values[0, 0, 0].numel() / PIXELS))
-            values = values[..., ::step, ::step].movedim(2, -1).flatten(1, 3)
-        if values.dim() == 4:
-            values = values.flatten(1, 2)[:, positions.rows(values[0])]
-        if problem == "regression" or values.shape[-1] == 1:
-            return Output("point", values)
-        if problem == "multi_label_classification":
-            values = torch.stack([values, torch.zeros_like(values)], -1).flatten(1, 2)
-        # A class that is masked has a probability of zero, and no gradient.
-        return Output("distribution", values.masked_fill(values == -torch.inf, MASKED))
-    hidden = getattr(output, "last_hidden_state", None)
-    if not isinstance(hidden, Tensor):
-        raise ArchitectureError(unread(output))
-    if pooling == "pooler":
-        return Output("point", F.normalize(_unstack(pooled(output), stack), dim=-1))
-    values = _unstack(hidden, stack)
-    return Output("point", pool(values, positions.mask(values[0]), pooling))
-
-
-def semantic_logits(output: Any) -> Float[Tensor, "batch class height width"]:
-    """Log scores of the classes at every pixel, from queries that each have classes and a mask (Mask2Former)."""
-    classes = output.class_queries_logits.softmax(-1)[..., :-1]
-    masks = output.masks_queries_logits.sigmoid()
-    scores = torch.einsum("bqc,bqhw->bchw", classes, masks)
-    return scores.clamp_min(torch.finfo(scores.dtype).tiny).log()
-
-
-def projected(output: Any) -> list[Tensor]:
-    """The embeddings of a contrastive network's output, image before text; empty for any other output."""
-    return [value for name in ("image_embeds", "text_embeds") if (value := getattr(output, name, None)) is not None]
-
-
-def pooled(output: Any) -> Tensor:
-    """What a bare encoder's own pooling gives.
-
-    Raises:
-        ArchitectureError: it has none.
-    """
-    value: Tensor | None = getattr(output, "pooler_output", None)
-    if value is None:
-        raise ArchitectureError("this encoder has no pooler: use the pooling 'mean' or 'first'.")
-    return value
-
-
-def pool(
-    hidden: Float[Tensor, "*stack batch token dim"], mask: Bool[Tensor, "batch token"], pooling: str
-) -> Float[Tensor, "*stack batch dim"]:
-    """Sentence embeddings of unit length."""
-    if pooling == "first":
-        return F.normalize(hidden[..., 0, :], dim=-1)
-    weights = mask.to(hidden.dtype).unsqueeze(-1)
-    return F.normalize((hidden * weights).sum(-2) / weights.sum(-2).clamp_min(1), dim=-1)
-
-
 def output_loss(output: Output, reference: Output, temperature: float) -> Float[Tensor, " stack"]:
     """L_out: tau^2 KL(p_ref(tau) || p(tau)) or squared error, averaged over rows."""
+    beside = 0 if output.beside is None else output_loss(output.beside, _beside(reference), temperature)
+    if output.kind == "values":
+        return ((output.values - reference.values) * reference.scaled).square().mean((-2, -1)) + beside
     if output.kind == "point":
-        return (output.values - reference.values).square().sum(-1).mean(-1)
+        return (output.values - reference.values).square().sum(-1).mean(-1) + beside
     log_p = F.log_softmax(output.values / temperature, -1)
     log_ref = F.log_softmax(reference.values / temperature, -1)
-    return temperature**2 * (log_ref.exp() * (log_ref - log_p)).sum(-1).mean(-1)
+    return temperature**2 * (log_ref.exp() * (log_ref - log_p)).sum(-1).mean(-1) + beside
+
+
+def _beside(output: Output) -> Output:
+    assert output.beside is not None
+    return output.beside
 
 
 def output_probe(output: Output, temperature: float, generator: torch.Generator) -> Tensor:
     """<v, phi>, scalar. For a distribution v has the covariance diag(p) - p p^T, the metric of the KL."""
+    beside = 0 if output.beside is None else output_probe(output.beside, temperature, generator)
     values = output.values
     signs = _signs(values, generator)
+    if output.kind == "values":
+        return (signs * values * output.scaled).sum() / math.sqrt(values[0].numel()) + beside
     if output.kind == "point":
-        return (signs * values).sum() / math.sqrt(values.shape[1])
+        return (signs * values).sum() / math.sqrt(values.shape[1]) + beside
     v = multinomial_factor(F.softmax(values.detach() / temperature, -1), signs)
     # At the reference tau^2 KL is 1/2 dz^T (diag(p) - p p^T) dz: tau cancels but for its place in p.
-    return (v * values).sum() / math.sqrt(2 * values.shape[1])
+    return (v * values).sum() / math.sqrt(2 * values.shape[1]) + beside
 
 
 def multinomial_factor(
@@ -235,49 +142,10 @@ def multinomial_factor(
     return scaled - p * before
 
 
-def _unstack(value: Tensor, stack: int) -> Tensor:
-    return value.float().reshape(stack, -1, *value.shape[1:])
-
-
 def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
     # Signs have the least variance among all v of unit variance. Drawn on the CPU, so that a seed gives the
     # same plan on every device.
     return (2.0 * torch.randint(2, like.shape, generator=generator) - 1).to(like.device)
-
-
-def answers(output: Any) -> Tensor:
-    """What a network says, as one tensor: its logits, or the last hidden state of a bare encoder.
-
-    Raises:
-        ArchitectureError: it has none of these.
-    """
-    if isinstance(output, Tensor):
-        return output
-    if hasattr(output, "start_logits"):
-        return torch.stack([output.start_logits, output.end_logits], -1)
-    if embeddings := projected(output):
-        return torch.cat(embeddings, -1)
-    if hasattr(output, "masks_queries_logits"):
-        return semantic_logits(output)
-    for name in ("logits", "last_hidden_state"):
-        value = getattr(output, name, None)
-        if isinstance(value, Tensor):
-            return value
-    raise ArchitectureError(unread(output))
-
-
-def unread(output: Any) -> str:
-    """What is said of an output that nobody can read."""
-    if isinstance(output, Mapping):
-        what = f"a {type(output).__name__} of {', '.join(map(str, output))}"
-    elif isinstance(output, (list, tuple)):
-        what = f"a {type(output).__name__} of {len(output)}"
-    else:
-        what = f"a {type(output).__name__}"
-    return (
-        f"the network returns {what}: neither one tensor nor logits, hidden states or embeddings by name. "
-        "Wrap it in a module whose forward returns the tensor that matters."
-    )
 
 
 def distance(expected: Tensor, got: Tensor) -> float:

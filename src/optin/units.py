@@ -6,10 +6,17 @@ without a network. `optin.arch` writes descriptions; everything else only reads 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+OWN = "_optin_own"  # marks settings that one module alone holds
 
 
 def lies_in(module: str, path: str) -> bool:
@@ -17,18 +24,36 @@ def lies_in(module: str, path: str) -> bool:
     return f"{module}.".startswith(f"{path}.")
 
 
+def is_settings(value: Any) -> bool:
+    """Whether an attribute of a module holds plain values by name, as a configuration does."""
+    plain = not isinstance(value, (nn.Module, Tensor, type, dict, Enum)) and not callable(value)
+    return plain and any(type(entry) is int for entry in getattr(value, "__dict__", {}).values())
+
+
 @dataclass(frozen=True, slots=True)
 class Cut:
     """One axis of one parameter that shrinks with a group.
 
     Unit `u` owns the indices `offset + u * block` up to `offset + (u + 1) * block` of that axis. A fused
-    query-key-value matrix is three cuts with three offsets.
+    query-key-value matrix is three cuts with three offsets. Where the units do not lie evenly, behind a shuffle of
+    channels, `entries` says which they own: `block` of each, unit by unit.
     """
 
     parameter: str
     dim: int
     block: int = 1
     offset: int = 0
+    entries: tuple[int, ...] | None = None
+
+    def indices(self, size: int) -> Tensor:
+        """Which entries each of `size` units owns: shape (unit, block)."""
+        if self.entries is not None:
+            return torch.tensor(self.entries, device="cpu").view(size, self.block)
+        return self.offset + torch.arange(size * self.block, device="cpu").view(size, self.block)
+
+    def last(self, size: int) -> int:
+        """The last entry that any of `size` units owns."""
+        return self.offset + size * self.block - 1 if self.entries is None else max(self.entries)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +86,51 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Attribute:
-    """An integer attribute of a module that counts the units kept, times `per_unit`."""
+    """An integer attribute of a module that counts the units kept, times `per_unit`.
+
+    `place` is that of the integer in a tuple or list. A name with a dot is an entry of the settings that the module
+    holds, of which it gets a copy of its own.
+    """
 
     module: str
     name: str
     per_unit: int = 1
+    place: int | None = None
+
+    def read(self, model: nn.Module) -> Any:
+        """What it holds now; None where the module has no such attribute of its own."""
+        holder, leaf = self._holder(model)
+        value = getattr(holder, "__dict__", {}).get(leaf)
+        if self.place is None:
+            return value
+        return value[self.place] if isinstance(value, (tuple, list)) and self.place < len(value) else None
+
+    def write(self, model: nn.Module, count: int) -> None:
+        """Count `count` units."""
+        self.put(model, count * self.per_unit)
+
+    def put(self, model: nn.Module, value: Any) -> None:
+        """Hold another integer."""
+        holder, leaf = self._holder(model, own=True)
+        if self.place is not None:
+            old = list(getattr(holder, leaf))
+            value = type(getattr(holder, leaf))([*old[: self.place], value, *old[self.place + 1 :]])
+        setattr(holder, leaf, value)
+
+    def _holder(self, model: nn.Module, own: bool = False) -> tuple[Any, str]:
+        """The module, or the settings that it holds; those that others hold too are exchanged for a copy."""
+        module = model.get_submodule(self.module)
+        settings, dot, leaf = self.name.rpartition(".")
+        if not dot:
+            return module, leaf
+        holder = vars(module).get(settings)
+        if not is_settings(holder):
+            return None, leaf
+        if own and not getattr(holder, OWN, False):
+            holder = copy.copy(holder)
+            setattr(holder, OWN, True)
+            setattr(module, settings, holder)
+        return holder, leaf
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +196,8 @@ class UnitGroup:
     """Interchangeable units of one layer: its attention heads, its feed-forward neurons.
 
     `name` is a role ("layers.3.heads"), stable across library versions. `layer` is the first block, in
-    order of execution, in which the group works. `shared` says that it works in several blocks at once. `reheaded`
-    are attention modules that compute with fewer heads only as `modules.SelfAttention`.
+    order of execution, in which the group works. `shared` says that it works in several blocks at once. `twins`
+    are modules that compute with fewer units only as their twins, see `optin.twins`.
     """
 
     name: str
@@ -145,7 +210,7 @@ class UnitGroup:
     arguments: tuple[Argument, ...] = ()
     shared: bool = False
     min_keep: int = 1
-    reheaded: tuple[str, ...] = ()
+    twins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -156,7 +221,8 @@ class UnitSpace:
     `channels_first` says that maps have their features along dim 1, as convolutions do. `chained` says that each
     block reads nothing but what the one before it returned, beside what all of them get alike, so that one state can
     stand in for all before it. `transposed` are blocks whose states have the examples along dim 1. `products` are all
-    those of a forward in order of execution, attention taken apart, where that is known.
+    those of a forward in order of execution, attention taken apart, where that is known. `whole` says by the map that
+    reads them why some units must stay.
     """
 
     architecture: str
@@ -168,6 +234,7 @@ class UnitSpace:
     chained: bool = True
     transposed: tuple[str, ...] = ()
     products: tuple[Product, ...] = ()
+    whole: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> UnitGroup:
         return self.by_name[name]

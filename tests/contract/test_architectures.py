@@ -14,9 +14,9 @@ import optin
 from optin.arch import describe
 from optin.arch.inputs import example_inputs
 from optin.gating import gated, masks
+from optin.outputs import answers
 from optin.plans import Cost, Plan
 from optin.surgery import shrink
-from optin.trajectory import answers
 from tests.networks import EAGER_ONLY, HEADS_OF, REPRESENTATIVE, build, inputs, plan_of
 from tests.slow import slow_but
 

@@ -11,8 +11,8 @@ import optin
 from optin.arch import describe
 from optin.arch.inputs import image_input
 from optin.gating import gated, masks
+from optin.outputs import answers
 from optin.surgery import shrink
-from optin.trajectory import answers
 from tests.networks import build, inputs
 from tests.test_cnn import NETWORKS
 

@@ -6,17 +6,18 @@ publish an entry point `optin.architectures` that names such a module. Then run 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points, version
+from typing import Any
 
 from torch import nn
 
 from .. import labels
 from ..errors import ArchitectureError, first_line
+from ..twins import on_twins
 from ..units import UnitSpace
-from . import albert, beit, bert, clip, cnn, deberta_v2, dinov2, distilbert, mpnet, swin, timm, vit
-from .inputs import example_inputs, image_input, image_side
+from . import albert, beit, bert, clip, deberta_v2, dinov2, distilbert, mpnet, swin, timm, vit
+from .inputs import example_inputs, image_input, image_side, with_weights
 from .layers import architecture_of
 from .refusals import check_network, check_shared
 
@@ -27,48 +28,44 @@ Describe = Callable[[nn.Module], UnitSpace]
 
 def architectures() -> Mapping[str, Describe]:
     """Every known `config.model_type` and the function that describes it."""
-    modules = [albert, beit, bert, clip, cnn, deberta_v2, dinov2, distilbert, mpnet, swin, timm, vit]
+    modules = [albert, beit, bert, clip, deberta_v2, dinov2, distilbert, mpnet, swin, timm, vit]
     modules += [entry.load() for entry in entry_points(group="optin.architectures")]
     return {kind: module.describe for module in modules for kind in module.MODEL_TYPES}
 
 
-def describe(model: nn.Module) -> UnitSpace:
+@on_twins
+def describe(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> UnitSpace:
     """What can be removed from a network.
 
     Args:
-        model: a transformers encoder of text or images, bare or with a head, or a convolutional network of any make.
+        model: any module, with its weights.
+        inputs: keyword inputs of two examples; without them some are made by the network's configuration and the
+            names of its arguments, where these say enough.
 
     Raises:
         InputError: no network, or one in a wrapper.
-        ArchitectureError: a network of transformers of no known architecture (the message lists those known), one
-            of another make that cannot be traced, or one whose weights are not its own; the message names what stops
-            it.
+        ArchitectureError: a forward that cannot be followed, nothing that can be cut, or weights that are not the
+            network's own; the message names what stands in the way.
     """
     check_network(model)
-    space = _describe(model)
+    space = _describe(model, inputs)
     check_shared(model, space)
     return space
 
 
-def _labelled(model: nn.Module, kind: str | None) -> UnitSpace:
+def _labelled(model: nn.Module, kind: str | None, inputs: Mapping[str, Any] | None) -> UnitSpace:
     """By the labels of one forward, see `optin.labels`."""
-    with cnn.with_weights(model) as real:
-        length = image_side(real) if image_input(real) else TOKENS
-        return labels.describe(real, example_inputs(real, length, 2), kind or type(model).__name__)
+    with with_weights(model) as real:
+        if inputs is None:
+            inputs = example_inputs(real, image_side(real) if image_input(real) else TOKENS, 2)
+        return labels.describe(real, inputs, kind or type(model).__name__)
 
 
-def _describe(model: nn.Module) -> UnitSpace:
+def _describe(model: nn.Module, inputs: Mapping[str, Any] | None) -> UnitSpace:
     known = architectures()
     kind = architecture_of(model)
-    if kind is None or (kind not in known and kind.startswith("timm.")):
-        try:
-            return cnn.describe(model)
-        except ArchitectureError as error:
-            with contextlib.suppress(ArchitectureError):
-                return _labelled(model, kind)
-            raise error from None
-    if kind not in known:
-        return _labelled(model, kind)
+    if kind is None or kind not in known:
+        return _labelled(model, kind, inputs)
     try:
         return known[kind](model)
     except AttributeError as error:

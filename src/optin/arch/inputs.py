@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import weakref
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from ..errors import ArchitectureError, InputError, first_line
 from ..modules import device_of, inference_mode_of
+from ..samples import made_of
 
 SIDES = (32, 64, 28, 96, 128, 160, 192, 224, 256, 299, 384)  # of images, tried where a network does not say
 
@@ -35,15 +39,25 @@ def image_input(model: nn.Module) -> str | None:
     return next((name for name in ("pixel_values", "x", "input") if takes(model, name)), None)
 
 
-def example_inputs(model: nn.Module, length: int, batch: int = 1, width: int | None = None) -> dict[str, Tensor]:
+def example_inputs(
+    model: nn.Module,
+    length: int,
+    batch: int = 1,
+    width: int | None = None,
+    like: Mapping[str, Any] | None = None,
+) -> dict[str, Tensor]:
     """Random inputs: `length` is in tokens for a text encoder, in pixels of a side for an image encoder.
 
     Args:
         width: in pixels, of images that are not square.
+        like: what the inputs look like, see `samples.looks_of`; without it the network's configuration and the
+            names of its arguments say so.
 
     Raises:
         InputError: the model has fewer positions than `length`.
     """
+    if like:
+        return _made_like(model, like, length, batch, width)
     device, generator = device_of(model), torch.Generator().manual_seed(0)
     inputs: dict[str, Tensor] = {}
     images = image_input(model)
@@ -64,6 +78,22 @@ def example_inputs(model: nn.Module, length: int, batch: int = 1, width: int | N
         if takes(model, "attention_mask"):
             inputs["attention_mask"] = torch.ones_like(ids).to(device)
     return inputs
+
+
+def _made_like(
+    model: nn.Module, like: Mapping[str, Any], length: int, batch: int, width: int | None
+) -> dict[str, Any]:
+    """Inputs as they were seen, on the device and in the precision of the network."""
+    limit = max_positions(model)
+    if limit is not None and "input_ids" in like and image_input(model) is None and length > limit:
+        raise InputError(f"the length {length} is beyond the {limit} tokens of this model. Ask for less.")
+    device, dtype = device_of(model), next(model.parameters()).dtype
+
+    def placed(value: Tensor) -> Tensor:
+        return value.to(device, dtype) if value.is_floating_point() else value.to(device)
+
+    made: dict[str, Any] = tree_map(placed, made_of(like, batch, length, width))
+    return made
 
 
 def max_positions(model: nn.Module) -> int | None:
@@ -93,6 +123,17 @@ def image_side(model: nn.Module) -> int:
 
 
 _sides: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+
+
+@contextlib.contextmanager
+def with_weights(model: nn.Module) -> Iterator[nn.Module]:
+    """The network; while it is being loaded another of its kind on the CPU, since not every forward runs without."""
+    if device_of(model).type != "meta":
+        yield model
+        return
+    kind: Any = next(kind for kind in type(model).__mro__ if kind.__module__.startswith("transformers."))
+    with torch.device("cpu"):
+        yield kind(model.config).eval()
 
 
 def _first_taken(model: nn.Module) -> int:

@@ -33,7 +33,7 @@ class Layout:
         head_tables: further parameters with equal slices for all heads, as (path, dim).
         attention_scale, scale: parameters that multiply a consumer's output before the residual is added.
         fused: how many maps `projections[0]` holds one after the other (3: query, key and value in one matrix).
-        reheaded: the module computes with fewer heads only as `modules.SelfAttention`.
+        reheaded: the module computes with fewer heads only as `twins.SelfAttention`.
     """
 
     attention: str
@@ -150,7 +150,7 @@ def head_group(model: nn.Module, place: Place, layout: Layout) -> UnitGroup:
         attributes=tuple(Attribute(path, name, per_unit) for name, per_unit in counters if name is not None),
         arguments=arguments,
         shared=place.shared,
-        reheaded=(path,) if layout.reheaded else (),
+        twins=(path,) if layout.reheaded else (),
     )
 
 

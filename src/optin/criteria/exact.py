@@ -19,11 +19,12 @@ from ..batches import Batch, Batches, size_of, split, tile
 from ..consumers import without_units
 from ..gating import gated
 from ..modules import hidden_of, inference_mode_of, patched_forward
+from ..outputs import Output
 from ..probe import PARTS, check_activations, read_final, states
 from ..recipe import Trajectory
 from ..replay import Recorder, Replaced, Trail, recorded_blocks, resumed_at, standing_in
 from ..scores import Curve
-from ..trajectory import Output, Positions, manifold_loss, output_loss
+from ..trajectory import Positions, manifold_loss, output_loss
 from ..units import Tap, UnitGroup, UnitSpace
 from .partial import Partial
 from .scoring import Scoring

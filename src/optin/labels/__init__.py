@@ -54,7 +54,7 @@ def _described(model: nn.Module, inputs: Mapping[str, Any], architecture: str) -
     if not len(kept):
         name, reason = next(iter(whole.items()))
         raise ArchitectureError(f"nothing can be cut from this {type(model).__name__}: {reason} ({name}).")
-    kept = _without(kept, set(whole))
+    kept = dataclasses.replace(_without(kept, set(whole)), whole={**kept.whole, **whole})
     return dataclasses.replace(kept, chained=_chained(model, kept, inputs))
 
 

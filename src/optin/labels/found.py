@@ -21,7 +21,7 @@ class Group:
         entries: per (parameter, axis) the entries of every unit, ascending: shape (unit, entries).
         reads: the (parameter, axis) that a map reads them along.
         classes: of the units.
-        head: whether two activations are multiplied within a unit.
+        head: whether two activations are multiplied within a unit, or one is sampled where the other says.
     """
 
     entries: dict[tuple[str, int], Tensor]
@@ -64,6 +64,7 @@ def found(track: Tracking) -> Found:
             if root in reasons:
                 result.whole[reasons[root]].add(place[0])
     multiplied = [part for product in track.products if product.activations for part in product.parts]
+    multiplied += track.sampled
     heads = {root for part in multiplied for root in _present(roots, part)}
     members: dict[int, dict[tuple[str, int], list[int]]] = defaultdict(lambda: defaultdict(list))
     for first, name, axis, length in track.origins:

@@ -7,13 +7,12 @@ is the description. There is one choice a role: the place of a module in its blo
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,46 +20,41 @@ from torch import Tensor, nn
 
 from ..gating import gated, masks
 from ..modules import device_of, inference_mode_of
+from ..outputs import tensors_of
 from ..plans import Cost, Plan
 from ..surgery import shrink
-from ..units import Attribute, UnitGroup, UnitSpace
-from .outputs import tensors_of
+from ..twins import TWINS
+from ..units import Attribute, UnitGroup, UnitSpace, is_settings
 
 TRIES = 48  # choices of attributes at most, for one set of groups
 EQUAL = 1e-4  # of the largest output
 HINTS = ("head", "size", "dim", "width", "inner", "num", "features", "channels", "nf")  # in names of extents
 
-Role = tuple[str, str]
+Role = tuple[str, str, int | None]
 Chosen = Mapping[str, Sequence[Attribute]]
-Choose = Callable[[nn.Module, UnitSpace, Mapping[str, Any]], Chosen | None]
-
-
-def tried(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any]) -> tuple[UnitSpace, dict[str, str]]:
-    """A description without the groups that compute something else once they are cut, and by name why."""
-    return with_attributes(model, space, inputs, _as_described)
 
 
 def with_attributes(
-    model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any], choose: Choose | None = None
+    model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any]
 ) -> tuple[UnitSpace, dict[str, str]]:
-    """The description with the attributes that follow, and by name the reason why some groups stay whole.
-
-    Args:
-        choose: how attributes are found, by experiment if not said.
-    """
-    model, choose = shaken(model), choose or _choice
+    """The description with the attributes that follow, and by name the reason why some groups stay whole."""
+    model = shaken(model)
     inputs = {name: _single(value) for name, value in inputs.items()}
-    chosen = choose(model, space, inputs)
+    chosen = _choice(model, space, inputs)
     if chosen is not None:
         return _with(space, chosen), {}
     alike: dict[str, list[UnitGroup]] = defaultdict(list)
     for group in space:
-        alike[_place(group.name)].append(group)
+        alike[_place(group.gates[0].module)].append(group)
     whole, groups = dict[str, str](), dict[str, UnitGroup]()
-    for some in alike.values():
+    waiting = list(alike.values())
+    while waiting:
+        some = waiting.pop()
         part = dataclasses.replace(space, groups=tuple(some))
-        chosen = choose(model, part, inputs)
-        if chosen is None:
+        chosen = _choice(model, part, inputs)
+        if chosen is None and len(some) > 1:  # stages may differ, in their number of heads
+            waiting += [some[: len(some) // 2], some[len(some) // 2 :]]
+        elif chosen is None:
             reason = "no count that its modules remember makes the cut network compute what the gated one does"
             whole |= {group.name: reason for group in some}
         else:
@@ -96,7 +90,7 @@ def _place(name: str) -> str:
 
 def _choice(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any]) -> Chosen | None:
     """The fewest attributes with which shrunk equals gated."""
-    candidates = _candidates(model, space)
+    candidates = _candidates(model, space, inputs)
     trial = _Trial(model, space, inputs)
 
     def of(roles: Iterable[Role]) -> dict[str, list[Attribute]]:
@@ -107,7 +101,8 @@ def _choice(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any]) -> Ch
         return chosen
 
     roles = sorted(candidates)
-    choices = itertools.chain.from_iterable(itertools.combinations(roles, out) for out in range(len(roles) + 1))
+    some = itertools.chain.from_iterable(itertools.combinations(roles, out) for out in range(1, len(roles)))
+    choices = itertools.chain([()], [tuple(roles)] if roles else [], some)
     for left_out in itertools.islice(choices, TRIES):
         needed = [role for role in roles if role not in left_out]
         if trial.equal(of(needed)):
@@ -119,15 +114,11 @@ def _choice(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any]) -> Ch
     return None
 
 
-def _as_described(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any]) -> Chosen | None:
-    with contextlib.suppress(Exception):  # with a size that it does not expect a forward may fail in any way
-        return _attributes(space) if _Trial(model, space, inputs).equal({}) else None
-    return None
-
-
-def _candidates(model: nn.Module, space: UnitSpace) -> dict[Role, dict[str, list[Attribute]]]:
-    """By role and group the attributes that may follow."""
-    found: dict[Role, dict[str, list[Attribute]]] = defaultdict(lambda: defaultdict(list))
+def _candidates(
+    model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any]
+) -> dict[Role, dict[str, list[Attribute]]]:
+    """By role and group the attributes that may follow: those that the forward reads."""
+    possible: list[tuple[str, Attribute]] = []
     for group in space:
         extents: dict[str, set[int]] = defaultdict(set)
         made: dict[str, int] = defaultdict(int)  # features of a unit in all that a module makes
@@ -138,15 +129,86 @@ def _candidates(model: nn.Module, space: UnitSpace) -> dict[Role, dict[str, list
                 extents[around].add(cut.block)
         for path, blocks in extents.items():
             module = model.get_submodule(path)
-            if type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.modules.conv._ConvNd):
+            if _of_torch(module):
                 continue
-            for name, value in vars(module).items():
-                sizes = {group.size * size for size in (1, *blocks, made.get(path, 1))}
+            sizes = {group.size * size for size in (1, *blocks, made.get(path, 1))}
+            for name, place, value in _integers(module, own=bool(path)):
                 hinted = group.kind == "head" and any(hint in name for hint in HINTS)
-                if type(value) is int and value and (value in sizes or (hinted and value % group.size == 0)):
-                    attribute = Attribute(path, name, value // group.size)
-                    found[_place(path), name][group.name].append(attribute)
+                if value in sizes or (hinted and value % group.size == 0):
+                    possible.append((group.name, Attribute(path, name, value // group.size, place)))
+    read = _read(model, inputs, {attribute.module for _, attribute in possible})
+    found: dict[Role, dict[str, list[Attribute]]] = defaultdict(lambda: defaultdict(list))
+    for group_name, attribute in possible:
+        if (attribute.module, attribute.name) in read:
+            role = (_place(attribute.module), attribute.name, attribute.place)
+            found[role][group_name].append(attribute)
     return found
+
+
+def _of_torch(module: nn.Module) -> bool:
+    """Whether its forward counts nothing by integers that may follow, other than the groups of a convolution."""
+    plain = type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.modules.conv._ConvNd)
+    return plain or isinstance(module, TWINS)
+
+
+def _integers(module: nn.Module, own: bool) -> Iterator[tuple[str, int | None, int]]:
+    """The positive integers that a module holds: by name, in tuples by place, and in its settings by both names.
+
+    Args:
+        own: look into its settings; those of a whole network are what it is saved with.
+    """
+    for name, value in vars(module).items():
+        if _counts(value):
+            yield name, None, value
+        elif isinstance(value, (tuple, list)) and value and all(map(_counts, value)):
+            yield from ((name, place, entry) for place, entry in enumerate(value))
+        elif is_settings(value) and own:
+            yield from ((f"{name}.{key}", None, entry) for key, entry in vars(value).items() if _counts(entry))
+
+
+def _counts(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _read(model: nn.Module, inputs: Mapping[str, Any], paths: Iterable[str]) -> set[tuple[str, str]]:
+    """Which attributes of some modules, and of their settings, one forward reads."""
+    seen, unseen = set[tuple[str, str]](), set[tuple[str, str]]()
+    watched: list[tuple[Any, type]] = []
+    owners: dict[int, list[str]] = defaultdict(list)
+
+    def watch(holder: Any, prefix: str, path: str) -> None:
+        owners[id(holder)].append(path)
+        if len(owners[id(holder)]) == 1:
+            kind = type(holder)
+
+            names = getattr(kind, "attribute_map", {})  # under which transformers keeps settings
+
+            def reading(self: Any, name: str) -> Any:
+                seen.update((owner, prefix + names.get(name, name)) for owner in owners[id(self)])
+                return kind.__getattribute__(self, name)
+
+            members = {"__getattribute__": reading, "__module__": kind.__module__}
+            try:
+                holder.__class__ = type(kind.__name__, (kind,), members)
+            except TypeError:  # a class that is made in C: what it holds may all be read
+                unseen.update((path, prefix + entry) for entry in vars(holder))
+            else:
+                watched.append((holder, kind))
+
+    for path in paths:
+        module = model.get_submodule(path)
+        for name, value in list(vars(module).items()):
+            if is_settings(value):
+                watch(value, f"{name}.", path)
+        watch(module, "", path)
+    try:
+        with inference_mode_of(model):
+            seen.clear()
+            _outputs(model, inputs)
+    finally:
+        for holder, kind in watched:
+            holder.__class__ = kind
+    return seen | unseen
 
 
 def _around(path: str) -> list[str]:
@@ -159,8 +221,13 @@ def _around(path: str) -> list[str]:
 
 
 def _with(space: UnitSpace, chosen: Chosen) -> UnitSpace:
-    groups = tuple(dataclasses.replace(group, attributes=tuple(chosen.get(group.name, ()))) for group in space)
-    return dataclasses.replace(space, groups=groups)
+    return dataclasses.replace(space, groups=tuple(_counted(group, chosen.get(group.name, ())) for group in space))
+
+
+def _counted(group: UnitGroup, attributes: Sequence[Attribute]) -> UnitGroup:
+    """A depth-wise convolution of one channel would be taken for an ordinary one: two stay."""
+    depthwise = any(attribute.name == "groups" for attribute in attributes)
+    return dataclasses.replace(group, attributes=tuple(attributes), min_keep=2 if depthwise else 1)
 
 
 def _attributes(space: UnitSpace) -> Chosen:
@@ -187,20 +254,19 @@ class _Trial:
         return all(self._equal(chosen, *one) for one in self.cut)
 
     def _equal(self, chosen: Chosen, small: nn.Module, kept: Mapping[str, int], expected: Sequence[Tensor]) -> bool:
-        changed: list[tuple[nn.Module, str, int]] = []
+        changed: list[tuple[Attribute, int]] = []
         for name, attributes in chosen.items():
             for attribute in attributes:
-                module = small.get_submodule(attribute.module)
-                changed.append((module, attribute.name, getattr(module, attribute.name)))
-                setattr(module, attribute.name, kept[name] * attribute.per_unit)
+                changed.append((attribute, attribute.read(small)))
+                attribute.write(small, kept[name])
         try:
             with inference_mode_of(small):
                 got = _outputs(small, self.inputs)
         except Exception:  # with a wrong count a forward may fail in any way
             return False
         finally:
-            for module, attribute_name, value in reversed(changed):
-                setattr(module, attribute_name, value)
+            for attribute, value in reversed(changed):
+                attribute.put(small, value)
         scale = max((float(value.abs().max()) for value in expected if value.numel()), default=0.0)
         return len(got) == len(expected) and all(
             one.shape == other.shape and (not one.numel() or float((one - other).abs().max()) <= EQUAL * scale)

@@ -6,11 +6,12 @@ What has no rule is not understood: whatever meets it stays whole. To teach one,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from .tracking import Call, Tracking, Weight, nothing, ranked, varying
+from .tracking import Call, Made, Tracking, Weight, nothing, ranked, varying
 
 Rule = Callable[[Tracking, Call], None]
 RULES: dict[str, Rule] = {}
@@ -115,7 +116,7 @@ def _move(
     if len(results) == 1 and (
         call.name in STAYS or (call.name in VIEWS and results[0].shape[-1:] == value.shape[-1:])
     ):
-        track.set_made(results[0], track.made(value))
+        track.set_made(results[0], *track.made(value))
     if labels is not None:
         for result, found in zip(results, move(labels, lambda: labels.expand(value.shape)), strict=True):
             if found is None:
@@ -164,7 +165,7 @@ def on_entries(track: Tracking, call: Call) -> None:
     value, result = call.tensors[0], call.first
     labels, weight = track.labels(value), track.weight(value)
     if call.name in ("native_dropout", "dropout", "mul", "div"):
-        track.set_made(result, track.made(value))
+        track.set_made(result, *track.made(value))
     if labels is not None:
         if call.name in POOLS:
             spatial = 3 if "3d" in call.name else 1 if "1d" in call.name else 2
@@ -179,18 +180,18 @@ def on_entries(track: Tracking, call: Call) -> None:
 
 def _follow(track: Tracking, call: Call) -> None:
     """Whose output goes on: scaled by a parameter, or with something added."""
+    added: list[Made] = []
     for value, other in (call.tensors[:2], call.tensors[1::-1]):
-        origin = track.made(value)
-        if origin is None or value.shape != call.first.shape:
+        origins, weight = track.made(value), track.weight(other)
+        if not origins or value.shape != call.first.shape or any(origin.summed for origin in origins):
             continue
-        weight = track.weight(other)
-        if call.name == "mul" and weight is not None and origin[1] is None and not origin[2]:
-            track.set_made(call.first, (origin[0], weight.name, False))
+        if call.name == "mul" and weight is not None and origins[0].scale is None:
+            track.set_made(call.first, replace(origins[0], scale=weight.name))
         elif call.name == "mul" and other.numel() == 1:
-            track.set_made(call.first, origin)
-        elif call.name == "add" and weight is None and other.shape == value.shape and not origin[2]:
-            track.set_made(call.first, (origin[0], origin[1], True))
-            return
+            track.set_made(call.first, *origins)
+        elif call.name == "add" and weight is None and other.shape == value.shape:
+            added += [replace(origin, summed=True) for origin in origins]
+    track.set_made(call.first, *added)
 
 
 def _together(track: Tracking, values: Sequence[Tensor], result: Tensor) -> None:
@@ -207,9 +208,12 @@ def _together(track: Tracking, values: Sequence[Tensor], result: Tensor) -> None
         if labels is None:
             shape = (1,) * (rank - value.dim()) + tuple(value.shape)
             for other in known:
-                for axis in varying(other):
-                    if shape[axis] > 1:
-                        track.forbid(other, axis, "meets a constant of this extent")
+                meeting = [axis for axis in varying(other) if shape[axis] > 1]
+                if len(meeting) == 1 and _uniform(value, meeting[0] - rank):
+                    _adopt(track, value, other, meeting[0])
+                    continue
+                for axis in meeting:
+                    track.forbid(other, axis, "meets a constant of this extent")
             continue
         if total is None:
             total = labels
@@ -220,6 +224,21 @@ def _together(track: Tracking, values: Sequence[Tensor], result: Tensor) -> None
         shape = torch.broadcast_shapes(total.shape, labels.shape)
         total = torch.where(total.broadcast_to(shape) >= 0, total, labels)
     track.set(result, total)
+
+
+def _uniform(value: Tensor, axis: int) -> bool:
+    """Whether a value is the same all along an axis: made for all units alike, so that another count may follow."""
+    if value.is_meta or value.dim() < -axis:
+        return False
+    return bool((value == value.narrow(axis, 0, 1)).all())
+
+
+def _adopt(track: Tracking, value: Tensor, labels: Tensor, axis: int) -> None:
+    """A constant of as many entries as there are units is cut with them, and with all others that it meets."""
+    for other in varying(labels):
+        if other != axis:
+            labels = labels.narrow(other, 0, 1)
+    track.set(value, labels.reshape(labels.shape[labels.dim() - value.dim() :]))
 
 
 def _of_parameters(track: Tracking, weights: Sequence[Weight], result: Tensor) -> None:
@@ -414,6 +433,11 @@ def batch_normalised(track: Tracking, call: Call) -> None:
             labels = own if labels is None else labels
             track.classes.join(labels, own)
     track.set(call.first, labels)
+    means = track.weight(call.args[3])
+    for origin in track.made(call.args[0]):
+        if origin.scale is None and not origin.summed:
+            shift = None if means is None else means.name
+            track.set_made(call.first, replace(origin, scale=track.module, shift=shift))
 
 
 # Maps and products.
@@ -445,8 +469,11 @@ def multiplied(track: Tracking, call: Call) -> None:
 def _mapped(track: Tracking, value: Tensor, weight: Weight, bias: Tensor | None, result: Tensor) -> None:
     labels, into, out = track.labels(value), weight.along(0), weight.along(1)
     track.products[-1].parts = [part for part in (into, out) if part is not None]
-    track.set_made(result, (weight.name, None, False))
+    track.set_made(result, Made(weight.name))
     if labels is not None:
+        for axis in varying(labels)[:-1] if labels.shape[-1] > 1 else varying(labels):
+            track.forbid(labels, axis, "mapped along another axis")
+            labels = labels.narrow(axis, 0, 1)
         if into is None:
             track.forbid_all(labels, "a matrix product that is not understood")
         else:
@@ -461,7 +488,10 @@ def _mapped(track: Tracking, value: Tensor, weight: Weight, bias: Tensor | None,
 
 
 def _product(track: Tracking, one: Tensor, other: Tensor, result: Tensor) -> None:
-    """All that is multiplied in one slice of the batch leaves together: that is a head."""
+    """All that is multiplied in one slice of the batch leaves together: that is a head.
+
+    What is the same in all slices, one key for all heads, is shared by them and stays.
+    """
     left, right = track.labels(one), track.labels(other)
     if left is None and right is None:
         return
@@ -471,6 +501,13 @@ def _product(track: Tracking, one: Tensor, other: Tensor, result: Tensor) -> Non
         track.forbid_all(left, "a product of other ranks")
         track.forbid_all(right, "a product of other ranks")
         return
+    last = one.dim() - 1
+    sliced = [any(axis < last - 1 for axis in varying(labels)) for labels in (left, right)]
+    for labels, units in ((left, sliced[0]), (right, sliced[1])):
+        if not units:
+            track.forbid_all(labels, "multiplied with what units share" if any(sliced) else "a product without heads")
+    if not any(sliced):
+        return
 
     def coarse(labels: Tensor, axis: int) -> Tensor:
         if labels.shape[axis] == 1:
@@ -479,12 +516,36 @@ def _product(track: Tracking, one: Tensor, other: Tensor, result: Tensor) -> Non
         track.classes.join(first, labels)
         return first
 
-    last = one.dim() - 1
     left, right = coarse(left, last), coarse(right, last - 1)
-    track.classes.join(left, right)
-    found = right if len(varying(right)) >= len(varying(left)) and bool((right >= 0).any()) else left
+    if all(sliced):
+        track.classes.join(left, right)
+        found = right if len(varying(right)) >= len(varying(left)) else left
+    else:
+        found = left if sliced[0] else right
     track.products[-1].parts, track.products[-1].activations = [found], True
     track.set(result, found)
+
+
+@rule("grid_sampler_2d", "grid_sampler_3d")
+def sampled(track: Tracking, call: Call) -> None:
+    """Values at places that are computed: all in one slice of the batch leaves together."""
+    value, grid = call.args[:2]
+    labels, places = track.labels(value), track.labels(grid)
+    for axis in range(2, value.dim()):
+        track.forbid(labels, axis, "sampled along it")
+    if labels is not None:
+        labels = labels[(slice(None), slice(None), *[slice(0, 1)] * (value.dim() - 2))]
+        if labels.shape[0] > 1:  # with the slices of a batch every channel of one leaves
+            track.classes.join(labels[:, :1], labels)
+            labels = labels[:, :1]
+    track.sampled += [part for part in (labels, places) if part is not None]
+    if places is not None:
+        first = places[(slice(None), *[slice(0, 1)] * (places.dim() - 1))]
+        track.classes.join(first, places)
+        if labels is not None and len(first) > 1:
+            track.classes.join(labels, first)
+        labels = first if labels is None else labels
+    track.set(call.out, labels)
 
 
 @rule("convolution", "_convolution", "mkldnn_convolution", "convolution_overrideable", "thnn_conv2d")
@@ -499,7 +560,7 @@ def convolved(track: Tracking, call: Call) -> None:
     out, into = (weight.along(1), weight.along(0)) if transposed else (weight.along(0), weight.along(1))
     channels = (1, -1) + (1,) * (call.out.dim() - 2)
     track.products[-1].parts = [part for part in (into if groups == 1 else None, out) if part is not None]
-    track.set_made(call.out, (weight.name, None, False))
+    track.set_made(call.out, Made(weight.name))
     if groups == 1:
         if labels is not None and into is not None:
             track.classes.join(labels, into.reshape(channels))

@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..consumers import stored_transposed
+from ..batches import size_of
+from ..consumers import out_axis, stored_transposed
 from ..errors import ArchitectureError
 from ..modules import inference_mode_of
+from ..outputs import tensors_of
+from ..twins import TWINS
 from ..units import Cut, Gate, Product, Tap, UnitGroup, UnitSpace, lies_in
+from .blocks import chain, cover, listed
 from .found import Found, Group, found
-from .outputs import tensors_of
 from .tracking import Tracking
 
 
-def observed(model: nn.Module, inputs: Mapping[str, Any]) -> Tracking:
-    """The labels of one forward; all that comes out of the network stays."""
+def observed(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tracking, list[int]]:
+    """The labels of one forward, and the values that it returns by number; all of them stay."""
     track = Tracking(model)
     with inference_mode_of(model), torch.no_grad(), track.watching(model):
         output = model(**inputs)
-    for value in tensors_of(output):
+    results = tensors_of(output)
+    for value in results:
         track.forbid_all(track.labels(value), "what the network returns")
-    return track
+    return track, [number for number in map(track.number, results) if number is not None]
 
 
 def described(model: nn.Module, inputs: Mapping[str, Any], architecture: str) -> UnitSpace:
@@ -36,48 +39,125 @@ def described(model: nn.Module, inputs: Mapping[str, Any], architecture: str) ->
     Raises:
         ArchitectureError: nothing can be cut; names what stands in the way.
     """
-    track = observed(model, inputs)
+    track, results = observed(model, inputs)
     seen = found(track)
+    examples = size_of(dict(inputs))
     groups: dict[int, UnitGroup] = {}
-    named: dict[int, str] = {}
     for number, group in enumerate(seen.groups):
         cuts = _cuts(group)
-        gates = _gates(model, track, group)
+        gates = _gates(model, track, group, examples)
         if cuts is None or not gates:
             reason = "its units do not lie evenly" if cuts is None else "what reads it reads more, or is no plain map"
             seen.whole[reason].update(name for name, _ in group.reads)
             continue
-        kind = (
-            "head"
-            if group.head
-            else "channel"
-            if isinstance(model.get_submodule(gates[0].module), nn.Conv2d)
-            else "neuron"
-        )
-        name = f"{gates[0].module}.{kind}s"
-        named[number] = name
-        groups[number] = UnitGroup(name, kind, group.size, 0, cuts, gates)
+        makers = _makers(model, track, group)
+        kind = "head" if group.head else _kind(model, makers or [gate.module for gate in gates])
+        name = makers[0] if makers and kind != "head" else gates[0].module
+        groups[number] = UnitGroup(name, kind, group.size, 0, cuts, gates, twins=_twins(model, cuts))
     if not groups:
         reasons = [f"{reason} ({min(maps)})" for reason, maps in seen.whole.items()]
         reasons += [f"{name} is not understood in {module!r}" for name, module in track.unknown]
         said = "; ".join(reasons[:3]) or "no map reads what another makes"
         raise ArchitectureError(f"nothing can be cut from this {type(model).__name__}: {said}.")
-    blocks = blocks_of(track.calls, [gate.module for group in groups.values() for gate in group.gates])
-    placed = []
-    for unplaced in groups.values():
-        layer = min((blocks.index(block) for block in blocks if lies_in(unplaced.gates[0].module, block)), default=0)
-        gates = tuple(_within(gate, blocks) for gate in unplaced.gates)
-        placed.append(dataclasses.replace(unplaced, layer=layer, gates=gates))
-    placed.sort(key=lambda group: (group.layer, track.calls.index(group.gates[0].module)))
-    channels = any(group.kind == "channel" for group in placed)
+    channels = any(group.kind == "channel" for group in groups.values()) or _convolves(model, track, groups.values())
+    blocks, chained = _blocks(model, track, results, list(groups.values()), channels)
+    placed = {number: _placed(group, blocks) for number, group in groups.items()}
+    named = _named(placed, blocks)
     return UnitSpace(
         architecture,
-        tuple(placed),
+        tuple(sorted(named.values(), key=lambda group: (group.layer, track.calls.index(_first(group))))),
         blocks,
         channels_first=channels,
-        chained=False,
-        products=_products(track, seen, named),
+        chained=chained,
+        transposed=tuple(block for block in blocks if examples_axis(track.plain.get(block, ()), examples) == 1),
+        products=_products(track, seen, {number: group.name for number, group in named.items()}),
+        whole=_whole(seen, track),
     )
+
+
+def _first(group: UnitGroup) -> str:
+    """The module that a group is placed by among those of its block."""
+    return group.gates[0].module if group.kind == "head" else group.name
+
+
+def _convolves(model: nn.Module, track: Tracking, groups: Iterable[UnitGroup]) -> bool:
+    """Whether blocks that return maps hold convolutions, as those of ConvNeXt do beside their linear maps."""
+    blocks = listed(model, track.calls, [gate.module for group in groups for gate in group.gates])
+    return any(
+        isinstance(module, nn.modules.conv._ConvNd)
+        for block in blocks
+        if len(track.plain.get(block, ())) == 4
+        for module in model.get_submodule(block).modules()
+    )
+
+
+def _blocks(
+    model: nn.Module, track: Tracking, results: Sequence[int], groups: Sequence[UnitGroup], channels: bool
+) -> tuple[tuple[str, ...], bool]:
+    """The blocks, and whether one state can stand in for all before it."""
+    consumers = [gate.module for group in groups for gate in group.gates]
+    if not channels:
+        return listed(model, track.calls, consumers), False
+    blocks = chain(track, results)
+    if all(any(lies_in(name, block) for block in blocks) for name in consumers):
+        return blocks, True
+    totals = [(gate.module, gate.total.module) for group in groups for gate in group.gates if gate.total is not None]
+    return cover(track, totals), False
+
+
+def _placed(group: UnitGroup, blocks: Sequence[str]) -> UnitGroup:
+    gates = tuple(_within(gate, blocks) for gate in group.gates)
+    layer = min(place for gate in gates for place, block in enumerate(blocks) if lies_in(gate.module, block))
+    return dataclasses.replace(group, layer=layer, gates=gates)
+
+
+def _named(groups: Mapping[int, UnitGroup], blocks: Sequence[str]) -> dict[int, UnitGroup]:
+    """Heads are named by their block, and where it has several kinds of them by the map that reads them."""
+    heads = Counter(blocks[group.layer] for group in groups.values() if group.kind == "head")
+
+    def name(group: UnitGroup) -> str:
+        block = blocks[group.layer]
+        return f"{block if heads[block] == 1 else group.name}.heads" if group.kind == "head" else group.name
+
+    return {number: dataclasses.replace(group, name=name(group)) for number, group in groups.items()}
+
+
+def _makers(model: nn.Module, track: Tracking, group: Group) -> list[str]:
+    """The maps whose outputs the units are, in order of execution."""
+    made = {
+        name.rpartition(".")[0]
+        for name, axis in group.entries
+        if name.endswith(".weight") and axis == _out_axis(model.get_submodule(name.rpartition(".")[0]))
+    }
+    return [path for path in dict.fromkeys(track.calls) if path in made]
+
+
+def _out_axis(module: nn.Module) -> int | None:
+    if isinstance(module, nn.modules.conv._ConvNd):
+        depthwise = module.groups > 1
+        return None if depthwise else 1 if module.transposed else 0
+    return out_axis(module) if isinstance(module, nn.Linear) or stored_transposed(module) else None
+
+
+def _kind(model: nn.Module, makers: Sequence[str]) -> str:
+    plain = all(
+        isinstance(model.get_submodule(path), nn.Linear) or stored_transposed(model.get_submodule(path))
+        for path in makers
+    )
+    return "neuron" if plain else "channel"
+
+
+def examples_axis(shape: Sequence[int], examples: int) -> int:
+    """The axis of a value that runs over the examples: the first, or the second as in a decoder of queries."""
+    return 1 if len(shape) > 2 and shape[0] != examples and shape[1] == examples else 0
+
+
+def _twins(model: nn.Module, cuts: Sequence[Cut]) -> tuple[str, ...]:
+    """The modules that lose units and compute with fewer only as they are now: see `optin.twins`."""
+    paths = (
+        cut.parameter.rsplit(".", depth)[0] for cut in cuts for depth in (1, 2) if cut.parameter.count(".") >= depth
+    )
+    return tuple(path for path in dict.fromkeys(paths) if isinstance(model.get_submodule(path), TWINS))
 
 
 def _cuts(group: Group) -> tuple[Cut, ...] | None:
@@ -97,7 +177,7 @@ def _cuts(group: Group) -> tuple[Cut, ...] | None:
     return tuple(cuts)
 
 
-def _gates(model: nn.Module, track: Tracking, group: Group) -> tuple[Gate, ...]:
+def _gates(model: nn.Module, track: Tracking, group: Group, examples: int) -> tuple[Gate, ...]:
     """The maps that read the units; none where one reads something else too, or is no map that can be refitted."""
     gates = []
     for name, axis in group.reads:
@@ -109,10 +189,28 @@ def _gates(model: nn.Module, track: Tracking, group: Group) -> tuple[Gate, ...]:
         if not known or leaf != "weight" or track.calls.count(module) != 1 or entries.numel() != weight.shape[axis]:
             return ()
         total = track.sums.get(name)
-        tap = Tap(module, "output") if total is None else Tap(total.module, total.side)  # type: ignore[arg-type]
+        if total is not None and track.calls.count(total.module) > 1:
+            total = None  # read where the module runs once alone
         dim = 1 if isinstance(consumer, nn.Conv2d) else -1
-        gates.append(Gate(module, dim, entries.shape[1], tap, None if total is None else total.scale))
+        gates.append(
+            Gate(
+                module,
+                dim,
+                entries.shape[1],
+                Tap(module, "output") if total is None else Tap(total.module, total.side),  # type: ignore[arg-type]
+                None if total is None else total.scale,
+                track.shifts.get(name),
+                examples_axis(track.read.get(module, ()), examples),
+            )
+        )
     return tuple(gates)
+
+
+def _whole(seen: Found, track: Tracking) -> dict[str, str]:
+    """By the map that reads them why units stay."""
+    found = {name.rpartition(".")[0]: reason for reason, maps in seen.whole.items() for name in sorted(maps)}
+    order = {name: place for place, name in enumerate(track.calls)}
+    return dict(sorted(found.items(), key=lambda item: order.get(item[0], 0)))
 
 
 def _within(gate: Gate, blocks: Sequence[str]) -> Gate:
@@ -121,16 +219,6 @@ def _within(gate: Gate, blocks: Sequence[str]) -> Gate:
     assert gate.total is not None
     inside = lies_in(gate.total.module, block) and (gate.total.module, gate.total.side) != (block, "input")
     return gate if inside else dataclasses.replace(gate, total=Tap(gate.module, "output"), scale=None)
-
-
-def blocks_of(calls: Sequence[str], consumers: Sequence[str]) -> tuple[str, ...]:
-    """The outermost entries of lists in which consumers lie, in order of execution; else the modules around them."""
-    blocks: dict[str, None] = {}
-    for consumer in consumers:
-        listed = re.match(r"(.*?\.\d+|\d+)(?:\.|$)", consumer)
-        blocks[listed.group(1) if listed else consumer.rpartition(".")[0] or consumer] = None
-    ordered = [name for name in dict.fromkeys(calls) if name in blocks]
-    return tuple(name for name in ordered if not any(name != other and lies_in(name, other) for other in ordered))
 
 
 def _products(track: Tracking, seen: Found, named: Mapping[int, str]) -> tuple[Product, ...]:

@@ -70,12 +70,43 @@ class Sum:
     """Where the output of a map is added to something: the first module that reads or returns it.
 
     Attributes:
-        scale: the parameter that multiplies the output before.
+        scale: the parameter, or the batch norm, that multiplies the output before.
     """
 
     module: str
     side: str
     scale: str | None
+
+
+@dataclass(frozen=True)
+class Step:
+    """An operation of the forward, in order of execution.
+
+    Attributes:
+        reads, makes: its values by number; parameters have none.
+        modules: those that it belongs to, from the outside in.
+    """
+
+    reads: tuple[int, ...]
+    makes: tuple[int, ...]
+    modules: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Made:
+    """Whose output a value is.
+
+    Attributes:
+        weight: of the map that made it.
+        scale: the parameter, or the batch norm, that multiplied it.
+        shift: the buffer that was subtracted from it.
+        summed: whether something was added.
+    """
+
+    weight: str
+    scale: str | None = None
+    shift: str | None = None
+    summed: bool = False
 
 
 @dataclass
@@ -108,6 +139,11 @@ class Tracking(TorchDispatchMode):
         reads: labels of the axes of weights along which maps read values.
         values: labels of every value of which several axes tell entries apart: a class is cut along one axis of each.
         unknown: operations without a rule that met labels, by the module in which they did.
+        sums: by weight where the output of its map is added to something, `shifts` what is subtracted from it and
+            `read` the shape of what a module reads first.
+        sampled: labels of values that are sampled at places that are computed, and of these.
+        calls: every run of a module, in order; `plain` the shapes of what those return that return one tensor, alone
+            or as the first of a tuple without others.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -119,9 +155,17 @@ class Tracking(TorchDispatchMode):
         self.reads: list[Tensor] = []
         self.products: list[Product] = []
         self.sums: dict[str, Sum] = {}
+        self.shifts: dict[str, str] = {}
+        self.sampled: list[Tensor] = []
+        self.read: dict[str, tuple[int, ...]] = {}
+        self.steps: list[Step] = []
         self.calls: list[str] = []
+        self.plain: dict[str, tuple[int, ...]] = {}
         self.unknown: Counter[tuple[str, str]] = Counter()
         self.module = ""
+        self._stack: list[str] = []
+        self._numbers: Any = WeakIdKeyDictionary()
+        self._count = 0
         self._labels: Any = WeakIdKeyDictionary()
         self._made: Any = WeakIdKeyDictionary()
         self._weights: Any = WeakIdKeyDictionary()
@@ -182,14 +226,29 @@ class Tracking(TorchDispatchMode):
 
     # Whose output a value is.
 
-    def made(self, value: Any) -> tuple[str, str | None, bool] | None:
-        """The weight of the map that made a value, what scaled it, and whether something was added."""
-        return self._made.get(value) if isinstance(value, Tensor) else None
+    def made(self, value: Any) -> tuple[Made, ...]:
+        """The maps that made a value, two where it is their sum, and what was done with it since."""
+        return self._made.get(value, ()) if isinstance(value, Tensor) else ()
 
-    def set_made(self, value: Any, origin: tuple[str, str | None, bool] | None) -> None:
+    def set_made(self, value: Any, *origins: Made) -> None:
         """Say so."""
-        if origin is not None and isinstance(value, Tensor):
-            self._made[value] = origin
+        if origins and isinstance(value, Tensor):
+            self._made[value] = origins
+            self.shifts |= {origin.weight: origin.shift for origin in origins if origin.shift is not None}
+
+    def number(self, value: Tensor) -> int | None:
+        """Of an activation; parameters have none."""
+        if self._weights.get(value) is not None:
+            return None
+        if value not in self._numbers:
+            self._numbers[value], self._count = self._count, self._count + 1
+        return int(self._numbers[value])
+
+    def _step(self, args: Sequence[Tensor], out: Any) -> None:
+        made = [value for value in tree_leaves(out) if isinstance(value, Tensor)]
+        reads, makes = (tuple(n for n in map(self.number, values) if n is not None) for values in (args, made))
+        if reads or makes:
+            self.steps.append(Step(reads, makes, tuple(self._stack)))
 
     # The forward.
 
@@ -198,6 +257,7 @@ class Tracking(TorchDispatchMode):
         if func._overloadpacket in PRODUCTS:
             self.products.append(Product(self.module))
         tensors = [value for value in tree_leaves((args, kwargs or {})) if isinstance(value, Tensor)]
+        self._step(tensors, out)
         if any(self.labels(value) is not None or self.weight(value) is not None for value in tensors):
             from .rules import rule_of
 
@@ -211,7 +271,7 @@ class Tracking(TorchDispatchMode):
     @contextlib.contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
         """Labels travel until the block ends; attention is taken apart."""
-        stack: list[str] = []
+        stack = self._stack
 
         def enter(name: str) -> Any:
             def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -219,13 +279,18 @@ class Tracking(TorchDispatchMode):
                 self.module = name
                 self.calls.append(name)
                 if args or kwargs:
-                    self._summed(args[0] if args else next(iter(kwargs.values())), name, "input")
+                    first = args[0] if args else next(iter(kwargs.values()))
+                    self.read.setdefault(name, tuple(first.shape) if isinstance(first, Tensor) else ())
+                    self._summed(first, name, "input")
 
             return hook
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
             name = stack.pop()
             self.module = stack[-1] if stack else ""
+            values = output if isinstance(output, tuple) else (output,)
+            if [isinstance(value, Tensor) for value in values] == [True] + [False] * (len(values) - 1):
+                self.plain[name] = tuple(values[0].shape)
             first = output[0] if isinstance(output, (tuple, list)) and output else output
             self._summed(first, name, "output")
 
@@ -243,9 +308,9 @@ class Tracking(TorchDispatchMode):
                 handle.remove()
 
     def _summed(self, value: Any, module: str, side: str) -> None:
-        origin = self.made(value)
-        if origin is not None and origin[2] and module:
-            self.sums.setdefault(origin[0], Sum(module, side, origin[1]))
+        for origin in self.made(value):
+            if origin.summed and module:
+                self.sums.setdefault(origin.weight, Sum(module, side, origin.scale))
 
 
 def varying(labels: Tensor) -> list[int]:

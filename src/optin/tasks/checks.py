@@ -11,7 +11,7 @@ from ..arch.inputs import default_length, example_inputs, image_input, takes
 from ..batches import Batch, to_device, token_mask
 from ..errors import InputError, first_line
 from ..modules import device_of, inference_mode_of
-from ..trajectory import answers, projected
+from ..outputs import answers, projected
 from . import segmentation, text, vision
 from .data import Examples
 from .images import Images, Unreadable

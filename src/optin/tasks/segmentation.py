@@ -18,9 +18,9 @@ from ..arch.inputs import image_input
 from ..batches import to_device
 from ..errors import InputError, first_line
 from ..modules import device_of, inference_mode_of
+from ..outputs import answers
 from ..progress import Track, silent
 from ..recipe import Task
-from ..trajectory import answers
 from .data import data_path, file_errors, part_names, shown
 from .decoding import mask_values, open_image
 from .images import Images, Unreadable, image_files

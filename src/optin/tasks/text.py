@@ -15,9 +15,9 @@ from ..arch.inputs import max_positions
 from ..batches import Batch, to_device, token_mask
 from ..errors import InputError
 from ..modules import device_of, inference_mode_of
+from ..outputs import pool, pooled
 from ..progress import Track, silent
 from ..recipe import Calibration
-from ..trajectory import pool, pooled
 from .data import Examples, listed, shown
 from .labels import class_names
 from .metrics import divergence, measure

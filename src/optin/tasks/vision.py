@@ -16,9 +16,9 @@ from ..arch.inputs import image_input
 from ..batches import Batch, to_device
 from ..errors import InputError, first_line
 from ..modules import device_of, inference_mode_of
+from ..outputs import pool, pooled, projected
 from ..progress import Track, silent
 from ..recipe import Calibration
-from ..trajectory import pool, pooled, projected
 from .data import listed
 from .images import Images, Unreadable, check_labels
 from .labels import class_names

@@ -1,0 +1,189 @@
+"""Exact twins: modules that compute what others do, with heads counted off their weights.
+
+Some forwards take the heads to fill the width of their input, or hand all weights to one function of torch, so that no
+single head can leave. A module becomes its twin by its `__class__`: its tensors and their names stay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+PLAIN = "_optin_plain"  # where a twin remembers the class that it was
+
+P, T = ParamSpec("P"), TypeVar("T")
+
+
+class SelfAttention(nn.Module):
+    """What Mask2Former's own class computes for its queries."""
+
+    head_dim: int
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+    out_proj: nn.Linear
+
+    def forward(self, hidden_states: Tensor, position_embeddings: Tensor, **_: Any) -> tuple[Tensor, None]:
+        """States and positions of shape (query, example, feature)."""
+        values = hidden_states.transpose(0, 1)
+        placed = values + position_embeddings.transpose(0, 1)
+        query, key, value = (
+            made.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for made in (self.q_proj(placed), self.k_proj(placed), self.v_proj(values))
+        )
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2)).transpose(0, 1), None
+
+
+class MultiheadAttention(nn.MultiheadAttention):
+    """`torch.nn.MultiheadAttention` in operations of its own; the heads are as many as its weights hold."""
+
+    # Fast paths of the layers around take all weights at once, and the heads to fill the width.
+    _qkv_same_embed_dim = property(  # type: ignore[assignment]
+        lambda self: False, lambda self, value: None
+    )
+
+    def forward(  # as that of torch
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        batched = query.dim() == 3
+        places = 0 if not batched or self.batch_first else 1  # the axis of the examples
+        made = [self._heads(part, batched, places) for part in self._projected(query, key, value)]
+        mask = self._mask(made[0], made[1], key_padding_mask, attn_mask)
+        causal = is_causal and key_padding_mask is None and not need_weights
+        mixed, weights = self._attended(*made, None if causal else mask, causal, need_weights)
+        joined = mixed.transpose(1, 2).flatten(2)  # (example, query, head and feature)
+        joined = joined if batched and self.batch_first else joined.transpose(0, 1)
+        output = self.out_proj(joined if batched else joined.squeeze(1))
+        if weights is not None:
+            weights = weights.mean(1) if average_attn_weights else weights
+            weights = weights if batched else weights.squeeze(0)
+        return output, weights
+
+    def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values, by as many products as torch takes."""
+        bias = self.in_proj_bias
+        if self.in_proj_weight is None:
+            shifts = [None] * 3 if bias is None else bias.chunk(3)
+            weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+            return tuple(map(F.linear, (query, key, value), weights, shifts))
+        if query is key and key is value:
+            return F.linear(query, self.in_proj_weight, bias).chunk(3, -1)
+        width = len(self.in_proj_weight) // 3
+        split = [width, 2 * width] if key is value else [width] * 3
+        shifts = [None] * len(split) if bias is None else bias.split(split)
+        parts = map(F.linear, (query, key, value), self.in_proj_weight.split(split), shifts)
+        made = tuple(parts)
+        return made if len(made) == 3 else (made[0], *made[1].chunk(2, -1))
+
+    def _heads(self, made: Tensor, batched: bool, places: int) -> Tensor:
+        """Shape (example, head, position, feature)."""
+        made = made if batched else made.unsqueeze(0)
+        made = made.transpose(0, 1) if places else made
+        return made.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def _mask(self, query: Tensor, key: Tensor, padding: Tensor | None, mask: Tensor | None) -> Tensor | None:
+        """What is added to the products of queries and keys."""
+
+        def added(given: Tensor | None) -> Tensor | None:
+            if given is None or given.is_floating_point():
+                return given
+            return torch.zeros(given.shape, dtype=query.dtype, device=given.device).masked_fill(given, -math.inf)
+
+        mask, padding = added(mask), added(padding)
+        if mask is not None and mask.dim() == 3 and len(mask) > 1:
+            mask = mask.view(len(query), -1, *mask.shape[1:])
+        if padding is None:
+            return mask
+        padding = padding.view(-1, 1, 1, key.shape[2])
+        return padding if mask is None else mask + padding
+
+    def _attended(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, need_weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        dropout = self.dropout if self.training else 0.0
+        if not need_weights:
+            return F.scaled_dot_product_attention(query, key, value, mask, dropout, causal), None
+        products = (query * math.sqrt(1.0 / self.head_dim)) @ key.mT
+        weights = F.dropout(F.softmax(products if mask is None else products + mask, -1), dropout)
+        return weights @ value, weights
+
+
+TWINS = (SelfAttention, MultiheadAttention)
+
+
+def twin_of(module: nn.Module) -> type[nn.Module] | None:
+    """The class of a module's twin; None if it has none."""
+    if isinstance(module, TWINS):
+        return type(module)
+    if type(module) is nn.MultiheadAttention:
+        plain = module.bias_k is None and not module.add_zero_attn
+        return MultiheadAttention if plain else None
+    return SelfAttention if type(module).__name__ == "Mask2FormerAttention" else None
+
+
+def become_twin(model: nn.Module, path: str) -> None:
+    """Exchange a module of a network that lost units for its twin."""
+    module = model.get_submodule(path)
+    _exchange(module)
+    for around in model.modules():
+        if isinstance(around, nn.TransformerEncoder) and module in around.modules():
+            around.use_nested_tensor = False  # only the fast path of its layers can read one
+
+
+def _exchange(module: nn.Module) -> None:
+    twin = twin_of(module)
+    if twin is not None and not isinstance(module, TWINS):
+        vars(module)[PLAIN] = type(module)
+        module.__class__ = twin
+
+
+@contextlib.contextmanager
+def twinned(model: nn.Module) -> Iterator[None]:
+    """The modules that have twins as these, until the block ends; those that have lost heads stay twins."""
+    changed = [module for module in model.modules() if not isinstance(module, TWINS) and twin_of(module) is not None]
+    for module in changed:
+        _exchange(module)
+    try:
+        yield
+    finally:
+        _plain_again(changed)
+
+
+def on_twins(function: Callable[Concatenate[nn.Module, P], T]) -> Callable[Concatenate[nn.Module, P], T]:
+    """Run a function of a network while that is `twinned`."""
+
+    @functools.wraps(function)
+    def run(model: nn.Module, *args: P.args, **kwargs: P.kwargs) -> T:
+        with twinned(model) if isinstance(model, nn.Module) else contextlib.nullcontext():
+            return function(model, *args, **kwargs)
+
+    return run
+
+
+def plain_again(model: nn.Module) -> None:
+    """Exchange the twins that have all their heads for what they were."""
+    _plain_again(model.modules())
+
+
+def _plain_again(modules: Iterable[nn.Module]) -> None:
+    for module in modules:
+        if isinstance(module, TWINS) and PLAIN in vars(module):
+            weight = module.out_proj.weight
+            if weight.shape[0] == weight.shape[1]:
+                module.__class__ = vars(module).pop(PLAIN)
