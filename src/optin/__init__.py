@@ -20,12 +20,13 @@ if TYPE_CHECKING:
         OptinError,
     )
     from .exporting import export
-    from .pipeline import Result, apply, inspect, plan, prune, score, sweep
+    from .pipeline import Result, apply, describe, inspect, plan, prune, score, sweep
     from .plans import Plan
     from .progress import rich_track
     from .recipe import PRESETS, Recipe
     from .runtimes import open_exported
     from .scores import Scores
+    from .units import UnitSpace
 
 __all__ = [
     "PRESETS",
@@ -42,7 +43,9 @@ __all__ = [
     "Recipe",
     "Result",
     "Scores",
+    "UnitSpace",
     "apply",
+    "describe",
     "export",
     "inspect",
     "load",
@@ -62,12 +65,13 @@ _NAMES = {
     "checkpoint": ("load", "load_scores", "save_scores"),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
     "exporting": ("export",),
-    "pipeline": ("Result", "apply", "inspect", "plan", "prune", "score", "sweep"),
+    "pipeline": ("Result", "apply", "describe", "inspect", "plan", "prune", "score", "sweep"),
     "plans": ("Plan",),
     "progress": ("rich_track",),
     "recipe": ("PRESETS", "Recipe"),
     "runtimes": ("open_exported",),
     "scores": ("Scores",),
+    "units": ("UnitSpace",),
 }
 _PLACES = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -283,14 +283,9 @@ def _read(source: Iterable[Any]) -> Iterator[Any]:
 
 
 def _batch(raw: Any, index: int, taken: Collection[str]) -> tuple[Batch, list[str]]:
-    """A batch as tensors and plain values, and the names of the texts that no forward takes."""
-    if not isinstance(raw, Mapping):
-        raise InputError(
-            f"a batch must be a mapping of keyword inputs to tensors, not {type(raw).__name__}. "
-            "Give names: {'input_ids': ...} or {'pixel_values': ...}, the arguments of the network's forward."
-        )
+    """A batch as tensors and plain values, and the names of the texts and labels that no forward takes."""
+    raw, dropped = _named(raw, taken)
     batch: Batch = {}
-    dropped = []
     for name, value in raw.items():
         if not isinstance(name, str):
             raise InputError(f"the inputs of a batch are named by texts, not by {name!r:.40}.")
@@ -303,7 +298,7 @@ def _batch(raw: Any, index: int, taken: Collection[str]) -> tuple[Batch, list[st
     if not tensors:
         raise InputError("a batch of the calibration set holds no tensors: tokenise it with return_tensors='pt'.")
     for name, dims in _ROW_DIMS.items():
-        if name in tensors and tensors[name].dim() == dims:
+        if name in tensors and tensors[name].dim() == dims and not _batched_patches(name, tensors):
             raise InputError(
                 f"{name!r} of shape {tuple(tensors[name].shape)} is one example, not a batch of them. "
                 "Stack rows into batches, for example with DataLoader(rows, batch_size=16)."
@@ -320,6 +315,37 @@ def _batch(raw: Any, index: int, taken: Collection[str]) -> tuple[Batch, list[st
         if value.is_floating_point() and bool(value.isnan().any() | (value == torch.inf).any()):
             raise InputError(f"{name!r} of calibration batch {index + 1} holds NaN or infinity: mend the data.")
     return batch, dropped
+
+
+def _batched_patches(name: str, tensors: Batch) -> bool:
+    """Whether images were cut into patches that lie in a row, with sizes or masks beside them."""
+    return name == "pixel_values" and any(
+        other != name and value.shape[0] == tensors[name].shape[0] for other, value in tensors.items()
+    )
+
+
+def _named(raw: Any, taken: Collection[str]) -> tuple[Mapping[Any, Any], list[str]]:
+    """What a loader gives, by name: inputs of pairs with a label, and one tensor as the forward's first argument.
+
+    Raises:
+        InputError: something else; says what to pass.
+    """
+    dropped = []
+    if isinstance(raw, (tuple, list)) and 0 < len(raw) <= 2 and isinstance(raw[0], (Mapping, Tensor)):
+        if isinstance(raw[0], Mapping) and len(raw) == 2 and isinstance(raw[1], Mapping):
+            raise InputError(
+                "a batch must be a mapping of inputs, not a list of rows: use DataLoader(rows, batch_size=16)."
+            )
+        dropped = ["the labels of each pair"] if len(raw) == 2 else []
+        raw = raw[0]
+    if isinstance(raw, Tensor) and taken:
+        return {next(iter(taken)): raw}, dropped
+    if not isinstance(raw, Mapping):
+        raise InputError(
+            f"a batch must be a mapping of keyword inputs to tensors, not {type(raw).__name__}. "
+            "Give names: {'input_ids': ...} or {'pixel_values': ...}, the arguments of the network's forward."
+        )
+    return raw, dropped
 
 
 def _value(name: str, value: Any) -> Any:

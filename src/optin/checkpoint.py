@@ -20,7 +20,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
-from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -198,9 +197,7 @@ def check_savable(model: nn.Module) -> None:
     """
     for name, module in model.named_modules():
         rules = [type(hook) for hook in module._forward_pre_hooks.values()]
-        if parametrize.is_parametrized(module):
-            remedy = "torch.nn.utils.parametrize.remove_parametrizations"
-        elif any(issubclass(rule, BasePruningMethod) for rule in rules):
+        if any(issubclass(rule, BasePruningMethod) for rule in rules):
             remedy = "torch.nn.utils.prune.remove"
         elif any(issubclass(rule, (WeightNorm, SpectralNorm)) for rule in rules):
             remedy = "torch.nn.utils.remove_weight_norm or remove_spectral_norm"

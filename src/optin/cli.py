@@ -92,17 +92,21 @@ def inspect(
     length: Annotated[
         int | None, typer.Option(min=1, help="Tokens, or pixels of an image side, to count MACs at.")
     ] = None,
+    task: Task = None,
+    data: Data = None,
+    text: Text = None,
     device: Device = None,
     threads: Threads = None,
     dtype: Dtype = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show what can be removed from a network, and where its MACs are."""
+    """Show what can be removed from a network, what stays and why, and where its MACs are."""
     from . import runs, tables
 
     interrupts.loaded()
-    result = runs.run_inspect(model, length, runs.Placement(device, dtype, threads))
+    options = _recipe(None, None).override(task__name=task, task__data=_path(data), task__text=text)
+    result = runs.run_inspect(model, length, runs.Placement(device, dtype, threads), options)
     _print(result, tables.inspection, as_json, quiet)
 
 

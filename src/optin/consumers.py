@@ -42,19 +42,26 @@ def features_per_unit(module: nn.Module, gate: Gate) -> int:
     return gate.block * int(weight[0, 0].numel())
 
 
+def is_convolution(module: nn.Module) -> bool:
+    """Whether a consumer reads patches: channels along axis 1."""
+    return isinstance(module, (nn.Conv1d, nn.Conv2d))
+
+
 def rows_read(module: nn.Module, gate: Gate, x: Tensor) -> Float[Tensor, "batch *position features"]:
     """What the map reads, a row per position."""
-    if not isinstance(module, nn.Conv2d):
+    if not is_convolution(module):
         return x.transpose(0, gate.examples)
+    kernel, stride, padding, dilation = _sizes(module)
+    x = _as_maps(x)
     step = _step(_output_size(module, x))
-    stride = tuple(step * size for size in module.stride)
-    return F.unfold(x, module.kernel_size, module.dilation, _padding(module), stride).mT
+    return F.unfold(x, kernel, dilation, padding, tuple(step * size for size in stride)).mT
 
 
 def rows_made(module: nn.Module, gate: Gate, y: Tensor) -> Float[Tensor, "batch *position out"]:
     """What the map makes, or a gradient of it, at the same positions."""
-    if not isinstance(module, nn.Conv2d):
+    if not is_convolution(module):
         return y.transpose(0, gate.examples)
+    y = _as_maps(y)
     step = _step(y.shape[2:])
     return y[:, :, ::step, ::step].flatten(2).mT
 
@@ -63,18 +70,18 @@ def without_units(
     module: nn.Module, gate: Gate, x: Tensor, y: Tensor, units: list[int]
 ) -> Float[Tensor, "unit_batch ..."]:
     """What the map makes without each of some units, y - W_u x_u, one after the other along the batch."""
-    weight = module.weight if isinstance(module, nn.Conv2d) else matrix(module)
     index = torch.tensor(units, device=x.device)[:, None] * gate.block
     index = index + torch.arange(gate.block, device=x.device)
-    if isinstance(module, nn.Conv2d):
-        chosen = weight[:, index.flatten()].transpose(0, 1).flatten(0, 1).unsqueeze(1)
-        lost = F.conv2d(
-            x[:, index.flatten()], chosen, None, module.stride, module.padding, module.dilation, groups=len(units)
-        )
-        rest: Tensor = (y.unsqueeze(1) - lost.unflatten(1, (len(units), -1))).transpose(0, 1)
-        return rest.flatten(0, 1)
+    if is_convolution(module):
+        _, stride, padding, dilation = _sizes(module)
+        weight: Any = module.weight
+        chosen = _as_maps(weight[:, index.flatten()]).transpose(0, 1).flatten(0, 1).unsqueeze(1)
+        groups = len(units)
+        lost = F.conv2d(_as_maps(x)[:, index.flatten()], chosen, None, stride, padding, dilation, groups)
+        rest: Tensor = y.unsqueeze(1) - lost.unflatten(1, (groups, -1)).reshape(len(y), groups, *y.shape[1:])
+        return rest.transpose(0, 1).flatten(0, 1)
     read = x[..., index].movedim(-2, 0).flatten(1, -2)  # (units, batch * token, block)
-    lost = read @ weight[:, index].permute(1, 2, 0)  # (units, batch * token, dim)
+    lost = read @ matrix(module)[:, index].permute(1, 2, 0)  # (units, batch * token, dim)
     left: Tensor = (y.flatten(0, -2) - lost).reshape(-1, *y.shape[1:])
     return left
 
@@ -109,20 +116,31 @@ def can_shift(module: nn.Module, gate: Gate) -> bool:
     return module.bias is not None or gate.shift is not None
 
 
-def _output_size(module: nn.Conv2d, x: Tensor) -> tuple[int, ...]:
-    padding = _padding(module)
-    return tuple(
-        (size + 2 * padding[axis] - module.dilation[axis] * (module.kernel_size[axis] - 1) - 1) // module.stride[axis]
-        + 1
-        for axis, size in enumerate(x.shape[2:])
-    )
+Pair = tuple[int, int]
 
 
-def _padding(module: nn.Conv2d) -> tuple[int, ...]:
+def _as_maps(x: Tensor) -> Tensor:
+    """A series as a map of one row."""
+    return x.unsqueeze(2) if x.dim() == 3 else x
+
+
+def _sizes(module: Any) -> tuple[Pair, Pair, Pair, Pair]:
+    """Kernel, stride, padding and dilation along height and width; a series has a height of one."""
     if isinstance(module.padding, str):
         pairs = zip(module.kernel_size, module.dilation, strict=True)
-        return tuple(dilation * (size - 1) // 2 if module.padding == "same" else 0 for size, dilation in pairs)
-    return module.padding
+        padding = tuple(dilation * (size - 1) // 2 if module.padding == "same" else 0 for size, dilation in pairs)
+    else:
+        padding = module.padding
+    sizes = ((module.kernel_size, 1), (module.stride, 1), (padding, 0), (module.dilation, 1))
+    return tuple(size if len(size) == 2 else (other, *size) for size, other in sizes)  # type: ignore[return-value]
+
+
+def _output_size(module: nn.Module, x: Tensor) -> tuple[int, ...]:
+    kernel, stride, padding, dilation = _sizes(module)
+    return tuple(
+        (size + 2 * padding[axis] - dilation[axis] * (kernel[axis] - 1) - 1) // stride[axis] + 1
+        for axis, size in enumerate(x.shape[2:])
+    )
 
 
 def _step(size: tuple[int, ...]) -> int:

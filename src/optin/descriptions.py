@@ -1,4 +1,4 @@
-"""What a description says about removal, as plain data that travels with a plan, and how it is checked on the way back.
+"""What a description says about removal: plain data that travels with a plan, and how it is checked on the way back.
 
 A checkpoint is cut by the description that it was made by, so that no later way of describing reads an old plan
 otherwise. It is not trusted: it reaches nothing but axes of parameters and buffers of the network at hand, and
@@ -118,7 +118,8 @@ def fits(model: nn.Module, space: UnitSpace) -> bool:
     tensors = {name for name, _ in [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]}
     modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
     named = [cut.parameter for group in space for cut in group.cuts]
-    held = [a.module for group in space for a in (*group.attributes, *group.arguments)]
+    held = [attribute.module for group in space for attribute in group.attributes]
+    held += [argument.module for group in space for argument in group.arguments]
     return tensors.issuperset(named) and modules.issuperset(held)
 
 

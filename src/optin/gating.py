@@ -61,6 +61,8 @@ class _Multiply:
         value = first_of(module, args, kwargs)
         shape = [1] * value.dim()
         shape[self.dim] = self.multiplier.shape[-1]
-        if self.multiplier.dim() == 2:
-            shape[self.examples] = self.multiplier.shape[0]
-        return with_first(module, args, kwargs, value * self.multiplier.view(shape))
+        multiplier = self.multiplier
+        if multiplier.dim() == 2:  # windows of one example follow each other: there may be several rows to each
+            multiplier = multiplier.repeat_interleave(value.shape[self.examples] // len(multiplier), 0)
+            shape[self.examples] = len(multiplier)
+        return with_first(module, args, kwargs, value * multiplier.view(shape))

@@ -1,8 +1,8 @@
 """What a network says: the one place that reads whatever a forward returns.
 
-A network returns a tensor, or tensors by name, in tuples, or in lists of these. Of what is known by name the answer is
-read: classes are compared as distributions, embeddings at unit length. Of anything else all tensors are compared, each
-at unit variance. `output` of the recipe's trajectory, or of `optin.prune`, says otherwise.
+A network returns a tensor, or tensors by name, in tuples, or in lists of these. Of what is known by name the answer
+is read: classes are compared as distributions, embeddings at unit length. Of anything else all tensors are compared,
+each at unit variance. `output` of the recipe's trajectory, or of `optin.prune`, says otherwise.
 """
 
 from __future__ import annotations
@@ -300,9 +300,11 @@ def answers(output: Any) -> Tensor:
         return torch.cat(embeddings, -1)
     if hasattr(output, "masks_queries_logits"):
         return semantic_logits(output)
-    named, hidden = _named(output), getattr(output, "last_hidden_state", None)
-    if named is not None or isinstance(hidden, Tensor):
-        return named[1] if named is not None else hidden
+    if (named := _named(output)) is not None:
+        return named[1]
+    hidden = getattr(output, "last_hidden_state", None)
+    if isinstance(hidden, Tensor):
+        return hidden
     if found := list(_answers(output).values()):
         return found[0] if len(found) == 1 else torch.cat([value.flatten() for value in found])
     raise ArchitectureError(unread(output))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .arch import describe
+from .arch import describe as describe_network
 from .arch.inputs import default_length, forward_names
 from .arch.refusals import check_network
 from .batches import Batches
@@ -239,7 +239,7 @@ def plan(
         InputError: the scores are of another network.
     """
     recipe = _with_budget(recipe, budget)
-    space = describe(model, planned_inputs(model, scores, 2))
+    space = describe_network(model, planned_inputs(model, scores, 2))
     if (
         scores.architecture != space.architecture
         or {n: len(c.order) for n, c in scores.curves.items()} != space.sizes
@@ -336,12 +336,17 @@ def apply(
     recipe = _with_output(recipe or Recipe.from_dict(plan.provenance.get("recipe", {})), output)
     clock = _Clock()
     calibration = None if batches is None else _calibration(model, batches)
-    space = describe(model, planned_inputs(model, plan, 2)) if calibration is None else _described(model, calibration)
+    space = (
+        describe_network(model, planned_inputs(model, plan, 2))
+        if calibration is None
+        else _described(model, calibration)
+    )
     plan.validate(space)
     if calibration is not None:
         _check_tokens(model, recipe)
-        with reading(output if callable(output) else None):
-            check_inputs(model, space, calibration, recipe)
+        if not _checked(model, scores, calibration, recipe):
+            with reading(output if callable(output) else None):
+                check_inputs(model, space, calibration, recipe)
     # The dense network is the teacher of the refit, so in place it is the copy that stays dense.
     other = copy.deepcopy(model)
     dense, pruned = (other, model) if inplace else (model, other)
@@ -363,6 +368,15 @@ def apply(
     return Result(pruned, plan, report, recipe)
 
 
+def _checked(model: nn.Module, scores: Scores | None, calibration: Batches, recipe: Recipe) -> bool:
+    """Whether a scoring of this network by the same recipe has seen the same inputs."""
+    if scores is None:
+        return False
+    known, data = scores.provenance, scores.provenance.get("data", {})
+    same = data.get("sha256") == calibration.digest and known.get("recipe") == recipe.to_dict()
+    return same and known.get("network") == fingerprint(model)
+
+
 def _token_weights(scores: Scores | None, calibration: Batches, recipe: Recipe) -> Any:
     """The weights that a scoring drew, if the refit would draw the same."""
     if scores is None or scores.weights is None:
@@ -373,17 +387,41 @@ def _token_weights(scores: Scores | None, calibration: Batches, recipe: Recipe) 
     return scores.weights if drawn == wanted else None
 
 
+def describe(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> UnitSpace:
+    """What can be removed from a network: groups of heads, neurons and channels, and why the rest stays (`whole`).
+
+        space = optin.describe(model, batch)
+        space.sizes, space.whole
+
+    Args:
+        model: any module with its weights; left untouched.
+        inputs: a batch of its keyword inputs; without one, random inputs are made as its configuration says.
+
+    Raises:
+        InputError: no network, or inputs that it does not take.
+        ArchitectureError: a forward that cannot be followed, or nothing that can be cut; names what is in the way.
+    """
+    return describe_network(model) if inputs is None else _described(model, _calibration(model, [inputs]))
+
+
 @on_twins
-def inspect(model: nn.Module, length: int | None = None) -> dict[str, Any]:
+def inspect(
+    model: nn.Module, length: int | None = None, *, example: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """What can be removed from a network, and where its MACs and parameters are.
 
     Args:
         length: tokens of a text (128 by default) or pixels of an image side (the model's own) at which MACs
             are counted.
+        example: a batch of the network's inputs, for one whose configuration does not say what it takes.
     """
-    space = describe(model)
+    space, known, width = describe(model, example), None, None
+    if example is not None:
+        seen = _calibration(model, [example])
+        known = Scores(space.architecture, {}, seen.positions, {"data": _data(seen)}, width=seen.width)
+        length, width = length or seen.positions, None if length else seen.width
     length = length or default_length(model)
-    macs, parameters = costs(model, space, length)
+    macs, parameters = costs(model, space, length, width, known)
     least = {group.name: group.min_keep for group in space}
     return {
         "architecture": space.architecture,
@@ -401,6 +439,7 @@ def inspect(model: nn.Module, length: int | None = None) -> dict[str, Any]:
             }
             for group in space
         ],
+        "whole": dict(space.whole),
         "breakdown": macs.breakdown(macs.sizes),
     }
 
@@ -466,7 +505,7 @@ def _calibration(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> Batc
 def _described(model: nn.Module, calibration: Batches) -> UnitSpace:
     sample = calibration.sample()
     check_sample(model, sample)
-    return describe(model, sample)
+    return describe_network(model, sample)
 
 
 def _data(calibration: Batches) -> dict[str, Any]:

@@ -7,15 +7,15 @@ by its output, token by token. No weight needs a gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
-from .batches import Batch, Batches, position_mask, split, trimmed
+from .batches import MICRO, Batch, Batches, batched, position_mask, size_of, split, tile, trimmed
 from .consumers import rows_made, rows_read
 from .errors import InputError, NumericalError, first_line
 from .gating import gated
@@ -29,6 +29,8 @@ from .trajectory import Positions, manifold_probe, output_probe
 from .units import Tap, UnitSpace
 
 PARTS = ("manifold", "output")
+STACKED = 16  # examples at most in one forward of small inputs that are drawn for again and again
+SMALL = 2**14  # values of one such input at most
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Probe:
         masks: per consumer, shape (batch, token), bool: positions that are not padding.
         real: per consumer, shape (row,): their places among all positions in a row.
         inputs: per consumer and call, the rows that it read: shape (batch, token, features).
-        units: per part and group, d<v, phi> / dm: shape (size,).
+        units: per part and group, d<v, phi> / dm: shape (size,), or (draw, size) of several draws at once.
         outputs: per part and consumer, for each call d<v, phi> / dy: shape (batch, token, dim).
     """
 
@@ -50,8 +52,11 @@ class Probe:
     outputs: dict[str, dict[str, list[Tensor]]]
 
 
-# Scalars to differentiate, by part, from the network's output and its blocks' hidden states.
-Objective = Callable[[Batch, Any, list[Tensor]], dict[str, Tensor]]
+class Objective(Protocol):
+    """Scalars to differentiate, by part, from the network's output and its blocks' hidden states."""
+
+    def __call__(self, batch: Batch, output: Any, hidden: list[Tensor], stack: int = 1) -> dict[str, Tensor]:
+        """Of `stack` copies of the batch, each with a random projection of its own."""
 
 
 def trajectory_objective(
@@ -63,11 +68,11 @@ def trajectory_objective(
         NumericalError: NaN or infinity in a block's output; names the block.
     """
 
-    def objective(batch: Batch, output: Any, hidden: list[Tensor]) -> dict[str, Tensor]:
+    def objective(batch: Batch, output: Any, hidden: list[Tensor], stack: int = 1) -> dict[str, Tensor]:
         positions = Positions(batch, options.rows, generator, space.channels_first)
-        check_activations(space.blocks, hidden, positions)
-        maps = [positions.manifold(hidden[place]) for place in options.compared(len(hidden))]
-        final = read_final(model, output, positions, options)
+        check_activations(space.blocks, [state[: len(state) // stack] for state in hidden], positions)
+        maps = [positions.manifold(hidden[place], stack) for place in options.compared(len(hidden))]
+        final = read_final(model, output, positions, options, stack)
         probes = [manifold_probe(phi, generator) for phi in maps]
         return {
             "manifold": torch.stack(probes).sum(),
@@ -111,12 +116,14 @@ class Micro:
         index: the number of the batch that they are of.
         padding: tokens cut off that no example here needs.
         again: they were drawn before.
+        stack: draws that are made at once.
     """
 
     batch: Batch
     index: int
     padding: int
     again: bool
+    stack: int = 1
 
 
 def micro_batches(batches: Batches, draws: int) -> Iterator[Micro]:
@@ -130,10 +137,42 @@ def micro_batches(batches: Batches, draws: int) -> Iterator[Micro]:
         again = True
 
 
-def micro_batches_of(batch: Batch, index: int, size: int, again: bool) -> Iterator[Micro]:
+def micro_batches_of(batch: Batch, index: int, size: int, again: bool, stack: int = 1) -> Iterator[Micro]:
     """One batch in micro-batches of at most `size` examples."""
     for micro in split(batch, size):
-        yield Micro(micro, index, trimmed(batch, micro), again)
+        yield Micro(micro, index, trimmed(batch, micro), again, stack)
+
+
+def passes(model: nn.Module, space: UnitSpace, batches: Batches, draws: int) -> list[int]:
+    """How many draws each pass over the calibration set makes of every micro-batch: one, then several at once."""
+    size = batches.micro_size(draws)
+    left = -(-draws // sum(-(-size_of(batch) // size) for batch in batches)) - 1
+    if not left:
+        return [1]
+    micro = next(split(next(iter(batches)), size))
+    values = max(value[0].numel() for value in micro.values() if batched(value))
+    most = max(1, (STACKED if values <= SMALL else MICRO) // size)
+    most = most if most > 1 and _stackable(model, space, micro) else 1
+    return [1, *[most] * (left // most), *[left % most] * (left % most > 0)]
+
+
+def _stackable(model: nn.Module, space: UnitSpace, batch: Batch) -> bool:
+    """Whether every consumer and every block works on twice as much where the batch is there twice."""
+    sizes = []
+    for times in (1, 2):
+        recorder = Recorder([Tap(gate.module, "input") for group in space for gate in group.gates])
+        outputs: list[Any] = []
+        with (
+            inference_mode_of(model),
+            torch.inference_mode(),
+            recorder.recording(model),
+            recorded_blocks(model, space.blocks, outputs),
+        ):
+            model(**tile(batch, times))
+        gates = {gate.module: gate.examples for group in space for gate in group.gates}
+        read = [value.shape[gates[tap.module]] for tap, calls in recorder.calls.items() for value in calls]
+        sizes.append([*read, *(len(state) for state in states(space, outputs))])
+    return [2 * size for size in sizes[0]] == sizes[1]
 
 
 def draw_probes(
@@ -160,24 +199,28 @@ def states(space: UnitSpace, outputs: Sequence[Any]) -> list[Tensor]:
     ]
 
 
-def differentiate(model: nn.Module, space: UnitSpace, batch: Batch, objective: Objective) -> Probe:
-    """One forward, and one backward for each part of the objective."""
-    dtype, device = next(model.parameters()).dtype, next(model.parameters()).device
-    multipliers = {
-        group.name: torch.ones(group.size, dtype=dtype, device=device, requires_grad=True) for group in space
-    }
+def differentiate(model: nn.Module, space: UnitSpace, batch: Batch, objective: Objective, stack: int = 1) -> Probe:
+    """One forward, and one backward for each part of the objective.
+
+    Args:
+        stack: copies of the batch that are drawn for at once, see `passes`.
+    """
+    like, copies = next(model.parameters()), () if stack == 1 else (stack,)
+    multipliers = {group.name: like.new_ones((*copies, group.size)).requires_grad_() for group in space}
+    given = {name: m if stack == 1 else m.repeat_interleave(size_of(batch), 0) for name, m in multipliers.items()}
+    whole = tile(batch, stack)
     gates = {gate.module: gate for group in space for gate in group.gates}
     modules = {name: model.get_submodule(name) for name in gates}
     recorder = Recorder([Tap(name, side) for name in modules for side in ("input", "output")])
     blocks: list[Any] = []
     with inference_mode_of(model), torch.enable_grad():
         with (
-            gated(model, space, multipliers),
+            gated(model, space, given),
             recorder.recording(model),
             recorded_blocks(model, space.blocks, blocks),
         ):
-            output = model(**batch)
-        objectives = objective(batch, output, states(space, blocks))
+            output = model(**whole)
+        objectives = objective(batch, output, states(space, blocks), *copies)
         calls = {name: recorder.calls[Tap(name, "output")] for name in modules}
         flat = [value for values in calls.values() for value in values]
         units, outputs = {}, {}
@@ -215,7 +258,7 @@ def differentiate(model: nn.Module, space: UnitSpace, batch: Batch, objective: O
     for name, values in inputs.items():
         shape = values[0].shape[:-1]
         if shape not in known:
-            mask = position_mask(batch, values[0])
+            mask = position_mask(whole, values[0])
             known[shape] = mask, mask.flatten().nonzero().squeeze(1)
         masks[name], real[name] = known[shape]
     return Probe(masks, real, inputs, units, outputs)

@@ -153,8 +153,11 @@ class Job:
         return cls(recipe, model, preprocessor, batches, *keep_apart(examples, drawn, evaluation))
 
 
-def run_inspect(model: str, length: int | None, placement: Placement) -> dict[str, Any]:
-    """`optin inspect`."""
+def run_inspect(model: str, length: int | None, placement: Placement, recipe: Recipe | None = None) -> dict[str, Any]:
+    """`optin inspect`, on inputs of the recipe's data if it names any."""
+    if recipe is not None and recipe.task.data is not None:
+        job = Job.of(recipe.override(model=model), placement)
+        return inspect(job.model, length, example=job.batches[0])
     network = placement.load(local(model))
     check_size(network, 1, length)
     return inspect(network, length)

@@ -96,6 +96,12 @@ class Moments:
         return self._sums[:, : self.features + 1] / max(self.weight, 1e-300)
 
     @property
+    def total(self) -> Float[Tensor, "features features"]:
+        """The sum of x x^T over all rows added, without the constant; float64."""
+        self._flush()
+        return self._sums[: self.features, : self.features]
+
+    @property
     def cross(self) -> Float[Tensor, "features+1 targets"]:
         """E[x e^T]; float64."""
         self._flush()

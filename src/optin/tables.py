@@ -35,6 +35,9 @@ def inspection(result: dict[str, Any]) -> RenderableType:
     modules = _table("module", "MACs", "share")
     for name, macs in result["breakdown"].items():
         _row(modules, name, f"{macs:,}", f"{macs / result['macs']:.1%}")
+    stays = _table("stays whole", "because of")
+    for name, reason in _in_short(result["whole"]):
+        _row(stays, name, reason)
     least = result["smallest"]
     head = entries(
         {
@@ -45,7 +48,18 @@ def inspection(result: dict[str, Any]) -> RenderableType:
             f"{least['parameters'] / result['parameters']:.1%} of the parameters",
         }
     )
-    return Group(head, groups, modules)
+    return Group(head, groups, *([stays] if result["whole"] else []), modules)
+
+
+def _in_short(whole: dict[str, str]) -> list[tuple[str, str]]:
+    """One row for all maps that stay for one reason: the first of them, and how many others there are."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in whole.items():
+        reasons.setdefault(reason, []).append(name)
+    return [
+        (f"what {names[0]} reads" + (f" (and {len(names) - 1} others)" if len(names) > 1 else ""), reason)
+        for reason, names in reasons.items()
+    ]
 
 
 def plan(result: dict[str, Any]) -> RenderableType:

@@ -1,7 +1,7 @@
 """Exact twins: modules that compute what others do, with heads counted off their weights.
 
-Some forwards take the heads to fill the width of their input, or hand all weights to one function of torch, so that no
-single head can leave. A module becomes its twin by its `__class__`: its tensors and their names stay.
+Some forwards take the heads to fill the width of their input, or hand all weights to one function of torch, so that
+no single head can leave. A module becomes its twin by its `__class__`: its tensors and their names stay.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 PLAIN = "_optin_plain"  # where a twin remembers the class that it was
 
-P, T = ParamSpec("P"), TypeVar("T")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class SelfAttention(nn.Module):
@@ -46,9 +46,7 @@ class MultiheadAttention(nn.MultiheadAttention):
     """`torch.nn.MultiheadAttention` in operations of its own; the heads are as many as its weights hold."""
 
     # Fast paths of the layers around take all weights at once, and the heads to fill the width.
-    _qkv_same_embed_dim = property(  # type: ignore[assignment]
-        lambda self: False, lambda self, value: None
-    )
+    _qkv_same_embed_dim = property(lambda self: False, lambda self, value: None)
 
     def forward(  # as that of torch
         self,
@@ -63,10 +61,10 @@ class MultiheadAttention(nn.MultiheadAttention):
     ) -> tuple[Tensor, Tensor | None]:
         batched = query.dim() == 3
         places = 0 if not batched or self.batch_first else 1  # the axis of the examples
-        made = [self._heads(part, batched, places) for part in self._projected(query, key, value)]
-        mask = self._mask(made[0], made[1], key_padding_mask, attn_mask)
+        query, key, value = (self._heads(part, batched, places) for part in self._projected(query, key, value))
+        mask = self._mask(query, key, key_padding_mask, attn_mask)
         causal = is_causal and key_padding_mask is None and not need_weights
-        mixed, weights = self._attended(*made, None if causal else mask, causal, need_weights)
+        mixed, weights = self._attended(query, key, value, None if causal else mask, causal, need_weights)
         joined = mixed.transpose(1, 2).flatten(2)  # (example, query, head and feature)
         joined = joined if batched and self.batch_first else joined.transpose(0, 1)
         output = self.out_proj(joined if batched else joined.squeeze(1))
@@ -95,7 +93,8 @@ class MultiheadAttention(nn.MultiheadAttention):
         """Shape (example, head, position, feature)."""
         made = made if batched else made.unsqueeze(0)
         made = made.transpose(0, 1) if places else made
-        return made.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        heads: Tensor = made.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return heads
 
     def _mask(self, query: Tensor, key: Tensor, padding: Tensor | None, mask: Tensor | None) -> Tensor | None:
         """What is added to the products of queries and keys."""
@@ -165,15 +164,15 @@ def twinned(model: nn.Module) -> Iterator[None]:
         _plain_again(changed)
 
 
-def on_twins(function: Callable[Concatenate[nn.Module, P], T]) -> Callable[Concatenate[nn.Module, P], T]:
+def on_twins(function: Function) -> Function:
     """Run a function of a network while that is `twinned`."""
 
     @functools.wraps(function)
-    def run(model: nn.Module, *args: P.args, **kwargs: P.kwargs) -> T:
+    def run(model: Any, *args: Any, **kwargs: Any) -> Any:
         with twinned(model) if isinstance(model, nn.Module) else contextlib.nullcontext():
             return function(model, *args, **kwargs)
 
-    return run
+    return run  # type: ignore[return-value]
 
 
 def plain_again(model: nn.Module) -> None:

@@ -10,10 +10,12 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points, version
 from typing import Any
 
+import torch
 from torch import nn
 
 from .. import labels
 from ..errors import ArchitectureError, first_line
+from ..modules import inference_mode_of
 from ..twins import on_twins
 from ..units import UnitSpace
 from . import albert, beit, bert, clip, deberta_v2, dinov2, distilbert, mpnet, swin, timm, vit
@@ -57,8 +59,26 @@ def _labelled(model: nn.Module, kind: str | None, inputs: Mapping[str, Any] | No
     """By the labels of one forward, see `optin.labels`."""
     with with_weights(model) as real:
         if inputs is None:
-            inputs = example_inputs(real, image_side(real) if image_input(real) else TOKENS, 2)
+            inputs = _made_up(real)
         return labels.describe(real, inputs, kind or type(model).__name__)
+
+
+def _made_up(model: nn.Module) -> dict[str, Any]:
+    """Random inputs as a configuration and the names of arguments say.
+
+    Raises:
+        ArchitectureError: the network takes something else; says what to pass.
+    """
+    try:
+        inputs = example_inputs(model, image_side(model) if image_input(model) else TOKENS, 2)
+        with inference_mode_of(model), torch.no_grad():
+            model(**inputs)
+    except Exception as error:  # on inputs that are none of its own a forward may fail in any way
+        raise ArchitectureError(
+            f"nothing says what {type(model).__name__} takes ({first_line(error):.160}). Pass some of its inputs: "
+            "optin.inspect(model, example=batch), or --data on the command line."
+        ) from error
+    return inputs
 
 
 def _describe(model: nn.Module, inputs: Mapping[str, Any] | None) -> UnitSpace:

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves
 
 from ..errors import ArchitectureError, InputError
@@ -92,12 +91,6 @@ def _check_modules(model: nn.Module) -> None:
 
 def _check_weights_of(module: nn.Module, where: str) -> None:
     """Refuse weights that are computed at every forward: what is stored is not what is used."""
-    if parametrize.is_parametrized(module):
-        names = ", ".join(map(repr, module.parametrizations))  # type: ignore[arg-type]
-        raise ArchitectureError(
-            f"the weights {names} of {where} are parametrised (weight norm, spectral norm, ...). Make them plain: "
-            "torch.nn.utils.parametrize.remove_parametrizations(module, name)."
-        )
     for hook in module._forward_pre_hooks.values():
         kind = type(hook)
         if kind.__module__ == "torch.nn.utils.prune":
@@ -144,6 +137,11 @@ def check_shared(model: nn.Module, space: UnitSpace) -> None:
     own = {name for known in names.values() for name in known} | dict(model.named_buffers()).keys()
     for group in space:
         for cut in group.cuts:
+            if ".parametrizations." in f".{cut.parameter}":
+                raise ArchitectureError(
+                    f"{cut.parameter!r} is parametrised (weight norm, spectral norm, ...) where units leave. Make it "
+                    "plain: torch.nn.utils.parametrize.remove_parametrizations(module, name)."
+                )
             if cut.parameter not in own:
                 raise ArchitectureError(
                     f"{cut.parameter!r} is no parameter of its module: it is computed, or lies elsewhere. "

@@ -32,9 +32,11 @@ from ..statistics import Moments, factored
 from ..units import Gate, UnitGroup, UnitSpace
 from .draws import Weights, summed
 from .scoring import Scoring
-from .sketch import UnitTotals, flat, part_scales
+from .sketch import UnitTotals, part_scales
 
+READ = "read"
 COMPACT = 0.75  # share of a reader's features from which those that are gone are cut out
+ROUNDING = (1e-12, 1e-9, 1e-7)  # of the mean diagonal, added in turn to what may be singular
 CHUNK = 16  # neurons that leave between two updates of C^-1; of channels this part of those left
 
 
@@ -54,35 +56,31 @@ class Sensitivities:
     def __init__(self, model: nn.Module, space: UnitSpace, recipe: Recipe) -> None:
         self.recipe = recipe
         self.units = UnitTotals(space)
-        self.moments: dict[str, Moments] = {}
-        self.gradients: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
-        for group in space:
-            for gate in group.gates:
-                weight = matrix(model.get_submodule(gate.module))
-                self.moments[gate.module] = Moments(weight.shape[1], 0, weight.device)
-                for part in PARTS:
-                    self.gradients[part][gate.module] = weight.new_zeros(
-                        weight.shape[0], weight.shape[0], dtype=torch.float64
-                    )
+        self.moments: dict[tuple[str, str], Moments] = {}  # of what consumers read, and of both parts of G
+        self.consumers = [gate.module for group in space for gate in group.gates]
+        for name in self.consumers:
+            weight = matrix(model.get_submodule(name))
+            self.moments[READ, name] = Moments(weight.shape[1], 0, weight.device)
+            for part in PARTS:
+                self.moments[part, name] = Moments(weight.shape[0], 0, weight.device)
 
     def add(self, probe: Probe, weights: Weights) -> None:
         """Add one draw, its tokens weighted."""
         self.units.add(probe)
         of = weights()
-        for name, moments in self.moments.items():
+        for name in self.consumers:
             real = probe.real[name]
             for x, w in zip(probe.inputs[name], of[name], strict=True):
-                moments.add(x.flatten(0, -2)[real], weights=w.flatten()[real])
+                self.moments[READ, name].add(x.flatten(0, -2)[real], weights=w.flatten()[real])
             for part in PARTS:
-                g = torch.cat([value.flatten(0, -2)[real] for value in probe.outputs[part][name]]).float()
-                self.gradients[part][name] += (g.mT @ g).double()
+                for value in probe.outputs[part][name]:
+                    self.moments[part, name].add(value.flatten(0, -2)[real])
 
     def tensors(self) -> dict[str, Tensor]:
         """See `Sums`."""
         return {
             **self.units.tensors(),
-            **{f"moments/{name}/{key}": t for name, m in self.moments.items() for key, t in m.tensors().items()},
-            **{f"gradients/{name}": value for name, value in flat(self.gradients).items()},
+            **{_place(name, key): t for name, m in self.moments.items() for key, t in m.tensors().items()},
         }
 
     def state(self) -> dict[str, Tensor]:
@@ -90,7 +88,6 @@ class Sensitivities:
         return {
             **self.units.state(),
             **{_place(name, key): t for name, m in self.moments.items() for key, t in m.state().items()},
-            **{f"gradients/{name}": value for name, value in flat(self.gradients).items()},
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -99,8 +96,6 @@ class Sensitivities:
         for name, moments in self.moments.items():
             parts = ("sums", "weight", "rows", "weights")
             moments.restore({part: state[key] for part in parts if (key := _place(name, part)) in state})
-        for name, value in flat(self.gradients).items():
-            value.copy_(state[f"gradients/{name}"])
 
     @property
     def scales(self) -> dict[str, float]:
@@ -123,14 +118,15 @@ class Sensitivities:
 
     def _reader(self, model: nn.Module, gate: Gate, scales: Mapping[str, float]) -> Reader:
         module, name = model.get_submodule(gate.module), gate.module
-        sensitivity = sum(scales[part] * self.gradients[part][name] for part in PARTS) / self.units.draws
-        weight, second, block = matrix(module).double(), self.moments[name].second, features_per_unit(module, gate)
+        sensitivity = sum(scales[part] * self.moments[part, name].total for part in PARTS) / self.units.draws
+        weight, block = matrix(module).double(), features_per_unit(module, gate)
+        second = self.moments[READ, name].second
         return Reader.of(weight, second, torch.as_tensor(sensitivity), block, self.recipe.refit.ridge)
 
 
-def _place(consumer: str, part: str) -> str:
+def _place(name: tuple[str, str], part: str) -> str:
     """The name of a part of the moments of a consumer; rows that wait are not always there."""
-    return f"{'moments' if part in ('sums', 'weight') else 'waiting'}/{consumer}/{part}"
+    return f"{'moments' if part in ('sums', 'weight') else 'waiting'}/{'/'.join(name)}/{part}"
 
 
 @dataclass
@@ -244,6 +240,13 @@ def _unit_costs(root: Tensor, inverse: Tensor, block: int, units: Tensor) -> Ten
 
 def _square_root(matrix: Tensor) -> Tensor:
     """R with R^T R = matrix, for a positive semidefinite matrix."""
+    for share in ROUNDING:
+        damped = matrix.clone()
+        damped.diagonal().add_(share * matrix.diagonal().mean())
+        attempt = torch.linalg.cholesky_ex(damped)
+        if not attempt.info and bool(attempt.L.isfinite().all()):
+            factor: Tensor = attempt.L.mT
+            return factor
     values, vectors = torch.linalg.eigh(matrix)
     root: Tensor = values.clamp_min(0).sqrt()[:, None] * vectors.mT
     return root

@@ -14,16 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from ..batches import Batch, size_of
+from ..batches import Batch, batched, tile
 from ..engines import local
 from ..errors import CheckpointError
 from ..modules import inference_mode_of
 from ..probe import (
     Micro,
+    Objective,
     Probe,
     TokenWeights,
     differentiate,
     micro_batches_of,
+    passes,
     states,
     trajectory_objective,
 )
@@ -68,10 +70,8 @@ def summed(scoring: Scoring, empty: Callable[[], S], description: str) -> S:
             pass
         return total
     batches, size = list(scoring.batches), scoring.batches.micro_size(recipe.trajectory.draws)
-    draws = sum(-(-size_of(batch) // size) for batch in batches)  # of one pass
-    places = [
-        (index, number > 0) for number in range(-(-recipe.trajectory.draws // draws)) for index in range(len(batches))
-    ]
+    stacks = passes(scoring.model, scoring.space, scoring.batches, recipe.trajectory.draws)
+    places = [(index, number > 0, stack) for number, stack in enumerate(stacks) for index in range(len(batches))]
     work = BatchSums(scoring.model, scoring.space, batches, size, recipe, empty)
     calls = [(*place, state) for place, state in zip(places, work.generators(places), strict=True)]
     partial = Partial.open(scoring.resume, total.tensors(), scoring.identity, len(calls))
@@ -104,17 +104,16 @@ def _draws_here(scoring: Scoring, total: Sums) -> Iterator[None]:
                 f"{scoring.resume} is damaged ({error}). Remove it to score from the start."
             ) from error
     followed = scoring.recipe.tokens.merge == "search"  # by a stage that may be killed, and must not lose the sums
-    done = drawn = 0
-    while drawn < options.draws:
+    stacks = passes(scoring.model, scoring.space, scoring.batches, options.draws)
+    size, done = scoring.batches.micro_size(options.draws), 0
+    for number, stack in enumerate(stacks):
         for index, batch in enumerate(scoring.batches):
-            again = done >= len(scoring.batches)
-            for micro in micro_batches_of(batch, index, scoring.batches.micro_size(options.draws), again):
-                drawn += 1
+            for micro in micro_batches_of(batch, index, size, number > 0, stack):
                 if done >= partial.done:
-                    _add(micro, differentiate(scoring.model, scoring.space, micro.batch, objective), total, weights)
-                yield
+                    _add(micro, _probe(scoring.model, scoring.space, micro, objective), total, weights)
+                yield from [None] * stack
             done += 1
-            last = drawn >= options.draws and index + 1 == len(scoring.batches)
+            last = done == len(stacks) * len(scoring.batches)
             if done > partial.done and (partial.due or (last and followed)):
                 seen = range(min(done, len(scoring.batches)))
                 partial.sums = {
@@ -127,6 +126,10 @@ def _draws_here(scoring: Scoring, total: Sums) -> Iterator[None]:
                     },
                 }
                 partial.commit(done)
+
+
+def _probe(model: nn.Module, space: UnitSpace, micro: Micro, objective: Objective) -> Probe:
+    return differentiate(model, space, micro.batch, objective, micro.stack)
 
 
 def _add(micro: Micro, probe: Probe, sums: Sums, token_weights: TokenWeights) -> None:
@@ -156,25 +159,26 @@ class BatchSums:
         self.model, self.space, self.batches, self.size = model, space, batches, size
         self.recipe, self.empty = recipe, empty
 
-    def __call__(self, index: int, again: bool, state: Tensor) -> dict[str, Tensor]:
+    def __call__(self, index: int, again: bool, stack: int, state: Tensor) -> dict[str, Tensor]:
         """By name, on the CPU; of a first pass with the weights of all tokens, named weights/INDEX/CONSUMER.
 
         Args:
             again: the batch was drawn before.
+            stack: draws that are made of it at once.
             state: of the generator, see `generators`.
         """
         generator = torch.Generator()
         generator.set_state(state)
         objective = trajectory_objective(self.model, self.space, self.recipe.trajectory, generator)
         sums, weights = self.empty(), TokenWeights(self.space, self.recipe, Store())
-        for micro in micro_batches_of(self.batches[index], index, self.size, again):
-            _add(micro, differentiate(self.model, self.space, micro.batch, objective), sums, weights)
+        for micro in micro_batches_of(self.batches[index], index, self.size, again, stack):
+            _add(micro, _probe(self.model, self.space, micro, objective), sums, weights)
         found = sums.tensors()
         if not again:
             found |= {f"weights/{index}/{name}": torch.stack(weights(index, name)) for name in weights.consumers}
         return {name: value.cpu() for name, value in found.items()}
 
-    def generators(self, places: Sequence[tuple[int, bool]]) -> Iterator[Tensor]:
+    def generators(self, places: Sequence[tuple[int, bool, int]]) -> Iterator[Tensor]:
         """The state of the generator of one process before each batch: its objective is drawn and forgotten.
 
         What is drawn depends on shapes alone. They are those of one forward for every shape of the inputs.
@@ -182,13 +186,13 @@ class BatchSums:
         generator = torch.Generator().manual_seed(self.recipe.seed)
         objective = trajectory_objective(self.model, self.space, self.recipe.trajectory, generator)
         seen: dict[Any, tuple[Any, list[Tensor]]] = {}
-        for index, again in places:
+        for index, again, stack in places:
             yield generator.get_state()
-            for micro in micro_batches_of(self.batches[index], index, self.size, again):
-                shapes = tuple((name, value.shape) for name, value in micro.batch.items())
+            for micro in micro_batches_of(self.batches[index], index, self.size, again, stack):
+                shapes = (stack, *((name, value.shape) for name, value in micro.batch.items() if batched(value)))
                 if shapes not in seen:
-                    seen[shapes] = self._zeros(micro.batch)
-                objective(micro.batch, *seen[shapes])
+                    seen[shapes] = self._zeros(tile(micro.batch, stack))
+                objective(micro.batch, *seen[shapes], stack)
 
     def _zeros(self, batch: Batch) -> tuple[Any, list[Tensor]]:
         """Zeros in the shapes of what the network and its blocks return, which take no memory."""

@@ -38,11 +38,13 @@ class UnitTotals:
         }
 
     def add(self, probe: Probe, weights: Weights | None = None) -> None:
-        """Add one draw; tokens count alike, whatever their weights."""
-        self.draws += 1
+        """Add one draw, or several that were made at once; tokens count alike, whatever their weights."""
+        first = next(iter(next(iter(probe.units.values())).values()))
+        self.draws += 1 if first.dim() == 1 else len(first)
         for part, groups in probe.units.items():
             for name, derivative in groups.items():
-                self.sums[part][name] += derivative.double().square().cpu()
+                squares = derivative.double().square()
+                self.sums[part][name] += (squares if squares.dim() == 1 else squares.sum(0)).cpu()
 
     def tensors(self) -> dict[str, Tensor]:
         """See `Sums`."""

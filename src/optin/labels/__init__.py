@@ -55,6 +55,8 @@ def _described(model: nn.Module, inputs: Mapping[str, Any], architecture: str) -
         name, reason = next(iter(whole.items()))
         raise ArchitectureError(f"nothing can be cut from this {type(model).__name__}: {reason} ({name}).")
     kept = dataclasses.replace(_without(kept, set(whole)), whole={**kept.whole, **whole})
+    if kept.chained or kept.channels_first:  # what is alive behind each block was followed
+        return kept
     return dataclasses.replace(kept, chained=_chained(model, kept, inputs))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import heapq
 import itertools
 import re
 from collections import defaultdict
@@ -26,7 +27,8 @@ from ..surgery import shrink
 from ..twins import TWINS
 from ..units import Attribute, UnitGroup, UnitSpace, is_settings
 
-TRIES = 48  # choices of attributes at most, for one set of groups
+TRIES = 48  # choices of attributes at most, for all groups that are alike
+FEWER_TRIES = 8  # for a part of those for which none was found
 EQUAL = 1e-4  # of the largest output
 HINTS = ("head", "size", "dim", "width", "inner", "num", "features", "channels", "nf")  # in names of extents
 
@@ -47,13 +49,13 @@ def with_attributes(
     for group in space:
         alike[_place(group.gates[0].module)].append(group)
     whole, groups = dict[str, str](), dict[str, UnitGroup]()
-    waiting = list(alike.values())
+    waiting = [(some, TRIES) for some in alike.values()]
     while waiting:
-        some = waiting.pop()
+        some, tries = waiting.pop()
         part = dataclasses.replace(space, groups=tuple(some))
-        chosen = _choice(model, part, inputs)
+        chosen = _choice(model, part, inputs, tries)
         if chosen is None and len(some) > 1:  # stages may differ, in their number of heads
-            waiting += [some[: len(some) // 2], some[len(some) // 2 :]]
+            waiting += [(half, FEWER_TRIES) for half in (some[: len(some) // 2], some[len(some) // 2 :])]
         elif chosen is None:
             reason = "no count that its modules remember makes the cut network compute what the gated one does"
             whole |= {group.name: reason for group in some}
@@ -88,7 +90,7 @@ def _place(name: str) -> str:
     return re.sub(r"\b\d+\b", "N", name)
 
 
-def _choice(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any]) -> Chosen | None:
+def _choice(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any], tries: int = TRIES) -> Chosen | None:
     """The fewest attributes with which shrunk equals gated."""
     candidates = _candidates(model, space, inputs)
     trial = _Trial(model, space, inputs)
@@ -100,11 +102,8 @@ def _choice(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any]) -> Ch
                 chosen[group] += attributes
         return chosen
 
-    roles = sorted(candidates)
-    some = itertools.chain.from_iterable(itertools.combinations(roles, out) for out in range(1, len(roles)))
-    choices = itertools.chain([()], [tuple(roles)] if roles else [], some)
-    for left_out in itertools.islice(choices, TRIES):
-        needed = [role for role in roles if role not in left_out]
+    odds = {role: _odds(role, space, found) for role, found in sorted(candidates.items())}
+    for needed in itertools.islice(likeliest(odds), tries):
         if trial.equal(of(needed)):
             for role in tuple(needed):
                 fewer = [other for other in needed if other != role]
@@ -112,6 +111,30 @@ def _choice(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any]) -> Ch
                     needed = fewer
             return of(needed)
     return None
+
+
+def _odds(role: Role, space: UnitSpace, found: Mapping[str, Sequence[Attribute]]) -> float:
+    """How likely an attribute is to follow, as the logarithm of the odds: by what it holds and by its name."""
+    name, attribute = next((name, attributes[0]) for name, attributes in found.items())
+    if attribute.per_unit == 1:  # the count itself
+        return 3.0 if "head" in role[1] or role[1] == "groups" else 0.5
+    extent = attribute.per_unit in {cut.block for cut in space[name].cuts}
+    return 1.0 if extent else -0.2 if "head" in role[1] else -2.0
+
+
+def likeliest(odds: Mapping[Role, float]) -> Iterator[list[Role]]:
+    """All sets of roles, the likeliest first: those of positive odds, then with ever more unlikely ones exchanged."""
+    order = sorted(odds, key=lambda role: abs(odds[role]))
+    costs = [abs(odds[role]) for role in order]
+    waiting: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+    while waiting:  # every set of places is met once: its last is moved on, or one more is put behind it
+        cost, flipped = heapq.heappop(waiting)
+        yield [role for place, role in enumerate(order) if (odds[role] > 0) != (place in flipped)]
+        after = flipped[-1] + 1 if flipped else 0
+        if after < len(order):
+            heapq.heappush(waiting, (cost + costs[after], (*flipped, after)))
+            if flipped:
+                heapq.heappush(waiting, (cost - costs[after - 1] + costs[after], (*flipped[:-1], after)))
 
 
 def _candidates(
@@ -179,7 +202,7 @@ def _read(model: nn.Module, inputs: Mapping[str, Any], paths: Iterable[str]) -> 
     def watch(holder: Any, prefix: str, path: str) -> None:
         owners[id(holder)].append(path)
         if len(owners[id(holder)]) == 1:
-            kind = type(holder)
+            kind: Any = type(holder)
 
             names = getattr(kind, "attribute_map", {})  # under which transformers keeps settings
 

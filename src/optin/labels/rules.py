@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from .classes import NONE
 from .tracking import Call, Made, Tracking, Weight, nothing, ranked, varying
 
 Rule = Callable[[Tracking, Call], None]
@@ -94,17 +95,45 @@ def expanded(track: Tracking, call: Call) -> None:
 @rule("as_strided")
 def strided(track: Tracking, call: Call) -> None:
     """Where the value lies as its shape says."""
-    plain = call.args[0].is_contiguous()
-    _move(
-        track, call, lambda labels, full: [torch.as_strided(full().contiguous(), *call.args[1:])] if plain else [None]
-    )
+    value, start = call.args[0], call.args[0].storage_offset()
+    offset = call.argument(3, "storage_offset")
+
+    def move(labels: Tensor, full: Callable[[], Tensor]) -> Sequence[Tensor]:
+        places = torch.full((value.untyped_storage().nbytes() // value.element_size(),), NONE)
+        torch.as_strided(places, value.shape, value.stride(), start).copy_(full())
+        size, stride = call.args[1:3]
+        return [torch.as_strided(places, size, stride, start if offset is None else offset)]
+
+    _move(track, call, move)
 
 
 @rule("constant_pad_nd")
 def padded(track: Tracking, call: Call) -> None:
     """Along axes on which nothing is told apart."""
-    ahead = call.args[0].dim() - len(call.args[1]) // 2
-    _move(track, call, lambda labels, full: [None if any(d >= ahead for d in varying(labels)) else labels])
+    pads, rank = call.args[1], call.args[0].dim()
+    longer = {rank - 1 - place // 2 for place, size in enumerate(pads) if size}
+    _move(track, call, lambda labels, full: [None if longer & set(varying(labels)) else labels])
+
+
+@rule("index_put", "_index_put_impl")
+def put(track: Tracking, call: Call) -> None:
+    """Some entries of a value by others: along axes that are not indexed their labels are joined."""
+    value, indices, others = call.args[:3]
+    labels, new, rank = track.labels(value), track.labels(others), value.dim()
+    indexed = [axis for axis, index in enumerate(indices) if index is not None]
+    plain = indexed == list(range(len(indexed))) and not (labels is not None and set(varying(labels)) & set(indexed))
+    rest = rank - len(indexed)
+    if new is not None and (rest > others.dim() or any(axis < others.dim() - rest for axis in varying(new))):
+        plain = False
+    if not plain:
+        for given in (labels, new):
+            track.forbid_all(given, "index_put is not understood")
+        return
+    if new is not None:
+        new = new.reshape((1,) * len(indexed) + tuple(new.shape[others.dim() - rest :]))
+        if labels is not None:
+            track.classes.join(labels, new)
+    track.set(call.out, new if labels is None else labels)
 
 
 def _move(
@@ -157,6 +186,9 @@ TOGETHER = (
 def on_entries(track: Tracking, call: Call) -> None:
     """Of one value they pass labels on, of several they join them."""
     if call.name == "copy":
+        if call.args[0]._base is not None:
+            _write(track, call)
+            return
         call.tensors = call.tensors[1:]  # what was there before is gone
     if len(call.tensors) > 1 and call.name in TOGETHER:
         _follow(track, call)
@@ -176,6 +208,32 @@ def on_entries(track: Tracking, call: Call) -> None:
             track.set(result, labels)
     elif weight is not None and result.shape == value.shape:
         track.set_weight(result, weight.name, weight.axes)
+
+
+def _write(track: Tracking, call: Call) -> None:
+    """Entries copied into a part of a value give it their labels."""
+    part, base = call.args[0], call.args[0]._base
+    new, old = track.labels(call.args[1]), track.labels(base)
+    if new is None and old is None:
+        return
+    size = base.untyped_storage().nbytes() // base.element_size()
+    places = torch.full((size,), NONE)
+    whole = torch.as_strided(places, base.shape, base.stride(), base.storage_offset())
+    if old is not None:
+        whole.copy_(old.expand(base.shape))
+    if new is not None:
+        region = torch.as_strided(places, part.shape, part.stride(), part.storage_offset())
+        region.copy_(ranked(new, part.dim()).expand(part.shape))
+    track.set(base, _filled(whole))
+
+
+def _filled(labels: Tensor) -> Tensor:
+    """Entries without labels, as of zeros, take those that all others along an axis have."""
+    for axis in varying(labels):
+        most = labels.amax(axis, keepdim=True)
+        if bool(((labels == most) | (labels < 0)).all()):
+            labels = most
+    return labels
 
 
 def _follow(track: Tracking, call: Call) -> None:
@@ -458,7 +516,8 @@ def multiplied(track: Tracking, call: Call) -> None:
     biased = call.name in ("addmm", "baddbmm")
     one, other = call.args[1:3] if biased else call.args[:2]
     weight = track.weight(other)
-    if weight is not None and track.labels(other) is None and other.dim() == 2:
+    expanded = other.dim() == 2 or other.stride(0) == 0  # torch repeats a weight for inputs that do not lie in a row
+    if weight is not None and track.labels(other) is None and expanded:
         _mapped(track, one, weight, call.args[0] if biased else None, call.out)
     else:
         _product(track, one, other, call.out)
@@ -467,7 +526,9 @@ def multiplied(track: Tracking, call: Call) -> None:
 
 
 def _mapped(track: Tracking, value: Tensor, weight: Weight, bias: Tensor | None, result: Tensor) -> None:
-    labels, into, out = track.labels(value), weight.along(0), weight.along(1)
+    last = value.dim() - 1
+    labels, into, out = track.labels(value), weight.along(last - 1), weight.along(last)
+    ones = (1,) * last
     track.products[-1].parts = [part for part in (into, out) if part is not None]
     track.set_made(result, Made(weight.name))
     if labels is not None:
@@ -477,13 +538,13 @@ def _mapped(track: Tracking, value: Tensor, weight: Weight, bias: Tensor | None,
         if into is None:
             track.forbid_all(labels, "a matrix product that is not understood")
         else:
-            track.classes.join(labels, into.reshape(1, -1))
+            track.classes.join(labels, into.reshape(*ones, -1))
             track.reads.append(into)
     if out is not None:
-        made = out.reshape(1, -1)
+        made = out.reshape(*ones, -1)
         shift = track.weight(bias)
         if shift is not None:
-            track.classes.join(made, shift.axes[-1].reshape(1, -1))
+            track.classes.join(made, shift.axes[-1].reshape(*ones, -1))
         track.set(result, made)
 
 
@@ -503,6 +564,8 @@ def _product(track: Tracking, one: Tensor, other: Tensor, result: Tensor) -> Non
         return
     last = one.dim() - 1
     sliced = [any(axis < last - 1 for axis in varying(labels)) for labels in (left, right)]
+    if track.weight(other) is not None and last - 1 in varying(left):
+        sliced[0] = True  # a table for all rows, each of which belongs to a unit
     for labels, units in ((left, sliced[0]), (right, sliced[1])):
         if not units:
             track.forbid_all(labels, "multiplied with what units share" if any(sliced) else "a product without heads")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ..batches import size_of
-from ..consumers import out_axis, stored_transposed
+from ..consumers import is_convolution, out_axis, stored_transposed
 from ..errors import ArchitectureError
-from ..modules import inference_mode_of
+from ..modules import hidden_of, inference_mode_of
 from ..outputs import tensors_of
 from ..twins import TWINS
 from ..units import Cut, Gate, Product, Tap, UnitGroup, UnitSpace, lies_in
@@ -25,6 +27,7 @@ from .tracking import Tracking
 def observed(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tracking, list[int]]:
     """The labels of one forward, and the values that it returns by number; all of them stay."""
     track = Tracking(model)
+    track.of_examples(*tree_leaves(dict(inputs)))
     with inference_mode_of(model), torch.no_grad(), track.watching(model):
         output = model(**inputs)
     results = tensors_of(output)
@@ -136,15 +139,12 @@ def _out_axis(module: nn.Module) -> int | None:
     if isinstance(module, nn.modules.conv._ConvNd):
         depthwise = module.groups > 1
         return None if depthwise else 1 if module.transposed else 0
-    return out_axis(module) if isinstance(module, nn.Linear) or stored_transposed(module) else None
+    return out_axis(module) if _known(module) else None
 
 
 def _kind(model: nn.Module, makers: Sequence[str]) -> str:
-    plain = all(
-        isinstance(model.get_submodule(path), nn.Linear) or stored_transposed(model.get_submodule(path))
-        for path in makers
-    )
-    return "neuron" if plain else "channel"
+    convolve = any(isinstance(model.get_submodule(path), nn.modules.conv._ConvNd) for path in makers)
+    return "channel" if convolve else "neuron"
 
 
 def examples_axis(shape: Sequence[int], examples: int) -> int:
@@ -161,20 +161,35 @@ def _twins(model: nn.Module, cuts: Sequence[Cut]) -> tuple[str, ...]:
 
 
 def _cuts(group: Group) -> tuple[Cut, ...] | None:
-    """The entries of the units as runs; None where those of the units do not follow on each other."""
-    order = torch.argsort(next(iter(group.entries.values()))[:, 0])
+    """The entries of the units, as runs where they lie evenly; None where they do not where a map reads them.
+
+    Units are in the order in which they are read.
+    """
+    order = torch.argsort(group.entries[group.reads[0]][:, 0])
     cuts = []
     for (name, axis), entries in group.entries.items():
         entries = entries[order]
-        first = entries[0]
-        breaks = torch.nonzero(first[1:] != first[:-1] + 1).flatten() + 1
-        for run in torch.tensor_split(torch.arange(len(first)), breaks.tolist()):
-            offset, block = int(first[run[0]]), len(run)
-            expected = offset + torch.arange(group.size)[:, None] * block + torch.arange(block)
-            if not torch.equal(entries[:, run], expected):
-                return None
-            cuts.append(Cut(name, axis, block, offset))
+        runs = _runs(entries)
+        if runs is None and (name, axis) in group.reads:
+            return None
+        if runs is None:
+            cuts.append(Cut(name, axis, entries.shape[1], 0, tuple(entries.flatten().tolist())))
+        else:
+            cuts += [Cut(name, axis, block, offset) for offset, block in runs]
     return tuple(cuts)
+
+
+def _runs(entries: Tensor) -> list[tuple[int, int]] | None:
+    """Offset and block of each run of entries of the units, one unit's behind the other's; None if they are mixed."""
+    first, units = entries[0], len(entries)
+    breaks = torch.nonzero(first[1:] != first[:-1] + 1).flatten() + 1
+    runs = []
+    for run in torch.tensor_split(torch.arange(len(first)), breaks.tolist()):
+        offset, block = int(first[run[0]]), len(run)
+        if not torch.equal(entries[:, run], offset + torch.arange(units)[:, None] * block + torch.arange(block)):
+            return None
+        runs.append((offset, block))
+    return runs
 
 
 def _gates(model: nn.Module, track: Tracking, group: Group, examples: int) -> tuple[Gate, ...]:
@@ -185,13 +200,13 @@ def _gates(model: nn.Module, track: Tracking, group: Group, examples: int) -> tu
         consumer = model.get_submodule(module)
         entries = group.entries[name, axis]
         weight = getattr(consumer, leaf)
-        known = isinstance(consumer, (nn.Linear, nn.Conv2d)) or stored_transposed(consumer)
-        if not known or leaf != "weight" or track.calls.count(module) != 1 or entries.numel() != weight.shape[axis]:
+        once = track.calls.count(module) == 1 and module in track.fed  # else a table, the same for all examples
+        if not _known(consumer) or leaf != "weight" or not once or entries.numel() != weight.shape[axis]:
             return ()
         total = track.sums.get(name)
         if total is not None and track.calls.count(total.module) > 1:
             total = None  # read where the module runs once alone
-        dim = 1 if isinstance(consumer, nn.Conv2d) else -1
+        dim = 1 if is_convolution(consumer) else -1
         gates.append(
             Gate(
                 module,
@@ -204,6 +219,19 @@ def _gates(model: nn.Module, track: Tracking, group: Group, examples: int) -> tu
             )
         )
     return tuple(gates)
+
+
+def _known(consumer: nn.Module) -> bool:
+    """Whether a consumer is a map that can be refitted: of torch, or one that computes what a linear map does."""
+    if isinstance(consumer, nn.Linear) or is_convolution(consumer) or stored_transposed(consumer):
+        return True
+    weight, bias = getattr(consumer, "weight", None), getattr(consumer, "bias", None)
+    if not isinstance(weight, nn.Parameter) or weight.dim() != 2 or not hasattr(consumer, "bias"):
+        return False
+    read = torch.randn(2, 3, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight)
+    with contextlib.suppress(Exception):  # a forward that takes something else
+        return torch.allclose(hidden_of(consumer(read)), nn.functional.linear(read, weight, bias), atol=1e-5)
+    return False
 
 
 def _whole(seen: Found, track: Tracking) -> dict[str, str]:

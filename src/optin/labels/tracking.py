@@ -140,7 +140,7 @@ class Tracking(TorchDispatchMode):
         values: labels of every value of which several axes tell entries apart: a class is cut along one axis of each.
         unknown: operations without a rule that met labels, by the module in which they did.
         sums: by weight where the output of its map is added to something, `shifts` what is subtracted from it and
-            `read` the shape of what a module reads first.
+            `read` the shape of what a module reads first, and `fed` those for which that is of the examples.
         sampled: labels of values that are sampled at places that are computed, and of these.
         calls: every run of a module, in order; `plain` the shapes of what those return that return one tensor, alone
             or as the first of a tuple without others.
@@ -165,6 +165,8 @@ class Tracking(TorchDispatchMode):
         self.module = ""
         self._stack: list[str] = []
         self._numbers: Any = WeakIdKeyDictionary()
+        self._examples: Any = WeakIdKeyDictionary()
+        self.fed: set[str] = set()
         self._count = 0
         self._labels: Any = WeakIdKeyDictionary()
         self._made: Any = WeakIdKeyDictionary()
@@ -244,6 +246,12 @@ class Tracking(TorchDispatchMode):
             self._numbers[value], self._count = self._count, self._count + 1
         return int(self._numbers[value])
 
+    def of_examples(self, *values: Any) -> None:
+        """Say that values are of the examples, as what is made of them will be."""
+        for value in values:
+            if isinstance(value, Tensor):
+                self._examples[value] = True
+
     def _step(self, args: Sequence[Tensor], out: Any) -> None:
         made = [value for value in tree_leaves(out) if isinstance(value, Tensor)]
         reads, makes = (tuple(n for n in map(self.number, values) if n is not None) for values in (args, made))
@@ -258,6 +266,8 @@ class Tracking(TorchDispatchMode):
             self.products.append(Product(self.module))
         tensors = [value for value in tree_leaves((args, kwargs or {})) if isinstance(value, Tensor)]
         self._step(tensors, out)
+        if any(value in self._examples for value in tensors):
+            self.of_examples(*tree_leaves(out))
         if any(self.labels(value) is not None or self.weight(value) is not None for value in tensors):
             from .rules import rule_of
 
@@ -281,6 +291,8 @@ class Tracking(TorchDispatchMode):
                 if args or kwargs:
                     first = args[0] if args else next(iter(kwargs.values()))
                     self.read.setdefault(name, tuple(first.shape) if isinstance(first, Tensor) else ())
+                    if isinstance(first, Tensor) and first in self._examples:
+                        self.fed.add(name)
                     self._summed(first, name, "input")
 
             return hook
