@@ -140,7 +140,7 @@ REFUSED = {
     "rows of text": ([{"input_ids": row} for row in ROWS], "one example, not a batch"),
     "rows of images": ([{"pixel_values": torch.zeros(3, 8, 8)}], "one example, not a batch"),
     "a tensor": ([torch.zeros(2, 3)], "mapping of keyword inputs"),
-    "a pair": ([({"input_ids": ROWS}, 1)], "mapping of keyword inputs"),
+    "a list of rows": ([[{"input_ids": ROWS[0]}, {"input_ids": ROWS[1]}]], "not a list of rows"),
     "a text": ("input", "iterable of keyword inputs"),
     "a mapping": ({"input_ids": ROWS}, "iterable of keyword inputs"),
     "a number": (3, "iterable of keyword inputs"),

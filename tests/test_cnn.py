@@ -81,7 +81,7 @@ class Squeezed(nn.Module):
 
 
 class Dense(nn.Module):
-    """Channels that are concatenated cannot go; those inside can."""
+    """What comes in, with what is made of it behind: the next reads both."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -252,8 +252,11 @@ def test_flattened_features_go_with_their_channel():
     assert (gate.module, gate.block) == ("10", 144)
 
 
-def test_concatenated_channels_stay():
-    assert list(describe(dense().eval()).sizes) == ["1.inner", "2.inner"]
+def test_concatenated_channels_are_read_one_behind_the_other():
+    space = describe(dense().eval())
+    assert space.sizes == {"0": 6, "1.inner": 8, "1.outer": 4, "2.inner": 8, "2.outer": 4}
+    assert {gate.module: gate.start for gate in space["1.outer"].gates} == {"2.inner": 6, "5": 6}
+    assert space["2.outer"].gates[0].start == 10
 
 
 class Branching(nn.Module):
@@ -268,11 +271,14 @@ class Branching(nn.Module):
 def test_what_cannot_be_understood_is_refused_by_name():
     shared = nn.Conv2d(3, 3, 3, padding=1)
     cases = [
-        (nn.Sequential(shared, nn.ReLU(), shared, nn.Flatten(), nn.Linear(3 * 32 * 32, 3)), "'0' computes or shares"),
+        (
+            nn.Sequential(shared, nn.ReLU(), shared, nn.Flatten(), nn.Linear(3072, 3)),
+            "'0.weight' has several names",
+        ),
         (nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=2), nn.Flatten(), nn.Linear(7200, 3)), "'1'"),
-        (nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8), nn.Conv2d(8, 4, 1)), "'1' does 'group_norm'"),
-        (Branching(), "cannot be traced"),
-        (nn.Linear(3, 4), "no network of images"),
+        (nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8), nn.Conv2d(8, 4, 1)), "normalised in groups in '1'"),
+        (Branching(), "no map reads what another makes"),
+        (nn.Linear(3, 4), "nothing says what Linear takes"),
     ]
     for model, message in cases:
         with pytest.raises(ArchitectureError, match=message):
@@ -480,5 +486,5 @@ def test_the_job_from_a_folder(tmp_path, monkeypatch, capsys):
 
 def test_values_may_flow_past_modules():
     space = describe(Pyramid().eval())
-    assert not space.chained and space.blocks == ("contract", "head")
-    assert space.sizes == {"expand": 12, "mix": 10}
+    assert not space.chained and space.blocks == ("down", "contract", "mix", "head")
+    assert space.sizes == {"stem": 8, "expand": 12, "mix": 10}

@@ -93,8 +93,8 @@ NETWORKS = {
     "gemma2": (of("Gemma2ForCausalLM", "Gemma2Config", **GROUPED, head_dim=4), {"head", "neuron"}),
     "gpt2": (of("GPT2LMHeadModel", "GPT2Config", n_embd=24, n_layer=2, n_head=4, vocab_size=60), {"head", "neuron"}),
     "gpt-neox": (of("GPTNeoXForCausalLM", "GPTNeoXConfig", **TEXT), {"head", "neuron"}),
-    # It reads the numbers of its heads off its configuration, which all layers share: they stay.
-    "phi3": (of("Phi3ForCausalLM", "Phi3Config", **GROUPED), {"neuron"}),
+    # It reads the numbers of its heads off its configuration, which all layers share: each gets one of its own.
+    "phi3": (of("Phi3ForCausalLM", "Phi3Config", **GROUPED), {"head", "neuron"}),
     "modernbert": (
         of("ModernBertForSequenceClassification", "ModernBertConfig", **TEXT, **SPECIAL),
         {"head", "neuron"},

@@ -123,7 +123,7 @@ def test_reading_outputs():
     assert torch.equal(read.values[0], tokens.flatten(0, 1)[MASK.flatten()])
     hidden = SimpleNamespace(last_hidden_state=tokens)
     assert torch.allclose(read_output(hidden, positions()).values.norm(dim=-1), torch.ones(1, 2))
-    with pytest.raises(ArchitectureError, match="neither one tensor nor logits"):
+    with pytest.raises(ArchitectureError, match="no tensor of numbers"):
         read_output(SimpleNamespace(), positions())
 
 

@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -27,6 +28,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from . import descriptions, modeling_optin
 from .arch import architectures, describe
 from .arch.inputs import default_length
+from .arch.layers import architecture_of
 from .card import base_model, model_card
 from .checks import planned_inputs
 from .errors import ArchitectureError, CheckpointError, DependencyError, InputError, OptinError, first_line
@@ -71,6 +73,9 @@ def establish(model: nn.Module, plan: Plan, space: UnitSpace | None = None) -> N
 
 def _description(model: nn.Module, plan: Plan) -> UnitSpace:
     """The description that a plan holds, checked, or one made anew."""
+    kinds = (architecture_of(model), type(model).__name__)
+    if plan.description is not None and plan.architecture not in kinds:
+        raise CheckpointError(f"the plan is for {plan.architecture!r}, the network is {kinds[0] or kinds[1]!r}.")
     if plan.description is not None and descriptions.fits(model, plan.description):
         descriptions.check(model, plan.description)
         return plan.description
@@ -113,11 +118,16 @@ def input_shape(model: nn.Module) -> tuple[int, int | None]:
 
 def compose(first: Plan, second: Plan) -> Plan:
     """One plan for pruning by `first` and the result by `second`."""
+    description = first.description
+    new = [group for group in second.description or () if group.name not in first.sizes]  # whole the first time
+    if description is not None and new:
+        description = dataclasses.replace(description, groups=(*description.groups, *new))
+    before = {name: range(size) for name, size in second.sizes.items()} | dict(first.keep)
     return Plan(
         architecture=first.architecture,
-        sizes=first.sizes,
+        sizes=dict(second.sizes) | dict(first.sizes),
         keep=dict(first.keep)
-        | {name: tuple(first.keep[name][unit] for unit in units) for name, units in second.keep.items()},
+        | {name: tuple(before[name][unit] for unit in units) for name, units in second.keep.items()},
         dense=first.dense if first.size == second.size else second.dense,
         pruned=Cost(second.pruned.macs, second.pruned.parameters),
         length=second.length,
@@ -125,7 +135,7 @@ def compose(first: Plan, second: Plan) -> Plan:
         tokens=second.tokens or first.tokens,
         width=second.width,
         latency=second.latency,
-        description=first.description,
+        description=description,
     )
 
 
@@ -195,9 +205,12 @@ def check_savable(model: nn.Module) -> None:
     Raises:
         InputError: names the first module, and says how to make its weights plain.
     """
+    cut = _cut_modules(model)
     for name, module in model.named_modules():
         rules = [type(hook) for hook in module._forward_pre_hooks.values()]
-        if any(issubclass(rule, BasePruningMethod) for rule in rules):
+        if parametrize.is_parametrized(module) and name in cut:
+            remedy = "torch.nn.utils.parametrize.remove_parametrizations"
+        elif any(issubclass(rule, BasePruningMethod) for rule in rules):
             remedy = "torch.nn.utils.prune.remove"
         elif any(issubclass(rule, (WeightNorm, SpectralNorm)) for rule in rules):
             remedy = "torch.nn.utils.remove_weight_norm or remove_spectral_norm"
@@ -207,6 +220,13 @@ def check_savable(model: nn.Module) -> None:
             f"the weights of {name!r} are computed from others, which no file would hold: make them plain "
             f"first, with {remedy}."
         )
+
+
+def _cut_modules(model: nn.Module) -> set[str]:
+    """The modules that lost units."""
+    section = section_of(model)
+    groups = section.get("description", {}).get("groups", {}) if isinstance(section, Mapping) else {}
+    return {cut[0].rpartition(".")[0] for group in groups.values() for cut in group["cuts"]}
 
 
 def _save_network(model: Any, work: Path) -> bool:
@@ -302,6 +322,7 @@ def load(folder: str | Path, *, into: nn.Module | None = None, **options: Any) -
     if into is not None:
         raise InputError(f"{path} says itself which network it holds: load it without 'into'.")
     name = _class_name(config)
+    _check_kind(name, config)
     try:
         with quiet():
             model, info = _shrinking(name, stored).from_pretrained(  # type: ignore[attr-defined]
@@ -488,6 +509,18 @@ def _class_name(config: Any) -> str:
     if not (isinstance(names, list) and len(names) == 1 and isinstance(names[0], str)):
         raise CheckpointError("config.json must name one class in 'architectures'.")
     return names[0]
+
+
+def _check_kind(name: str, config: Mapping[str, Any]) -> None:
+    """Refuse a class that is not of the kind that a configuration names."""
+    import transformers
+
+    settings = getattr(getattr(transformers, name, None), "config_class", None)
+    kind = getattr(settings, "model_type", config["model_type"])
+    if kind != config["model_type"]:
+        raise CheckpointError(
+            f"config.json names the class {name!r:.60} and the model_type {config['model_type']!r:.60}."
+        )
 
 
 def _auto_class(model: Any) -> str | None:

@@ -55,13 +55,11 @@ def check_inputs(model: nn.Module, space: UnitSpace, batches: Batches, recipe: R
         if shape in seen:
             continue
         sample, blocks = next(split(batch, 2)), list[Any]()
-        before = {name: buffer.clone() for name, buffer in model.named_buffers()}
         try:
             with inference_mode_of(model), torch.inference_mode(), recorded_blocks(model, space.blocks, blocks):
                 output = model(**sample)
         except FAILURES as error:
             raise refused(f"the network does not take the inputs {shapes_of(sample)}", error) from error
-        _check_buffers(model, before)
         if not seen:
             _check_repeats(model, sample, output)
             _check_used(model, sample, output)
@@ -82,11 +80,13 @@ def check_sample(model: nn.Module, sample: Batch) -> None:
         InputError: says what it takes, or what it said.
     """
     _check_tokens(model, sample)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
         with inference_mode_of(model), torch.inference_mode():
             model(**sample)
     except FAILURES as error:
         raise refused(f"the network does not take the inputs {shapes_of(sample)}", error) from error
+    _check_buffers(model, before)
 
 
 def _check_tokens(model: nn.Module, batch: Batch) -> None:

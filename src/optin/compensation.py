@@ -86,19 +86,19 @@ def _outputs_kept(
             if module not in modules or cut.dim != out_axis(consumer := dense.get_submodule(module)):
                 continue
             mask = stays.setdefault(module, torch.ones(len(matrix(consumer)), dtype=torch.bool))
-            owned = mask[cut.offset : cut.offset + group.size * cut.block].view(group.size, cut.block)
-            owned[:] = False
-            owned[list(keep[group.name])] = True
+            owned = cut.indices(group.size)
+            mask[owned.flatten()] = False
+            mask[owned[list(keep[group.name])].flatten()] = True
     return {module: mask.nonzero().flatten().tolist() for module, mask in stays.items()}
 
 
 def _stages(space: UnitSpace) -> list[list[Gate]]:
-    """The gates in every distinct block, in network order; none where a block holds no consumers."""
-    stages: dict[str, list[Gate]] = {block: [] for block in space.blocks}
+    """A gate of every consumer in every distinct block, in network order; none where a block holds no consumers."""
+    stages: dict[str, dict[str, Gate]] = {block: {} for block in space.blocks}
     for group in space:
         for gate in group.gates:
-            stages[space.block_of(gate.module)].append(gate)
-    return list(stages.values())
+            stages[space.block_of(gate.module)].setdefault(gate.module, gate)
+    return [list(gates.values()) for gates in stages.values()]
 
 
 def sensitivities(

@@ -70,7 +70,7 @@ def without_units(
     module: nn.Module, gate: Gate, x: Tensor, y: Tensor, units: list[int]
 ) -> Float[Tensor, "unit_batch ..."]:
     """What the map makes without each of some units, y - W_u x_u, one after the other along the batch."""
-    index = torch.tensor(units, device=x.device)[:, None] * gate.block
+    index = gate.start + torch.tensor(units, device=x.device)[:, None] * gate.block
     index = index + torch.arange(gate.block, device=x.device)
     if is_convolution(module):
         _, stride, padding, dilation = _sizes(module)

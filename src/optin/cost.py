@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from .errors import ArchitectureError, BudgetError
 from .merging import all_tokens, merging_of, most
@@ -234,8 +235,10 @@ def mac_cost(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any]) -> C
     return model_cost if merging is None else model_cost.merged(merging.schedule)
 
 
+@torch.inference_mode(mode=False)  # whatever the caller is in: operations are taken apart outside of it alone
 def _cost_of_products(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any]) -> CostModel:
     """From what each product of the forward is proportional to, attention taken apart."""
+    inputs = tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, dict(inputs))
     amounts = Amounts()
     with sdpa_kernel(SDPBackend.MATH), inference_mode_of(model), torch.no_grad(), amounts:
         model(**inputs)

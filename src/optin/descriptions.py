@@ -55,6 +55,9 @@ def from_dict(data: Any, architecture: str, sizes: Mapping[str, int]) -> UnitSpa
         CheckpointError: anything missing, of another type or out of bounds.
     """
     try:
+        apart = sorted(set(data["groups"]) ^ set(sizes))
+        if apart:
+            raise CheckpointError(f"the plan says nothing about the group {apart[0]!r:.80}, or does not describe it.")
         groups = tuple(_group(name, data["groups"][name], size) for name, size in sizes.items())
         tokens = _tokens(data["tokens"]) if "tokens" in data else None
     except (KeyError, TypeError, ValueError, IndexError) as error:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .modules import first_of, hooks, with_first
 from .plans import Plan
@@ -52,7 +53,7 @@ class _Multiply:
     """Forward pre-hook: scale the consumer's first argument."""
 
     def __init__(self, gate: Gate, multiplier: Tensor) -> None:
-        self.dim, self.examples = gate.dim, gate.examples
+        self.dim, self.examples, self.start = gate.dim, gate.examples, gate.start
         self.multiplier = multiplier.repeat_interleave(gate.block, dim=-1)
 
     def __call__(
@@ -60,8 +61,10 @@ class _Multiply:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         value = first_of(module, args, kwargs)
         shape = [1] * value.dim()
-        shape[self.dim] = self.multiplier.shape[-1]
+        shape[self.dim] = width = value.shape[self.dim]
         multiplier = self.multiplier
+        if width > multiplier.shape[-1]:  # the consumer reads others beside
+            multiplier = F.pad(multiplier, (self.start, width - self.start - multiplier.shape[-1]), value=1.0)
         if multiplier.dim() == 2:  # windows of one example follow each other: there may be several rows to each
             multiplier = multiplier.repeat_interleave(value.shape[self.examples] // len(multiplier), 0)
             shape[self.examples] = len(multiplier)

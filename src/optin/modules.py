@@ -46,22 +46,22 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 def inference_mode_of(model: nn.Module) -> Iterator[None]:
     """Dropout off, no gradient for any weight, torch's own attention module by module; restored afterwards."""
     training = [module for module in model.modules() if module.training]
-    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    wanted = [weight for weight in model.parameters() if weight.requires_grad and not weight.is_inference()]
     # The fast path of nn.TransformerEncoderLayer runs no submodule, so that hooks on them would see nothing.
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     if training:
         model.eval()
-    for parameter in wanted:
-        parameter.requires_grad_(False)
+    for weight in wanted:
+        weight.requires_grad_(False)
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         for module in training:
             module.training = True
-        for parameter in wanted:
-            parameter.requires_grad_(True)
+        for weight in wanted:
+            weight.requires_grad_(True)
 
 
 @contextlib.contextmanager

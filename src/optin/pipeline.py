@@ -342,6 +342,7 @@ def apply(
         else _described(model, calibration)
     )
     plan.validate(space)
+    plan = dataclasses.replace(plan, description=plan.description or space)
     if calibration is not None:
         _check_tokens(model, recipe)
         if not _checked(model, scores, calibration, recipe):

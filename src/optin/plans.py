@@ -66,7 +66,7 @@ class Plan:
     tokens: tuple[int, ...] = ()
     width: int | None = None
     latency: Latency | None = None
-    description: UnitSpace | None = None
+    description: UnitSpace | None = field(default=None, compare=False)
 
     @property
     def size(self) -> str:

@@ -289,7 +289,7 @@ class TokenWeights:
     """
 
     def __init__(self, space: UnitSpace, recipe: Recipe, store: Store) -> None:
-        self.consumers = [gate.module for group in space for gate in group.gates]
+        self.consumers = list(dict.fromkeys(gate.module for group in space for gate in group.gates))
         self.floor, self.balance = recipe.refit.floor, recipe.trajectory.balance
         self.store = store
         self.index, self.parts = -1, dict[str, list[Tensor]]()

@@ -80,6 +80,9 @@ def _cut(model: nn.Module, name: str, dim: int, mask: Tensor) -> None:
 def _adjust(model: nn.Module, group: UnitGroup, units: tuple[int, ...]) -> None:
     for attribute in group.attributes:
         attribute.write(model, len(units))
+        module: Any = model.get_submodule(attribute.module)
+        if attribute.name == "groups" and isinstance(module, nn.modules.conv._ConvNd):
+            module.in_channels = module.weight.shape[1] * module.groups
     for path in group.twins:
         become_twin(model, path)
     for argument in group.arguments:

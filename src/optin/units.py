@@ -72,7 +72,8 @@ class Gate:
     `total` is where its output can be read with the residual stream added, before any normalisation.
     `scale` names what multiplies its output before that sum: a parameter (LayerScale) or a batch norm. `shift`
     names a buffer that is subtracted from its output, where a consumer without a bias can hold one. `examples` is
-    the axis of what it reads and makes that runs over the examples.
+    the axis of what it reads and makes that runs over the examples. `start` is the first feature of the first unit,
+    where the consumer reads several groups one behind the other.
     """
 
     module: str
@@ -82,6 +83,7 @@ class Gate:
     scale: str | None = None
     shift: str | None = None
     examples: int = 0
+    start: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,7 @@ def test_saved_equals_loaded_in_a_fresh_process(tmp_path):
         expected[architecture] = run(result.model, batch)
     code = (
         "import pathlib, sys, torch, optin\n"
-        "from optin.trajectory import answers\n"
+        "from optin.outputs import answers\n"
         "torch.set_num_threads(1)\n"  # as here: another number may round otherwise
         "for folder in pathlib.Path(sys.argv[1]).iterdir():\n"
         "    inputs = torch.load(folder / 'inputs.pt', weights_only=True)\n"

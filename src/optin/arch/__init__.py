@@ -6,6 +6,7 @@ publish an entry point `optin.architectures` that names such a module. Then run 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points, version
 from typing import Any
@@ -57,7 +58,9 @@ def describe(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> UnitS
 
 def _labelled(model: nn.Module, kind: str | None, inputs: Mapping[str, Any] | None) -> UnitSpace:
     """By the labels of one forward, see `optin.labels`."""
-    with with_weights(model) as real:
+    # While a network without weights is made, ours are on the CPU still.
+    meta = torch.get_default_device().type == "meta"
+    with with_weights(model) as real, torch.device("cpu") if meta else contextlib.nullcontext():
         if inputs is None:
             inputs = _made_up(real)
         return labels.describe(real, inputs, kind or type(model).__name__)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves
 
 from ..errors import ArchitectureError, InputError
@@ -137,7 +138,7 @@ def check_shared(model: nn.Module, space: UnitSpace) -> None:
     own = {name for known in names.values() for name in known} | dict(model.named_buffers()).keys()
     for group in space:
         for cut in group.cuts:
-            if ".parametrizations." in f".{cut.parameter}":
+            if parametrize.is_parametrized(model.get_submodule(cut.parameter.rpartition(".")[0])):
                 raise ArchitectureError(
                     f"{cut.parameter!r} is parametrised (weight norm, spectral norm, ...) where units leave. Make it "
                     "plain: torch.nn.utils.parametrize.remove_parametrizations(module, name)."

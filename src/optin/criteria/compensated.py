@@ -57,7 +57,7 @@ class Sensitivities:
         self.recipe = recipe
         self.units = UnitTotals(space)
         self.moments: dict[tuple[str, str], Moments] = {}  # of what consumers read, and of both parts of G
-        self.consumers = [gate.module for group in space for gate in group.gates]
+        self.consumers = list(dict.fromkeys(gate.module for group in space for gate in group.gates))
         for name in self.consumers:
             weight = matrix(model.get_submodule(name))
             self.moments[READ, name] = Moments(weight.shape[1], 0, weight.device)
@@ -104,7 +104,7 @@ class Sensitivities:
 
     def curve(self, model: nn.Module, group: UnitGroup, scales: Mapping[str, float]) -> Curve:
         """The removal curve of one group, in the currency of the balanced trajectory."""
-        readers = [self._reader(model, gate, scales) for gate in group.gates]
+        readers = [self._reader(model, group, gate, scales) for gate in group.gates]
         order, steps = eliminate(readers, self._coupling(group, readers, scales), group.kind == "channel")
         return Curve(order.cpu(), torch.cat([steps.new_zeros(1), steps.cumsum(0)]).cpu())
 
@@ -116,11 +116,16 @@ class Sensitivities:
         known = (alone > 0) & (seen > 0)
         return torch.where(known, seen / alone, 1.0) ** self.recipe.trajectory.coupling
 
-    def _reader(self, model: nn.Module, gate: Gate, scales: Mapping[str, float]) -> Reader:
+    def _reader(self, model: nn.Module, group: UnitGroup, gate: Gate, scales: Mapping[str, float]) -> Reader:
         module, name = model.get_submodule(gate.module), gate.module
         sensitivity = sum(scales[part] * self.moments[part, name].total for part in PARTS) / self.units.draws
         weight, block = matrix(module).double(), features_per_unit(module, gate)
         second = self.moments[READ, name].second
+        if group.size * block < weight.shape[1]:  # of what else it reads nothing leaves: behind, as the constant is
+            first = gate.start * block // gate.block
+            own = torch.arange(first, first + group.size * block, device=weight.device)
+            order = torch.cat([own, without(torch.arange(len(second), device=weight.device), own)])
+            weight, second = weight[:, own], second[order][:, order]
         return Reader.of(weight, second, torch.as_tensor(sensitivity), block, self.recipe.refit.ridge)
 
 
@@ -134,24 +139,26 @@ class Reader:
     """One consumer on its way through the elimination.
 
     Attributes:
-        root: shape (out, features + 1): G^(1/2) W, zero for the constant.
-        inverse: C^-1, ridge included, the constant last (it never leaves).
+        root: shape (out, features + fixed): G^(1/2) W, zero for what is fixed.
+        inverse: C^-1, ridge included; what never leaves is last: features of other groups, and the constant.
         block: features per unit.
         alone: shape (unit,): tr(W_u^T G W_u C_uu), what each unit costs if it goes first and nothing makes up for it.
         left: places in the matrices of the units still there.
+        own: features of units in the matrices.
     """
 
-    root: Float[Tensor, "out features+1"]
-    inverse: Float[Tensor, "features+1 features+1"]
+    root: Float[Tensor, "out every"]
+    inverse: Float[Tensor, "every every"]
     block: int
     alone: Float[Tensor, " unit"]
     left: Tensor = field(init=False)
+    own: int = field(init=False)
 
     @classmethod
     def of(
         cls,
         weight: Float[Tensor, "out features"],
-        second: Float[Tensor, "features+1 features+1"],
+        second: Float[Tensor, "every every"],
         sensitivity: Float[Tensor, "out out"],
         block: int,
         ridge: float = 0.0,
@@ -162,10 +169,12 @@ class Reader:
         own = torch.arange(weight.shape[1], device=weight.device).view(-1, block)
         read = torch.einsum("oub,ubc->ouc", root[:, own], second[own[:, :, None], own[:, None, :]])
         alone = (read * root[:, own]).sum((0, 2))
-        return cls(torch.cat([root, root.new_zeros(len(root), 1)], 1), inverse, block, alone)
+        fixed = root.new_zeros(len(root), len(second) - weight.shape[1])
+        return cls(torch.cat([root, fixed], 1), inverse, block, alone)
 
     def __post_init__(self) -> None:
-        self.left = torch.arange((self.inverse.shape[0] - 1) // self.block, device=self.inverse.device)
+        self.left = torch.arange(len(self.alone), device=self.inverse.device)
+        self.own = len(self.alone) * self.block
 
     def costs(self) -> Float[Tensor, " unit"]:
         """cost({u}) of every unit still there."""
@@ -184,14 +193,15 @@ class Reader:
         self.inverse.addmm_(solved.mT, solved, alpha=-1)
         self.root.addmm_(whitened.mT, solved, alpha=-1)
         self.left = without(self.left, chosen)
-        if len(self.left) * self.block <= COMPACT * (self.inverse.shape[0] - 1):
+        if len(self.left) * self.block <= COMPACT * self.own:
             self._compact()
         cost: Tensor = whitened.square().sum(1).view(-1, self.block).sum(1)
         return cost
 
     def _compact(self) -> None:
-        constant = self.left.new_tensor([self.inverse.shape[0] - 1])
-        kept = torch.cat([self._features(self.left), constant])
+        fixed = torch.arange(self.own, len(self.inverse), device=self.left.device)
+        kept = torch.cat([self._features(self.left), fixed])
+        self.own = len(self.left) * self.block
         self.inverse, self.root = self.inverse[kept][:, kept], self.root[:, kept]
         self.left = torch.arange(len(self.left), device=kept.device)
 
@@ -208,7 +218,7 @@ def eliminate(
     many and read in patches) by a share of the rest.
     """
     block = max(reader.block for reader in readers)
-    units = torch.arange((readers[0].inverse.shape[0] - 1) // readers[0].block, device=readers[0].root.device)
+    units = torch.arange(len(readers[0].alone), device=readers[0].root.device)
     order, steps = [], []
     while len(units):
         cost = coupling[units] * torch.stack([reader.costs() for reader in readers]).sum(0)

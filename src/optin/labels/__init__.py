@@ -7,13 +7,15 @@ Read `tracking` first, then `rules` (what each operation does with labels), `fou
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import weakref
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from ..errors import ArchitectureError, OptinError, first_line
 from ..modules import inference_mode_of
@@ -41,7 +43,11 @@ def describe(model: nn.Module, inputs: Mapping[str, Any], architecture: str) -> 
     return known[1]
 
 
+@torch.inference_mode(mode=False)  # whatever the caller is in: operations are taken apart outside of it alone
 def _described(model: nn.Module, inputs: Mapping[str, Any], architecture: str) -> UnitSpace:
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        model = copy.deepcopy(model)
+    inputs = tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, dict(inputs))
     try:
         space = described(model, inputs, architecture)
         kept, whole = with_attributes(model, space, inputs)

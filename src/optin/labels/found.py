@@ -81,6 +81,8 @@ def found(track: Tracking) -> Found:
                 for name, axis, _ in signature
             }
             reads = [place for place in entries if place in read[units[0]]]
+            if len(reads) == len(entries):  # nothing makes them: what is read there has no labels
+                continue
             result.groups.append(Group(entries, reads, units, units[0] in heads))
     return result
 

@@ -23,13 +23,21 @@ from .blocks import chain, cover, listed
 from .found import Found, Group, found
 from .tracking import Tracking
 
+MIXED = "its units do not lie evenly"
+UNREAD = "what reads it runs several times, or is no plain map"
+
 
 def observed(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tracking, list[int]]:
     """The labels of one forward, and the values that it returns by number; all of them stay."""
     track = Tracking(model)
     track.of_examples(*tree_leaves(dict(inputs)))
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with inference_mode_of(model), torch.no_grad(), track.watching(model):
         output = model(**inputs)
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            if name in before and not torch.equal(buffer, before[name]):
+                buffer.copy_(before[name])
     results = tensors_of(output)
     for value in results:
         track.forbid_all(track.labels(value), "what the network returns")
@@ -44,14 +52,16 @@ def described(model: nn.Module, inputs: Mapping[str, Any], architecture: str) ->
     """
     track, results = observed(model, inputs)
     seen = found(track)
-    examples = size_of(dict(inputs))
+    examples, shared = size_of(dict(inputs)), _shared(model)
     groups: dict[int, UnitGroup] = {}
     for number, group in enumerate(seen.groups):
         cuts = _cuts(group)
+        if tied := next((name for name, _ in group.entries if name in shared), None):
+            seen.whole[f"{tied!r} has several names"].update(name for name, _ in group.reads)
+            continue
         gates = _gates(model, track, group, examples)
         if cuts is None or not gates:
-            reason = "its units do not lie evenly" if cuts is None else "what reads it reads more, or is no plain map"
-            seen.whole[reason].update(name for name, _ in group.reads)
+            seen.whole[MIXED if cuts is None else UNREAD].update(name for name, _ in group.reads)
             continue
         makers = _makers(model, track, group)
         kind = "head" if group.head else _kind(model, makers or [gate.module for gate in gates])
@@ -76,6 +86,14 @@ def described(model: nn.Module, inputs: Mapping[str, Any], architecture: str) ->
         products=_products(track, seen, {number: group.name for number, group in named.items()}),
         whole=_whole(seen, track),
     )
+
+
+def _shared(model: nn.Module) -> set[str]:
+    """Parameters that have several names, of which one alone would be cut."""
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, value in model.named_parameters(remove_duplicate=False):
+        names[id(value)].append(name)
+    return {name for known in names.values() if len(known) > 1 for name in known}
 
 
 def _first(group: UnitGroup) -> str:
@@ -193,16 +211,17 @@ def _runs(entries: Tensor) -> list[tuple[int, int]] | None:
 
 
 def _gates(model: nn.Module, track: Tracking, group: Group, examples: int) -> tuple[Gate, ...]:
-    """The maps that read the units; none where one reads something else too, or is no map that can be refitted."""
+    """The maps that read the units; none where one is no map that can be refitted, or mixes their entries."""
     gates = []
     for name, axis in group.reads:
         module, _, leaf = name.rpartition(".")
         consumer = model.get_submodule(module)
         entries = group.entries[name, axis]
-        weight = getattr(consumer, leaf)
         once = track.calls.count(module) == 1 and module in track.fed  # else a table, the same for all examples
-        if not _known(consumer) or leaf != "weight" or not once or entries.numel() != weight.shape[axis]:
+        runs = _runs(entries[torch.argsort(entries[:, 0])])
+        if not _known(consumer) or leaf != "weight" or not once or runs is None or len(runs) != 1:
             return ()
+        ((start, block),) = runs
         total = track.sums.get(name)
         if total is not None and track.calls.count(total.module) > 1:
             total = None  # read where the module runs once alone
@@ -211,11 +230,12 @@ def _gates(model: nn.Module, track: Tracking, group: Group, examples: int) -> tu
             Gate(
                 module,
                 dim,
-                entries.shape[1],
+                block,
                 Tap(module, "output") if total is None else Tap(total.module, total.side),  # type: ignore[arg-type]
                 None if total is None else total.scale,
                 track.shifts.get(name),
                 examples_axis(track.read.get(module, ()), examples),
+                start,
             )
         )
     return tuple(gates)
