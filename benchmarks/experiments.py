@@ -33,10 +33,10 @@ from optin.compensation import compensate
 from optin.criteria import Scoring
 from optin.criteria.exact import exact_parts
 from optin.criteria.sketch import balanced
+from optin.outputs import answers
 from optin.plans import Plan
 from optin.recipe import Recipe
 from optin.tasks.metrics import divergence
-from optin.outputs import answers
 
 BUDGETS = (60, 50, 40)
 LAMBDAS = (0.1, 0.3, 1.0, 3.0, 10.0)

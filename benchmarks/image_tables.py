@@ -18,12 +18,12 @@ from optin.arch import describe
 from optin.arch.inputs import image_input
 from optin.batches import Batches
 from optin.compensation import compensate, sensitivities
+from optin.outputs import answers
 from optin.recipe import Recipe, Task
 from optin.store import Store
 from optin.tasks import Images, load_images, load_model, load_processor
 from optin.tasks.metrics import divergence, measure
 from optin.tasks.vision import calibration_batches, encode
-from optin.outputs import answers
 
 Rows = dict[str, tuple[Recipe, tuple[int, ...]]]  # by name, with the budgets in percent
 REESTIMATED = "batch norm anew"  # ends the names of rows whose batch norms take their statistics again

@@ -31,11 +31,11 @@ import optin
 from optin.arch import describe
 from optin.cost import mac_cost
 from optin.gating import gated, masks
+from optin.outputs import answers
 from optin.pictures import draw_scene
 from optin.recipe import PRESETS, Recipe
 from optin.tasks import load_processor, segmentation
 from optin.tasks.vision import calibration_batches
-from optin.outputs import answers
 
 BUDGETS = (80, 65, 50)
 CRITERIA = ("compensated", "sketch", "magnitude", "random")

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from training import WEIGHTS, Loss, autocast, train
 
 from optin.files import cache_folder
+from optin.outputs import answers
 from optin.tasks import load_model, load_processor, segmentation
 from optin.tasks.segmentation import Scenes
-from optin.outputs import answers
 
 MEAN, DEVIATION = 0.3, 0.25  # of the pixels, about
 TRAINING, HELD_OUT = 8000, 400  # scenes, to calibrate on as well, and to test on

@@ -39,8 +39,8 @@ def built(name: str) -> nn.Module:
     model = NETWORKS[name].make().eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.dim() > 1:
-                nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+            if parameter.dim() > 1 and parameter.numel():
+                nn.init.normal_(parameter, std=(2 / parameter[0].numel()) ** 0.5)
     return model
 
 

@@ -25,12 +25,11 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from . import descriptions, modeling_optin
+from . import modeling_optin
 from .arch import architectures, describe
-from .arch.inputs import default_length
+from .arch.inputs import default_length, planned_inputs
 from .arch.layers import architecture_of
 from .card import base_model, model_card
-from .checks import planned_inputs
 from .errors import ArchitectureError, CheckpointError, DependencyError, InputError, OptinError, first_line
 from .files import given, json_text, read_json, write_text
 from .folders import mark, new_folder
@@ -42,7 +41,7 @@ from .plans import Cost, Plan
 from .quiet import quiet
 from .report import render
 from .scores import Curve, Scores
-from .surgery import shrink
+from .surgery import check_description, fits, shrink
 from .trajectory import tolerance_of
 from .units import UnitSpace
 from .untrusted import Stored, check_folder
@@ -76,8 +75,8 @@ def _description(model: nn.Module, plan: Plan) -> UnitSpace:
     kinds = (architecture_of(model), type(model).__name__)
     if plan.description is not None and plan.architecture not in kinds:
         raise CheckpointError(f"the plan is for {plan.architecture!r}, the network is {kinds[0] or kinds[1]!r}.")
-    if plan.description is not None and descriptions.fits(model, plan.description):
-        descriptions.check(model, plan.description)
+    if plan.description is not None and fits(model, plan.description):
+        check_description(model, plan.description)
         return plan.description
     return describe(model, planned_inputs(model, plan, 2))
 

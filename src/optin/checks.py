@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .arch.inputs import example_inputs, max_positions
+from .arch.inputs import inputs_like, max_positions, planned_inputs
 from .arch.refusals import check_hooks
 from .batches import Batch, Batches, batched, shapes_of, size_of, split, token_mask
 from .cost import CostModel, counted_macs, mac_cost, parameter_cost
@@ -195,46 +195,6 @@ def costs(
         return mac_cost(model, space, inputs), parameter_cost(model, space)
     except FAILURES as error:
         raise refused(f"the network does not take inputs of length {length}", error) from error
-
-
-def inputs_like(
-    model: nn.Module, known: Plan | Scores | None, length: int, width: int | None = None, batch: int = 1
-) -> dict[str, Any]:
-    """Random inputs of the kinds that a network was scored on, with the arguments that were no tensors.
-
-    Args:
-        known: what the scoring or planning left behind; without it the network says what it takes.
-
-    Raises:
-        InputError: the model has fewer positions than `length`.
-        CheckpointError: a damaged provenance.
-    """
-    if known is None:
-        return example_inputs(model, length, batch, width)
-    data = known.provenance.get("data")
-    like = data.get("inputs") if isinstance(data, Mapping) else None
-    return example_inputs(model, length, batch, width, like) | keywords_of(known)
-
-
-def planned_inputs(model: nn.Module, known: Plan | Scores, batch: int = 1) -> dict[str, Any]:
-    """Random inputs of the size that MACs were counted at."""
-    return inputs_like(model, known, known.length, known.width, batch)
-
-
-def keywords_of(plan_or_scores: Plan | Scores) -> dict[str, Any]:
-    """The arguments of the forward that were no tensors when a network was scored.
-
-    Raises:
-        CheckpointError: a provenance that holds something else.
-    """
-    data = plan_or_scores.provenance.get("data", {})
-    found = data.get("keywords", {}) if isinstance(data, Mapping) else None
-    plain = (bool, int, float, str, type(None))
-    if not isinstance(found, Mapping) or not all(isinstance(value, plain) for value in found.values()):
-        raise CheckpointError(
-            "the provenance of the plan or the scores is damaged: its keywords are no plain values."
-        )
-    return dict(found)
 
 
 def self_check(dense: nn.Module, pruned: nn.Module, space: UnitSpace, plan: Plan, batch: Batch) -> None:

@@ -1,8 +1,7 @@
-"""What a description says about removal: plain data that travels with a plan, and how it is checked on the way back.
+"""What a description says about removal, as plain data that travels with a plan.
 
 A checkpoint is cut by the description that it was made by, so that no later way of describing reads an old plan
-otherwise. It is not trusted: it reaches nothing but axes of parameters and buffers of the network at hand, and
-integers of its modules that hold the count of the units.
+otherwise. Beside the network at hand it is checked by `surgery.check_description`.
 """
 
 from __future__ import annotations
@@ -11,10 +10,7 @@ from collections.abc import Mapping
 from dataclasses import astuple
 from typing import Any
 
-from torch import nn
-
 from .errors import CheckpointError
-from .twins import twin_of
 from .units import Argument, Attribute, Cut, TokenSpace, UnitGroup, UnitSpace
 
 MOST = 10**9  # entries of an axis
@@ -114,42 +110,3 @@ def _count(value: Any, least: int, most: int = MOST) -> int:
     if type(value) is not int or not least <= value <= most:
         raise ValueError(f"{value!r:.40} is no count")
     return value
-
-
-def fits(model: nn.Module, space: UnitSpace) -> bool:
-    """Whether a network has all that a description names: its modules may be called otherwise by another version."""
-    tensors = {name for name, _ in [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]}
-    modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
-    named = [cut.parameter for group in space for cut in group.cuts]
-    held = [attribute.module for group in space for attribute in group.attributes]
-    held += [argument.module for group in space for argument in group.arguments]
-    return tensors.issuperset(named) and modules.issuperset(held)
-
-
-def check(model: nn.Module, space: UnitSpace) -> None:
-    """Refuse a description that reaches anything but shapes and counts of a network.
-
-    Raises:
-        CheckpointError: names what it reaches for.
-    """
-    shapes = {name: tensor.shape for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
-    for group in space:
-        for cut in group.cuts:
-            shape = shapes.get(cut.parameter)
-            if shape is None or cut.dim >= len(shape) or cut.last(group.size) >= shape[cut.dim]:
-                raise CheckpointError(f"the description cuts {cut.parameter!r:.80} where the network has nothing.")
-        for attribute in group.attributes:
-            if attribute.read(model) != group.size * attribute.per_unit:
-                raise CheckpointError(
-                    f"the description sets {attribute.name!r:.40} of {attribute.module!r:.80}, which is no count of "
-                    f"the units of {group.name!r:.80}."
-                )
-        for path in group.twins:
-            if twin_of(model.get_submodule(path)) is None:
-                raise CheckpointError(f"the description exchanges {path!r:.80}, for which there is no twin.")
-    if space.tokens is not None:
-        inside = {space.tokens.keys, space.tokens.attention}
-        wanted = {f"{block}.{part}" for block in space.tokens.blocks for part in inside}
-        wanted |= {space.tokens.averaged} - {None}  # type: ignore[arg-type]
-        if missing := sorted(wanted - {name for name, _ in model.named_modules()}):
-            raise CheckpointError(f"the description merges tokens at {missing[0]!r:.80}, which the network has not.")

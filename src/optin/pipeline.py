@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from .arch import describe as describe_network
-from .arch.inputs import default_length, forward_names
+from .arch.inputs import default_length, forward_names, inputs_like, planned_inputs
 from .arch.refusals import check_network
 from .batches import Batches
 from .budget import PER_MS, Budget
 from .checkpoint import attach, establish, save, section_of
-from .checks import check_costs, check_inputs, check_sample, costs, inputs_like, planned_inputs, self_check
+from .checks import check_costs, check_inputs, check_sample, costs, self_check
 from .compensation import compensate
 from .cost import CostModel
 from .criteria import SPREAD, Scoring, criterion

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
+from enum import Enum
 from typing import Any
 
 import torch
@@ -11,8 +13,8 @@ from torch import Tensor, nn
 from .errors import CheckpointError
 from .modules import tensor_of
 from .plans import Plan
-from .twins import become_twin
-from .units import Argument, UnitGroup, UnitSpace
+from .twins import become_twin, twin_of
+from .units import Argument, Attribute, UnitGroup, UnitSpace
 
 # Sizes that modules remember beside their tensors: attribute -> (parameter, dimension).
 _REMEMBERED: dict[type[nn.Module], dict[str, int]] = {
@@ -79,7 +81,7 @@ def _cut(model: nn.Module, name: str, dim: int, mask: Tensor) -> None:
 
 def _adjust(model: nn.Module, group: UnitGroup, units: tuple[int, ...]) -> None:
     for attribute in group.attributes:
-        attribute.write(model, len(units))
+        write_count(model, attribute, len(units) * attribute.per_unit)
         module: Any = model.get_submodule(attribute.module)
         if attribute.name == "groups" and isinstance(module, nn.modules.conv._ConvNd):
             module.in_channels = module.weight.shape[1] * module.groups
@@ -111,3 +113,85 @@ class _Select:
         if value is None:
             return None
         return value.index_select(self.argument.dim, torch.tensor(self.units, device=value.device))
+
+
+OWN = "_optin_own"  # marks settings that one module alone holds
+
+
+def is_settings(value: Any) -> bool:
+    """Whether an attribute of a module holds plain values by name, as a configuration does."""
+    plain = not isinstance(value, (nn.Module, Tensor, type, dict, Enum)) and not callable(value)
+    return plain and any(type(entry) is int for entry in getattr(value, "__dict__", {}).values())
+
+
+def read_count(model: nn.Module, attribute: Attribute) -> Any:
+    """What an attribute holds now; None where its module has no such attribute of its own."""
+    holder, leaf = _holder(model, attribute)
+    value = getattr(holder, "__dict__", {}).get(leaf)
+    if attribute.place is None:
+        return value
+    return value[attribute.place] if isinstance(value, (tuple, list)) and attribute.place < len(value) else None
+
+
+def write_count(model: nn.Module, attribute: Attribute, value: Any) -> None:
+    """Have an attribute hold another integer."""
+    holder, leaf = _holder(model, attribute, own=True)
+    if attribute.place is not None:
+        old = getattr(holder, leaf)
+        value = type(old)([*old[: attribute.place], value, *old[attribute.place + 1 :]])
+    setattr(holder, leaf, value)
+
+
+def _holder(model: nn.Module, attribute: Attribute, own: bool = False) -> tuple[Any, str]:
+    """The module, or the settings that it holds; those that others hold too are exchanged for a copy."""
+    module = model.get_submodule(attribute.module)
+    settings, dot, leaf = attribute.name.rpartition(".")
+    if not dot:
+        return module, leaf
+    holder = vars(module).get(settings)
+    if not is_settings(holder):
+        return None, leaf
+    if own and not getattr(holder, OWN, False):
+        holder = copy.copy(holder)
+        setattr(holder, OWN, True)
+        setattr(module, settings, holder)
+    return holder, leaf
+
+
+def fits(model: nn.Module, space: UnitSpace) -> bool:
+    """Whether a network has all that a description names: its modules may be called otherwise by another version."""
+    tensors = {name for name, _ in [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]}
+    modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
+    named = [cut.parameter for group in space for cut in group.cuts]
+    held = [attribute.module for group in space for attribute in group.attributes]
+    held += [argument.module for group in space for argument in group.arguments]
+    return tensors.issuperset(named) and modules.issuperset(held)
+
+
+def check_description(model: nn.Module, space: UnitSpace) -> None:
+    """Refuse a description that reaches anything but shapes and counts of a network: its author need not be a friend.
+
+    Raises:
+        CheckpointError: names what it reaches for.
+    """
+    shapes = {name: tensor.shape for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    for group in space:
+        for cut in group.cuts:
+            shape = shapes.get(cut.parameter)
+            if shape is None or cut.dim >= len(shape) or cut.last(group.size) >= shape[cut.dim]:
+                raise CheckpointError(f"the description cuts {cut.parameter!r:.80} where the network has nothing.")
+        for attribute in group.attributes:
+            if read_count(model, attribute) != group.size * attribute.per_unit:
+                raise CheckpointError(
+                    f"the description sets {attribute.name!r:.40} of {attribute.module!r:.80}, which is no count of "
+                    f"the units of {group.name!r:.80}."
+                )
+        for path in group.twins:
+            if twin_of(model.get_submodule(path)) is None:
+                raise CheckpointError(f"the description exchanges {path!r:.80}, for which there is no twin.")
+    if space.tokens is not None:
+        inside = {space.tokens.keys, space.tokens.attention}
+        wanted = {f"{block}.{part}" for block in space.tokens.blocks for part in inside}
+        wanted |= {space.tokens.averaged} - {None}  # type: ignore[arg-type]
+        if missing := sorted(wanted - {name for name, _ in model.named_modules()}):
+            raise CheckpointError(f"the description merges tokens at {missing[0]!r:.80}, which the network has not.")

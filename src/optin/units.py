@@ -6,28 +6,18 @@ without a network. `optin.arch` writes descriptions; everything else only reads 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
-
-OWN = "_optin_own"  # marks settings that one module alone holds
+from torch import Tensor
 
 
 def lies_in(module: str, path: str) -> bool:
     """Whether a module is the one at a path or inside it."""
     return f"{module}.".startswith(f"{path}.")
-
-
-def is_settings(value: Any) -> bool:
-    """Whether an attribute of a module holds plain values by name, as a configuration does."""
-    plain = not isinstance(value, (nn.Module, Tensor, type, dict, Enum)) and not callable(value)
-    return plain and any(type(entry) is int for entry in getattr(value, "__dict__", {}).values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,41 +88,6 @@ class Attribute:
     name: str
     per_unit: int = 1
     place: int | None = None
-
-    def read(self, model: nn.Module) -> Any:
-        """What it holds now; None where the module has no such attribute of its own."""
-        holder, leaf = self._holder(model)
-        value = getattr(holder, "__dict__", {}).get(leaf)
-        if self.place is None:
-            return value
-        return value[self.place] if isinstance(value, (tuple, list)) and self.place < len(value) else None
-
-    def write(self, model: nn.Module, count: int) -> None:
-        """Count `count` units."""
-        self.put(model, count * self.per_unit)
-
-    def put(self, model: nn.Module, value: Any) -> None:
-        """Hold another integer."""
-        holder, leaf = self._holder(model, own=True)
-        if self.place is not None:
-            old = list(getattr(holder, leaf))
-            value = type(getattr(holder, leaf))([*old[: self.place], value, *old[self.place + 1 :]])
-        setattr(holder, leaf, value)
-
-    def _holder(self, model: nn.Module, own: bool = False) -> tuple[Any, str]:
-        """The module, or the settings that it holds; those that others hold too are exchanged for a copy."""
-        module = model.get_submodule(self.module)
-        settings, dot, leaf = self.name.rpartition(".")
-        if not dot:
-            return module, leaf
-        holder = vars(module).get(settings)
-        if not is_settings(holder):
-            return None, leaf
-        if own and not getattr(holder, OWN, False):
-            holder = copy.copy(holder)
-            setattr(holder, OWN, True)
-            setattr(module, settings, holder)
-        return holder, leaf
 
 
 @dataclass(frozen=True, slots=True)

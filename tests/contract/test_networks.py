@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import optin
 from optin.arch import describe
-from optin.checks import planned_inputs
+from optin.arch.inputs import planned_inputs
 from optin.errors import OptinError
 from optin.gating import gated, masks
 from optin.modules import inference_mode_of

@@ -1,7 +1,8 @@
 """Architectures: each module here turns a network into a `UnitSpace`, and nothing else knows their names.
 
-To add one, write `arch/NAME.py` with `MODEL_TYPES` and `describe(model) -> UnitSpace` and list it below, or
-publish an entry point `optin.architectures` that names such a module. Then run the contract suite on it.
+What none of them knows is described by the labels of one forward (`optin.labels`). A package describes networks of
+its own by an entry point `optin.architectures`: a module with `MODEL_TYPES` (values of `config.model_type`, or names
+of classes) and `describe(model, inputs) -> UnitSpace`, where `inputs` are keyword inputs of two examples or None.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points, version
+from inspect import signature
 from typing import Any
 
 import torch
@@ -87,10 +89,13 @@ def _made_up(model: nn.Module) -> dict[str, Any]:
 def _describe(model: nn.Module, inputs: Mapping[str, Any] | None) -> UnitSpace:
     known = architectures()
     kind = architecture_of(model)
-    if kind is None or kind not in known:
+    name = next((name for name in (kind, type(model).__name__) if name in known), None)
+    if name is None:
         return _labelled(model, kind, inputs)
+    describer: Any = known[name]
     try:
-        return known[kind](model)
+        space: UnitSpace = describer(model, inputs) if len(signature(describer).parameters) > 1 else describer(model)
+        return space
     except AttributeError as error:
         raise ArchitectureError(
             f"the modules of this {type(model).__name__} are not those that optin knows ({first_line(error)}): they "

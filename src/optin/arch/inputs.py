@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from ..errors import ArchitectureError, InputError, first_line
+from ..errors import ArchitectureError, CheckpointError, InputError, first_line
 from ..modules import device_of, inference_mode_of
+from ..plans import Plan
 from ..samples import made_of
+from ..scores import Scores
 
 SIDES = (32, 64, 28, 96, 128, 160, 192, 224, 256, 299, 384)  # of images, tried where a network does not say
 
@@ -164,3 +166,43 @@ def _channels(model: nn.Module) -> int:
     if hasattr(network, "config"):
         return int(getattr(getattr(network.config, "vision_config", network.config), "num_channels", 3))
     return next((module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), 3)
+
+
+def inputs_like(
+    model: nn.Module, known: Plan | Scores | None, length: int, width: int | None = None, batch: int = 1
+) -> dict[str, Any]:
+    """Random inputs of the kinds that a network was scored on, with the arguments that were no tensors.
+
+    Args:
+        known: what the scoring or planning left behind; without it the network says what it takes.
+
+    Raises:
+        InputError: the model has fewer positions than `length`.
+        CheckpointError: a damaged provenance.
+    """
+    if known is None:
+        return example_inputs(model, length, batch, width)
+    data = known.provenance.get("data")
+    like = data.get("inputs") if isinstance(data, Mapping) else None
+    return example_inputs(model, length, batch, width, like) | keywords_of(known)
+
+
+def planned_inputs(model: nn.Module, known: Plan | Scores, batch: int = 1) -> dict[str, Any]:
+    """Random inputs of the size that MACs were counted at."""
+    return inputs_like(model, known, known.length, known.width, batch)
+
+
+def keywords_of(plan_or_scores: Plan | Scores) -> dict[str, Any]:
+    """The arguments of the forward that were no tensors when a network was scored.
+
+    Raises:
+        CheckpointError: a provenance that holds something else.
+    """
+    data = plan_or_scores.provenance.get("data", {})
+    found = data.get("keywords", {}) if isinstance(data, Mapping) else None
+    plain = (bool, int, float, str, type(None))
+    if not isinstance(found, Mapping) or not all(isinstance(value, plain) for value in found.values()):
+        raise CheckpointError(
+            "the provenance of the plan or the scores is damaged: its keywords are no plain values."
+        )
+    return dict(found)

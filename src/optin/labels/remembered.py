@@ -23,12 +23,13 @@ from ..gating import gated, masks
 from ..modules import device_of, inference_mode_of
 from ..outputs import tensors_of
 from ..plans import Cost, Plan
-from ..surgery import shrink
+from ..surgery import is_settings, read_count, shrink, write_count
 from ..twins import TWINS
-from ..units import Attribute, UnitGroup, UnitSpace, is_settings
+from ..units import Attribute, UnitGroup, UnitSpace
 
 TRIES = 48  # choices of attributes at most, for all groups that are alike
 FEWER_TRIES = 8  # for a part of those for which none was found
+MANY = 4  # groups of one size, that are not tried one by one
 EQUAL = 1e-4  # of the largest output
 HINTS = ("head", "size", "dim", "width", "inner", "num", "features", "channels", "nf")  # in names of extents
 
@@ -48,25 +49,41 @@ def with_attributes(
     alike: dict[str, list[UnitGroup]] = defaultdict(list)
     for group in space:
         alike[_place(group.gates[0].module)].append(group)
-    whole, groups = dict[str, str](), dict[str, UnitGroup]()
-    waiting = [(some, TRIES) for some in alike.values()]
-    while waiting:
-        some, tries = waiting.pop()
-        part = dataclasses.replace(space, groups=tuple(some))
-        chosen = _choice(model, part, inputs, tries)
-        if chosen is None and len(some) > 1:  # stages may differ, in their number of heads
-            waiting += [(half, FEWER_TRIES) for half in (some[: len(some) // 2], some[len(some) // 2 :])]
-        elif chosen is None:
-            reason = "no count that its modules remember makes the cut network compute what the gated one does"
-            whole |= {group.name: reason for group in some}
-        else:
-            groups |= {group.name: group for group in _with(part, chosen)}
+    groups = dict[str, UnitGroup]()
+    for some in alike.values():
+        for part in _settled(model, space, some, inputs):
+            groups |= {group.name: group for group in part}
+    reason = "no count that its modules remember makes the cut network compute what the gated one does"
+    whole = {group.name: reason for group in space if group.name not in groups}
     kept = dataclasses.replace(space, groups=tuple(groups[group.name] for group in space if group.name in groups))
     if groups and not _Trial(model, kept, inputs).equal(_attributes(kept)):
         return dataclasses.replace(space, groups=()), dict.fromkeys(
             space.sizes, "cut together they compute something else"
         )
     return kept, whole
+
+
+def _settled(
+    model: nn.Module, space: UnitSpace, some: Sequence[UnitGroup], inputs: Mapping[str, Any], tries: int = TRIES
+) -> Iterator[UnitSpace]:
+    """Parts of groups that are alike, each with the attributes that follow; what there are none for is left out.
+
+    Where one choice is not for all, those of one size are tried by themselves, since stages may differ in their
+    number of heads, and a few of one size one by one.
+    """
+    part = dataclasses.replace(space, groups=tuple(some))
+    chosen = _choice(model, part, inputs, tries)
+    if chosen is not None:
+        yield _with(part, chosen)
+        return
+    sizes: dict[Any, list[UnitGroup]] = defaultdict(list)
+    for group in some:
+        sizes[group.size, *(cut.block for cut in group.cuts)].append(group)
+    parts = list(sizes.values())
+    if len(parts) == 1:
+        parts = [[group] for group in some] if 1 < len(some) < MANY else []
+    for alike in parts:
+        yield from _settled(model, space, alike, inputs, FEWER_TRIES)
 
 
 def shaken(model: nn.Module) -> nn.Module:
@@ -280,8 +297,8 @@ class _Trial:
         changed: list[tuple[Attribute, int]] = []
         for name, attributes in chosen.items():
             for attribute in attributes:
-                changed.append((attribute, attribute.read(small)))
-                attribute.write(small, kept[name])
+                changed.append((attribute, read_count(small, attribute)))
+                write_count(small, attribute, kept[name] * attribute.per_unit)
         try:
             with inference_mode_of(small):
                 got = _outputs(small, self.inputs)
@@ -289,7 +306,7 @@ class _Trial:
             return False
         finally:
             for attribute, value in reversed(changed):
-                attribute.put(small, value)
+                write_count(small, attribute, value)
         scale = max((float(value.abs().max()) for value in expected if value.numel()), default=0.0)
         return len(got) == len(expected) and all(
             one.shape == other.shape and (not one.numel() or float((one - other).abs().max()) <= EQUAL * scale)
