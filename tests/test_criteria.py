@@ -376,3 +376,15 @@ def test_taps_of_a_consumer_that_runs_twice_are_not_resumed():
     with inference_mode_of(model), torch.inference_mode():
         reference = Reference.of(model, space, tokens(model), RECIPE.trajectory, 0)
     assert reference.consumers == {} and Tap("x", "input") != Tap("x", "output")
+
+
+def test_several_draws_at_once_are_those_of_copies(bert):
+    space, batch = describe(bert), tokens(bert)
+
+    def objective(batch, output, hidden, stack=1):
+        return {"output": output.logits.square().sum()}
+
+    one = differentiate(bert, space, batch, objective)
+    three = differentiate(bert, space, batch, objective, 3)
+    for name, derivative in one.units["output"].items():
+        torch.testing.assert_close(three.units["output"][name], derivative.expand(3, -1), atol=1e-5, rtol=1e-4)

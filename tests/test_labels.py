@@ -17,6 +17,7 @@ from optin.arch.inputs import example_inputs, image_input
 from optin.errors import ArchitectureError, InputError
 from optin.gating import gated, masks
 from optin.labels.classes import Classes
+from optin.labels.remembered import likeliest
 from optin.labels.rules import RULES, rule
 from optin.outputs import answers
 from optin.recipe import Recipe
@@ -258,3 +259,48 @@ def test_a_network_that_draws_at_random_is_refused():
     model = transformers.ViTMAEModel(transformers.ViTMAEConfig(**PATCHES))
     with pytest.raises(InputError, match="two forwards .* differ"):
         optin.prune(model, [{"pixel_values": torch.randn(4, 3, 16, 16)}], "80%", recipe=RECIPE)
+
+
+class Halves(nn.Module):
+    """What one convolution makes is cut in half, and a map reads what is made of both, one behind the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.make, self.one, self.two = nn.Conv2d(3, 16, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        left, right = self.make(x).relu().chunk(2, 1)
+        return self.head(torch.cat([self.one(left).relu(), self.two(right).relu()], 1).mean((2, 3)))
+
+
+def test_what_is_read_one_behind_the_other_is_cut_and_equal_halves_stay(tmp_path):
+    torch.manual_seed(0)
+    model, batches = Halves().eval(), [{"x": torch.randn(8, 3, 12, 12)} for _ in range(4)]
+    space = optin.describe(model, batches[0])
+    assert space.sizes == {"one": 8, "two": 8}
+    assert [gate.start for name in ("one", "two") for gate in space[name].gates] == [0, 8]
+    assert {"make", "make.2"} <= set(space.whole), "halves of other sizes would be cut elsewhere"
+    once = optin.prune(model, batches, "80%", recipe=RECIPE)
+    twice = optin.prune(once.model, batches, "90%", recipe=RECIPE)
+    twice.save(tmp_path / "small")
+    loaded = optin.load(tmp_path / "small", into=Halves().eval())
+    assert torch.equal(run(loaded, batches[0]), run(twice.model, batches[0]))
+
+
+def test_pairs_and_tensors_of_a_loader_are_taken():
+    torch.manual_seed(0)
+    data = [(torch.randn(3, 12, 12), index % 3) for index in range(16)]
+    loader = torch.utils.data.DataLoader(data, batch_size=4)
+    result = optin.prune(Halves().eval(), loader, "60%", recipe=RECIPE)
+    assert result.plan.provenance["data"]["left_out"] == ["the labels of each pair"]
+    assert set(result.plan.provenance["data"]["inputs"]) == {"x"}
+    optin.prune(Halves().eval(), [images for images, _ in loader], "60%", recipe=RECIPE)
+
+
+def test_sets_of_roles_come_once_and_the_likeliest_first():
+    odds = {("", str(place), None): value for place, value in enumerate((3, 1, 0.5, -0.2, -2))}
+    found = [tuple(needed) for needed in likeliest(odds)]
+    assert len(found) == len(set(found)) == 32
+    chances = [sum(odds[role] for role in needed) for needed in found]
+    assert chances == pytest.approx(sorted(chances, reverse=True))

@@ -41,6 +41,13 @@ def built(name: str) -> nn.Module:
         for parameter in model.parameters():
             if parameter.dim() > 1 and parameter.numel():
                 nn.init.normal_(parameter, std=(2 / parameter[0].numel()) ** 0.5)
+        norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        for norm in norms:
+            norm.train().momentum = 1.0
+        if norms:  # the statistics of one batch, so that nothing dies away
+            model(**NETWORKS[name].inputs())
+        for norm in norms:
+            norm.eval().momentum = 0.1
     return model
 
 

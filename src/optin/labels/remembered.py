@@ -275,13 +275,17 @@ def _attributes(space: UnitSpace) -> Chosen:
 
 
 class _Trial:
-    """The network cut twice, to half of all units and to all but one, beside itself gated."""
+    """The network cut twice, to half of all units and to other numbers in every second group, beside itself gated."""
 
     def __init__(self, model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any]) -> None:
         self.inputs = inputs
         self.cut: list[tuple[nn.Module, dict[str, int], list[Tensor]]] = []
         half = {group.name: tuple(range(0, group.size, 2)) for group in space}
-        for keep in (half, {group.name: tuple(range(group.size - 1)) for group in space}):
+        apart = {
+            group.name: tuple(range(group.size - 1 if place % 2 else (group.size + 1) // 2))
+            for place, group in enumerate(space)
+        }
+        for keep in (half, apart):
             plan = _plan(space, keep)
             with inference_mode_of(model), gated(model, space, masks(model, plan)):
                 expected = _outputs(model, inputs)

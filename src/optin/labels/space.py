@@ -74,11 +74,12 @@ def described(model: nn.Module, inputs: Mapping[str, Any], architecture: str) ->
         raise ArchitectureError(f"nothing can be cut from this {type(model).__name__}: {said}.")
     channels = any(group.kind == "channel" for group in groups.values()) or _convolves(model, track, groups.values())
     blocks, chained = _blocks(model, track, results, list(groups.values()), channels)
-    placed = {number: _placed(group, blocks) for number, group in groups.items()}
+    placed = [(number, _placed(group, blocks)) for number, group in groups.items()]
+    placed.sort(key=lambda entry: (entry[1].layer, track.calls.index(entry[1].name)))
     named = _named(placed, blocks)
     return UnitSpace(
         architecture,
-        tuple(sorted(named.values(), key=lambda group: (group.layer, track.calls.index(_first(group))))),
+        tuple(named.values()),
         blocks,
         channels_first=channels,
         chained=chained,
@@ -94,11 +95,6 @@ def _shared(model: nn.Module) -> set[str]:
     for name, value in model.named_parameters(remove_duplicate=False):
         names[id(value)].append(name)
     return {name for known in names.values() if len(known) > 1 for name in known}
-
-
-def _first(group: UnitGroup) -> str:
-    """The module that a group is placed by among those of its block."""
-    return group.gates[0].module if group.kind == "head" else group.name
 
 
 def _convolves(model: nn.Module, track: Tracking, groups: Iterable[UnitGroup]) -> bool:
@@ -132,15 +128,23 @@ def _placed(group: UnitGroup, blocks: Sequence[str]) -> UnitGroup:
     return dataclasses.replace(group, layer=layer, gates=gates)
 
 
-def _named(groups: Mapping[int, UnitGroup], blocks: Sequence[str]) -> dict[int, UnitGroup]:
-    """Heads are named by their block, and where it has several kinds of them by the map that reads them."""
-    heads = Counter(blocks[group.layer] for group in groups.values() if group.kind == "head")
+def _named(groups: Sequence[tuple[int, UnitGroup]], blocks: Sequence[str]) -> dict[int, UnitGroup]:
+    """Groups by number, in order of execution, under names of their own.
 
-    def name(group: UnitGroup) -> str:
-        block = blocks[group.layer]
-        return f"{block if heads[block] == 1 else group.name}.heads" if group.kind == "head" else group.name
-
-    return {number: dataclasses.replace(group, name=name(group)) for number, group in groups.items()}
+    Heads are named by their block, and where it has several kinds of them by the map that reads them; others by the
+    first map that makes them, and where that makes several groups by a number as well.
+    """
+    heads = Counter(blocks[group.layer] for _, group in groups if group.kind == "head")
+    named: dict[int, UnitGroup] = {}
+    taken: Counter[str] = Counter()
+    for number, group in groups:
+        block, name = blocks[group.layer], group.name
+        if group.kind == "head":
+            name = f"{block if heads[block] == 1 else name}.heads"
+        taken[name] += 1
+        name = name if taken[name] == 1 else f"{name}.{taken[name]}"
+        named[number] = dataclasses.replace(group, name=name)
+    return named
 
 
 def _makers(model: nn.Module, track: Tracking, group: Group) -> list[str]:
