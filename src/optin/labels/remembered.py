@@ -177,12 +177,22 @@ def _candidates(
                 if value in sizes or (hinted and value % group.size == 0):
                     possible.append((group.name, Attribute(path, name, value // group.size, place)))
     read = _read(model, inputs, {attribute.module for _, attribute in possible})
+    # One integer counts the units of one group: heads before what else is as wide.
+    possible.sort(key=lambda entry: space[entry[0]].kind != "head")
+    owners: dict[Role, str] = {}
+    for group_name, attribute in possible:
+        owners.setdefault(_held(attribute), group_name)
     found: dict[Role, dict[str, list[Attribute]]] = defaultdict(lambda: defaultdict(list))
     for group_name, attribute in possible:
-        if (attribute.module, attribute.name) in read:
+        if (attribute.module, attribute.name) in read and owners[_held(attribute)] == group_name:
             role = (_place(attribute.module), attribute.name, attribute.place)
             found[role][group_name].append(attribute)
     return found
+
+
+def _held(attribute: Attribute) -> Role:
+    """The module, the name and the place of what an attribute holds."""
+    return attribute.module, attribute.name, attribute.place
 
 
 def _of_torch(module: nn.Module) -> bool:
