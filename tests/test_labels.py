@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 import transformers
@@ -14,12 +16,14 @@ import optin
 from optin import labels
 from optin.arch import describe
 from optin.arch.inputs import example_inputs, image_input
+from optin.checks import costs
 from optin.errors import ArchitectureError, InputError
 from optin.gating import gated, masks
 from optin.labels.classes import Classes
 from optin.labels.remembered import likeliest
 from optin.labels.rules import RULES, rule
 from optin.outputs import answers
+from optin.plans import Cost
 from optin.recipe import Recipe
 from optin.surgery import shrink
 from tests.networks import plan_of, shaken
@@ -280,7 +284,7 @@ def test_what_is_read_one_behind_the_other_is_cut_and_equal_halves_stay(tmp_path
     space = optin.describe(model, batches[0])
     assert space.sizes == {"one": 8, "two": 8}
     assert [gate.start for name in ("one", "two") for gate in space[name].gates] == [0, 8]
-    assert {"make", "make.2"} <= set(space.whole), "halves of other sizes would be cut elsewhere"
+    assert {"make.to.one", "make.to.two"} <= set(space.whole), "halves of other sizes would be cut elsewhere"
     once = optin.prune(model, batches, "80%", recipe=RECIPE)
     twice = optin.prune(once.model, batches, "90%", recipe=RECIPE)
     twice.save(tmp_path / "small")
@@ -304,3 +308,37 @@ def test_sets_of_roles_come_once_and_the_likeliest_first():
     assert len(found) == len(set(found)) == 32
     chances = [sum(odds[role] for role in needed) for needed in found]
     assert chances == pytest.approx(sorted(chances, reverse=True))
+
+
+def test_names_stay_where_a_group_is_left_with_one_unit(tmp_path):
+    torch.manual_seed(0)
+    model = built("bart")
+    batches = [{**sample(model), "decoder_input_ids": torch.randint(5, 60, (4, 6))} for _ in range(4)]
+    space = optin.describe(model, batches[0])
+    keep = {group.name: tuple(range(group.size)) for group in space}
+    alone = next(name for name in keep if "encoder_attn" in name)
+    scores = optin.score(model, batches, recipe=RECIPE)
+    plan = dataclasses.replace(optin.plan(model, scores, "90%", recipe=RECIPE), keep=keep | {alone: (1,)})
+    macs, parameters = costs(model, space, plan.length, None, plan)
+    plan = dataclasses.replace(plan, pruned=Cost(macs(plan.kept), parameters(plan.kept)))
+    once = optin.apply(model, plan, batches, recipe=RECIPE)
+    assert set(optin.describe(once.model, batches[0]).sizes) == set(space.sizes) - {alone}
+    twice = optin.prune(once.model, batches, "80%", recipe=RECIPE)
+    assert twice.model.config.optin["dense"]["macs"] == plan.dense.macs
+    twice.save(tmp_path / "small")
+    assert torch.equal(run(optin.load(tmp_path / "small"), batches[0]), run(twice.model, batches[0]))
+
+
+def test_other_inputs_are_described_anew():
+    class Towers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 4))
+            self.two = nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 4))
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+            return self.one(x) if y is None else self.one(x) + self.two(y)
+
+    model, x = Towers().eval(), torch.randn(2, 6)
+    assert len(optin.describe(model, {"x": x})) == 1
+    assert len(optin.describe(model, {"x": x, "y": x})) == 2

@@ -115,6 +115,14 @@ def _first_name(module: nn.Module, kwargs: dict[str, Any]) -> str:
     return name if name in kwargs else next(iter(kwargs))
 
 
+def shared_names(model: nn.Module) -> dict[str, list[str]]:
+    """All names of each parameter that has several, by each of them."""
+    names: dict[int, list[str]] = {}
+    for name, value in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(value), []).append(name)
+    return {name: known for known in names.values() if len(known) > 1 for name in known}
+
+
 def tensor_of(model: nn.Module, name: str) -> Tensor:
     """A parameter or a buffer by its name."""
     path, _, leaf = name.rpartition(".")

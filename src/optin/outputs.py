@@ -81,8 +81,8 @@ class Output:
 
 @contextlib.contextmanager
 def reading(output: str | Reader | None) -> Iterator[None]:
-    """Read outputs in another way until the block ends: by a function, or by the name of a field."""
-    token = _reader.set(output if callable(output) else None if output is None else field_reader(output))
+    """Read outputs by a function until the block ends; the name of a field is an option of the recipe."""
+    token = _reader.set(output if callable(output) else None)
     try:
         yield
     finally:

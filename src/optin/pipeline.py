@@ -184,7 +184,7 @@ def score(
     calibration = _calibration(model, batches)
     space = _described(model, calibration)
     _check_tokens(model, recipe)
-    with reading(output if callable(output) else None):
+    with reading(output):
         compared = check_inputs(model, space, calibration, recipe)
         scoring = Scoring(model, space, calibration, recipe, track, Path(resume) if resume else None, where)
         curves = measure(scoring)
@@ -346,7 +346,7 @@ def apply(
     if calibration is not None:
         _check_tokens(model, recipe)
         if not _checked(model, scores, calibration, recipe):
-            with reading(output if callable(output) else None):
+            with reading(output):
                 check_inputs(model, space, calibration, recipe)
     # The dense network is the teacher of the refit, so in place it is the copy that stays dense.
     other = copy.deepcopy(model)
@@ -357,7 +357,7 @@ def apply(
         clock.lap("shrink")
         if recipe.refit.enabled:
             weights = _token_weights(scores, calibration, recipe)
-            with reading(output if callable(output) else None):
+            with reading(output):
                 compensate(dense, pruned, space, calibration, recipe, plan.keep, track, weights)
             clock.lap("compensate")
     report = {**summary(plan), **_figures(dense, pruned, space, plan, scores), "seconds": clock.laps}
@@ -478,9 +478,9 @@ def _figures(
         figures["breakdown"] = {
             module: {"dense": macs, "pruned": after[module]} for module, macs in work.breakdown(work.sizes).items()
         }
-        if (earlier := section_of(dense)) is not None:
+        sizes = {} if (earlier := section_of(dense)) is None else Plan.from_dict(earlier).sizes
+        if sizes.keys() == space.sizes.keys():  # no group has one unit left, which no description speaks of
             # Costs are sums of products, so that those of the network with all its units follow from what is left.
-            sizes = Plan.from_dict(earlier).sizes
             figures["original"] = {"macs": work(sizes), "parameters": parameters(sizes)}
     return figures
 

@@ -18,7 +18,6 @@ from .errors import CheckpointError
 FEW = 16  # whole numbers of an example that are kept as they are
 SPECIAL = 5  # words that are marks in most vocabularies: padding among them would change the positions
 MOST = 2**28  # values of one tensor
-DEPTH = 4  # of mappings and tuples in each other
 _DTYPES = {
     str(kind).removeprefix("torch."): kind
     for kind in (
@@ -44,10 +43,6 @@ def looks_of(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _looks(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {"parts": {name: looks for name, part in value.items() if (looks := _looks(part)) is not None}}
-    if isinstance(value, (tuple, list)):
-        return {"parts": [looks for part in value if (looks := _looks(part)) is not None]}
     if not isinstance(value, Tensor) or value.dim() == 0 or str(value.dtype).removeprefix("torch.") not in _DTYPES:
         return None
     one = value[0]
@@ -71,7 +66,7 @@ def _looks(value: Any) -> Any:
 
 def made_of(
     looks: Mapping[str, Any], batch: int, length: int | None = None, width: int | None = None
-) -> dict[str, Any]:
+) -> dict[str, Tensor]:
     """Random inputs of the same kinds: the same ones at every call.
 
     Args:
@@ -105,19 +100,10 @@ def _sizes(looks: Mapping[str, Any], length: int | None, width: int | None) -> d
     return {tuple(text[:1]): (length,)} if isinstance(text, list) and text else {}
 
 
-def _made(entry: Any, batch: int, sizes: Sizes, generator: torch.Generator, depth: int = 0) -> Any:
-    if not isinstance(entry, Mapping) or depth > DEPTH:
-        raise _damaged()
-    if "parts" in entry:
-        parts = entry["parts"]
-        if isinstance(parts, Mapping):
-            return {name: _made(part, batch, sizes, generator, depth + 1) for name, part in parts.items()}
-        if isinstance(parts, list):
-            return tuple(_made(part, batch, sizes, generator, depth + 1) for part in parts)
-        raise _damaged()
+def _made(entry: Any, batch: int, sizes: Sizes, generator: torch.Generator) -> Tensor:
     try:
         return _tensor(entry, batch, sizes, generator)
-    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError):
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError, AttributeError):
         raise _damaged() from None
 
 

@@ -165,6 +165,7 @@ def fits(model: nn.Module, space: UnitSpace) -> bool:
     named = [cut.parameter for group in space for cut in group.cuts]
     held = [attribute.module for group in space for attribute in group.attributes]
     held += [argument.module for group in space for argument in group.arguments]
+    held += [path for group in space for path in group.twins]
     return tensors.issuperset(named) and modules.issuperset(held)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from ..errors import ArchitectureError, CheckpointError, InputError, first_line
 from ..modules import device_of, inference_mode_of
@@ -94,8 +93,7 @@ def _made_like(
     def placed(value: Tensor) -> Tensor:
         return value.to(device, dtype) if value.is_floating_point() else value.to(device)
 
-    made: dict[str, Any] = tree_map(placed, made_of(like, batch, length, width))
-    return made
+    return {name: placed(value) for name, value in made_of(like, batch, length, width).items()}
 
 
 def max_positions(model: nn.Module) -> int | None:

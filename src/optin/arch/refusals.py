@@ -8,7 +8,6 @@ another, or be lost when the result is saved.
 from __future__ import annotations
 
 import contextlib
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
@@ -19,7 +18,7 @@ from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves
 
 from ..errors import ArchitectureError, InputError
-from ..modules import inference_mode_of
+from ..modules import inference_mode_of, shared_names
 from ..units import UnitSpace
 
 # What to do about modules of certain packages: the start of a class's module, what it is, what to do.
@@ -131,11 +130,8 @@ def check_shared(model: nn.Module, space: UnitSpace) -> None:
     Raises:
         ArchitectureError: names two modules that share it, or the tensor that is computed.
     """
-    names: dict[int, list[str]] = defaultdict(list)
-    for name, value in model.named_parameters(remove_duplicate=False):
-        names[id(value)].append(name)
-    twins = {name: known for known in names.values() if len(known) > 1 for name in known}
-    own = {name for known in names.values() for name in known} | dict(model.named_buffers()).keys()
+    twins = shared_names(model)
+    own = {name for name, _ in model.named_parameters(remove_duplicate=False)} | dict(model.named_buffers()).keys()
     for group in space:
         for cut in group.cuts:
             if parametrize.is_parametrized(model.get_submodule(cut.parameter.rpartition(".")[0])):

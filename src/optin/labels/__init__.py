@@ -36,10 +36,11 @@ def describe(model: nn.Module, inputs: Mapping[str, Any], architecture: str) -> 
     Raises:
         ArchitectureError: the forward cannot be followed, or nothing can be cut; names what stands in the way.
     """
-    shapes = tuple((name, tensor.shape) for name, tensor in model.named_parameters())
+    # Another length is described alike; other inputs, one tower of two, may reach other modules.
+    key = (sorted(inputs), [(name, tensor.shape) for name, tensor in model.named_parameters()])
     known = _known.get(model)
-    if known is None or known[0] != shapes:
-        known = _known[model] = (shapes, _described(model, inputs, architecture))
+    if known is None or known[0] != key:
+        known = _known[model] = (key, _described(model, inputs, architecture))
     return known[1]
 
 

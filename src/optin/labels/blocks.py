@@ -92,9 +92,9 @@ def listed(model: nn.Module, calls: Sequence[str], consumers: Sequence[str]) -> 
 
     outer = {consumer: next(iter(entries(consumer, "")), _parent(consumer) or consumer) for consumer in consumers}
     while True:
-        staged = {_pattern(block) for block in outer.values() if _of_blocks(block, consumers, entries)}
+        staged = {pattern(block) for block in outer.values() if _of_blocks(block, consumers, entries)}
         inner = {
-            consumer: next(iter(entries(consumer, block)), block) if _pattern(block) in staged else block
+            consumer: next(iter(entries(consumer, block)), block) if pattern(block) in staged else block
             for consumer, block in outer.items()
         }
         if inner == outer:
@@ -112,7 +112,8 @@ def _of_blocks(block: str, consumers: Sequence[str], entries: Callable[[str, str
     return len({_parent(path) for path in found}) == 1 and "" not in found and len(set(found)) < len(inside)
 
 
-def _pattern(path: str) -> str:
+def pattern(path: str) -> str:
+    """The place of a module in its block: its path without the numbers of lists."""
     return re.sub(r"\b\d+\b", "N", path)
 
 

@@ -26,6 +26,7 @@ from ..plans import Cost, Plan
 from ..surgery import is_settings, read_count, shrink, write_count
 from ..twins import TWINS
 from ..units import Attribute, UnitGroup, UnitSpace
+from .blocks import pattern
 
 TRIES = 48  # choices of attributes at most, for all groups that are alike
 FEWER_TRIES = 8  # for a part of those for which none was found
@@ -48,7 +49,7 @@ def with_attributes(
         return _with(space, chosen), {}
     alike: dict[str, list[UnitGroup]] = defaultdict(list)
     for group in space:
-        alike[_place(group.gates[0].module)].append(group)
+        alike[pattern(group.gates[0].module)].append(group)
     groups = dict[str, UnitGroup]()
     for some in alike.values():
         for part in _settled(model, space, some, inputs):
@@ -101,10 +102,6 @@ def shaken(model: nn.Module) -> nn.Module:
 
 def _single(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-def _place(name: str) -> str:
-    return re.sub(r"\b\d+\b", "N", name)
 
 
 def _choice(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any], tries: int = TRIES) -> Chosen | None:
@@ -185,7 +182,7 @@ def _candidates(
     found: dict[Role, dict[str, list[Attribute]]] = defaultdict(lambda: defaultdict(list))
     for group_name, attribute in possible:
         if (attribute.module, attribute.name) in read and owners[_held(attribute)] == group_name:
-            role = (_place(attribute.module), attribute.name, attribute.place)
+            role = (pattern(attribute.module), attribute.name, attribute.place)
             found[role][group_name].append(attribute)
     return found
 

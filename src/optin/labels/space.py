@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from ..batches import size_of
 from ..consumers import is_convolution, out_axis, stored_transposed
 from ..errors import ArchitectureError
-from ..modules import hidden_of, inference_mode_of
+from ..modules import hidden_of, inference_mode_of, shared_names
 from ..outputs import tensors_of
 from ..twins import TWINS
 from ..units import Cut, Gate, Product, Tap, UnitGroup, UnitSpace, lies_in
@@ -52,8 +52,9 @@ def described(model: nn.Module, inputs: Mapping[str, Any], architecture: str) ->
     """
     track, results = observed(model, inputs)
     seen = found(track)
-    examples, shared = size_of(dict(inputs)), _shared(model)
+    examples, shared = size_of(dict(inputs)), shared_names(model)
     groups: dict[int, UnitGroup] = {}
+    first: dict[str, str] = {}  # the module that a group is placed by among those of its block
     for number, group in enumerate(seen.groups):
         cuts = _cuts(group)
         if tied := next((name for name, _ in group.entries if name in shared), None):
@@ -65,7 +66,8 @@ def described(model: nn.Module, inputs: Mapping[str, Any], architecture: str) ->
             continue
         makers = _makers(model, track, group)
         kind = "head" if group.head else _kind(model, makers or [gate.module for gate in gates])
-        name = makers[0] if makers and kind != "head" else gates[0].module
+        name = _name(track, group, kind, makers, gates[0].module)
+        first[name] = makers[0] if makers and kind != "head" else gates[0].module
         groups[number] = UnitGroup(name, kind, group.size, 0, cuts, gates, twins=_twins(model, cuts))
     if not groups:
         reasons = [f"{reason} ({min(maps)})" for reason, maps in seen.whole.items()]
@@ -74,27 +76,18 @@ def described(model: nn.Module, inputs: Mapping[str, Any], architecture: str) ->
         raise ArchitectureError(f"nothing can be cut from this {type(model).__name__}: {said}.")
     channels = any(group.kind == "channel" for group in groups.values()) or _convolves(model, track, groups.values())
     blocks, chained = _blocks(model, track, results, list(groups.values()), channels)
-    placed = [(number, _placed(group, blocks)) for number, group in groups.items()]
-    placed.sort(key=lambda entry: (entry[1].layer, track.calls.index(entry[1].name)))
-    named = _named(placed, blocks)
+    placed = [_placed(group, blocks) for group in groups.values()]
+    placed.sort(key=lambda group: (group.layer, track.calls.index(first[group.name])))
     return UnitSpace(
         architecture,
-        tuple(named.values()),
+        tuple(placed),
         blocks,
         channels_first=channels,
         chained=chained,
         transposed=tuple(block for block in blocks if examples_axis(track.plain.get(block, ()), examples) == 1),
-        products=_products(track, seen, {number: group.name for number, group in named.items()}),
+        products=_products(track, seen, {number: group.name for number, group in groups.items()}),
         whole=_whole(seen, track),
     )
-
-
-def _shared(model: nn.Module) -> set[str]:
-    """Parameters that have several names, of which one alone would be cut."""
-    names: dict[int, list[str]] = defaultdict(list)
-    for name, value in model.named_parameters(remove_duplicate=False):
-        names[id(value)].append(name)
-    return {name for known in names.values() if len(known) > 1 for name in known}
 
 
 def _convolves(model: nn.Module, track: Tracking, groups: Iterable[UnitGroup]) -> bool:
@@ -128,23 +121,17 @@ def _placed(group: UnitGroup, blocks: Sequence[str]) -> UnitGroup:
     return dataclasses.replace(group, layer=layer, gates=gates)
 
 
-def _named(groups: Sequence[tuple[int, UnitGroup]], blocks: Sequence[str]) -> dict[int, UnitGroup]:
-    """Groups by number, in order of execution, under names of their own.
+def _name(track: Tracking, group: Group, kind: str, makers: Sequence[str], reader: str) -> str:
+    """Heads are named by the map that reads them, others by the first that makes them, by both where it makes more.
 
-    Heads are named by their block, and where it has several kinds of them by the map that reads them; others by the
-    first map that makes them, and where that makes several groups by a number as well.
+    What other groups have lost changes no name: a network that is pruned again keeps those of the first time.
     """
-    heads = Counter(blocks[group.layer] for _, group in groups if group.kind == "head")
-    named: dict[int, UnitGroup] = {}
-    taken: Counter[str] = Counter()
-    for number, group in groups:
-        block, name = blocks[group.layer], group.name
-        if group.kind == "head":
-            name = f"{block if heads[block] == 1 else name}.heads"
-        taken[name] += 1
-        name = name if taken[name] == 1 else f"{name}.{taken[name]}"
-        named[number] = dataclasses.replace(group, name=name)
-    return named
+    if kind == "head" or not makers:
+        return f"{reader}.{kind}s"
+    made = f"{makers[0]}.weight"
+    size = {(name, axis): length for _, name, axis, length in track.origins}
+    whole = any(entries.numel() == size[place] for place, entries in group.entries.items() if place[0] == made)
+    return makers[0] if whole else f"{makers[0]}.to.{reader}"
 
 
 def _makers(model: nn.Module, track: Tracking, group: Group) -> list[str]:
