@@ -193,6 +193,9 @@ def tokens(model: nn.Module, batch: int = 4, length: int = 9, seed: int = 0) -> 
     return {"input_ids": ids, "attention_mask": mask}
 
 
+# Names of the groups of BERT with a head.
+ATTENTION = [f"bert.encoder.layer.{index}.attention.output.dense.heads" for index in range(3)]
+NEURONS = [f"bert.encoder.layer.{index}.intermediate.dense" for index in range(3)]
 WORDS = ("good", "fine", "bad", "awful", "film", "plot", "the", "a", "is", "not")
 
 

@@ -22,7 +22,7 @@ from optin.errors import CheckpointError, InputError
 from optin.outputs import answers
 from optin.recipe import Recipe
 from tests.contract.test_architectures import random_plan
-from tests.networks import HEADS, build, inputs, plan_of, tokens
+from tests.networks import ATTENTION, HEADS, NEURONS, build, inputs, plan_of, tokens
 
 RECIPE = Recipe().override(trajectory__draws=8)
 
@@ -138,8 +138,8 @@ def test_options_reach_the_loader(small):
         ({"architecture": "albert"}, "for 'albert'"),
         ({"groups": {"layers.9.heads": {"size": 4, "keep": "0"}}}, "says nothing|does not have"),
         ({"groups": {}}, "says nothing"),
-        ({"groups": {"layers.0.heads": {"size": 4, "keep": "0-999999999"}}}, "below 4"),
-        ({"groups": {"layers.0.heads": {"size": 10**9, "keep": "0"}}}, "speaks of 1000000000 units"),
+        ({"groups": {ATTENTION[0]: {"size": 4, "keep": "0-999999999"}}}, "below 4"),
+        ({"groups": {ATTENTION[0]: {"size": 10**9, "keep": "0"}}}, "speaks of 1000000000 units"),
         ({"groups": {"../../x": {"size": 1, "keep": "0"}}}, "says nothing|does not have"),
         ({"format": 2}, "format 1"),
         ({"dense": 3}, "must be dict"),
@@ -153,7 +153,7 @@ def test_a_tampered_plan_is_refused(small, section, message):
 
 def test_a_plan_that_does_not_fit_the_weights_is_refused(small):
     groups = config_of(small[1])["optin"]["groups"]
-    groups["layers.0.neurons"]["keep"] = "0-18"
+    groups[NEURONS[0]]["keep"] = "0-18"
     change(small[1], groups=groups)
     with pytest.raises(CheckpointError, match="cannot be loaded"):
         optin.load(small[1])
@@ -298,9 +298,9 @@ def test_damaged_scores_are_refused(bert, batches, tmp_path):
     folder = optin.save_scores(scores, tmp_path / "scores")
     tensors = load_file(folder / "scores.safetensors")
     for name, value in [
-        ("layers.0.heads/order", torch.tensor([0, 0, 1, 2])),
-        ("layers.0.heads/cost", torch.full((5,), torch.nan, dtype=torch.float64)),
-        ("layers.0.heads/cost", torch.zeros(4, dtype=torch.float64)),
+        (f"{ATTENTION[0]}/order", torch.tensor([0, 0, 1, 2])),
+        (f"{ATTENTION[0]}/cost", torch.full((5,), torch.nan, dtype=torch.float64)),
+        (f"{ATTENTION[0]}/cost", torch.zeros(4, dtype=torch.float64)),
     ]:
         save_file({**tensors, name: value}, folder / "scores.safetensors")
         with pytest.raises(CheckpointError, match="damaged"):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import optin
 from optin import cli
 from optin.criteria.exact import Reference
-from tests.networks import WORDS, build, tokenizer
+from tests.networks import NEURONS, WORDS, build, tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ SMALL = ("--examples", 32)
 def test_score_plan_prune_evaluate_bench(run, workspace, tmp_path):
     dense = workspace / "dense"
     code, out, _ = run("score", dense, "--out", tmp_path / "scores", "--data", workspace, *SMALL, "--json")
-    assert code == 0 and json.loads(out)["groups"] == 6
+    assert code == 0 and json.loads(out)["groups"] == 7
     code, out, _ = run(
         "plan", dense, tmp_path / "scores", "--budget", "60%", "--out", tmp_path / "plan.json", "--json"
     )
@@ -77,7 +77,7 @@ def test_score_plan_prune_evaluate_bench(run, workspace, tmp_path):
 def test_tables_for_people(run, workspace, tmp_path):
     dense = workspace / "dense"
     code, out, err = run("inspect", dense, "--length", 12)
-    assert code == 0 and "layers.2.neurons" in out and "smallest budget" in out
+    assert code == 0 and NEURONS[2] in out and "smallest budget" in out
     code, out, err = run("prune", dense, "--budget", "60%", "--out", tmp_path / "p", "--data", workspace, *SMALL)
     assert code == 0 and "accuracy" in out and "compensation" in err
     code, out, err = run(

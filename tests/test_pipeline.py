@@ -11,7 +11,7 @@ import optin
 from optin import compensation
 from optin.arch import describe
 from optin.checks import costs, self_check
-from optin.errors import ArchitectureError, BudgetError, CheckpointError, InputError, NumericalError, OptinError
+from optin.errors import BudgetError, CheckpointError, InputError, NumericalError, OptinError
 from optin.plans import Plan
 from optin.recipe import Recipe
 from tests.contract.test_architectures import random_plan
@@ -110,7 +110,7 @@ def test_single_examples_and_single_tokens(bert):
 def test_inspect(bert):
     result = optin.inspect(bert, length=12)
     assert result["macs"] == sum(result["breakdown"].values())
-    assert [group["units"] for group in result["groups"]] == [4, 20] * 3
+    assert [group["units"] for group in result["groups"]] == [4, 20] * 3 + [24]
 
 
 def test_an_infeasible_budget_says_what_can_be_reached(bert, batches):
@@ -159,8 +159,6 @@ def test_networks_that_cannot_be_followed_are_refused(batches):
 
     with pytest.raises(InputError, match="does not take the inputs"):  # it wants the ids of its decoder
         prune(T5Model(T5Config(num_layers=1, num_heads=1, d_model=4, d_kv=4, d_ff=4, vocab_size=60)), batches)
-    with pytest.raises(ArchitectureError, match="decoder"):
-        optin.inspect(build("bert", "Model", is_decoder=True))
 
 
 def test_a_budget_must_be_given(bert, batches):
@@ -188,7 +186,7 @@ def test_the_paper_preset_runs(bert, batches):
 
 def test_after_a_second_prune_the_first_dense_network_is_known(bert, batches, tmp_path):
     """At another length too: what is saved is a share of the network before any pruning."""
-    once = optin.prune(bert, batches, "70%", recipe=RECIPE).model
+    once = optin.prune(bert, batches, "85%", recipe=RECIPE).model
     others = [tokens(bert, batch=4, length=20, seed=seed) for seed in range(4)]
     twice = optin.prune(once, others, "80%", recipe=RECIPE)
     macs, parameters = costs(bert, describe(bert), twice.plan.length)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from optin.arch import describe
 from optin.errors import CheckpointError, InputError
 from optin.plans import Cost, Plan, from_ranges, to_ranges
+from tests.networks import ATTENTION
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
@@ -60,11 +61,11 @@ def test_no_change_of_a_plan_breaks_the_reader(data):
         "length": 16,
         "dense": {"macs": 10, "parameters": 5},
         "pruned": {"macs": 5, "parameters": 3},
-        "groups": {"layers.0.heads": {"size": 4, "keep": "0-2"}},
+        "groups": {ATTENTION[0]: {"size": 4, "keep": "0-2"}},
         "provenance": {},
     }
-    places = [(good, key) for key in good] + [(good["dense"], "macs"), (good["groups"], "layers.0.heads")]
-    places += [(good["groups"]["layers.0.heads"], key) for key in ("size", "keep")]
+    places = [(good, key) for key in good] + [(good["dense"], "macs"), (good["groups"], ATTENTION[0])]
+    places += [(good["groups"][ATTENTION[0]], key) for key in ("size", "keep")]
     place, key = data.draw(st.sampled_from(places))
     place[key] = data.draw(JSON)
     try:
@@ -88,9 +89,9 @@ def test_missing_and_broken_files(tmp_path):
         ({"keep": {}}, "says nothing about"),
         ({"sizes": {}}, "expects None units"),
         ({"extra": (0,)}, "does not have"),
-        ({"layers.0.heads": (0, 9)}, "below 4"),
-        ({"layers.0.heads": (1, 0)}, "ascending"),
-        ({"layers.0.heads": ()}, "must stay"),
+        ({ATTENTION[0]: (0, 9)}, "below 4"),
+        ({ATTENTION[0]: (1, 0)}, "ascending"),
+        ({ATTENTION[0]: ()}, "must stay"),
     ],
 )
 def test_a_plan_that_does_not_fit_is_refused(bert, change, message):

@@ -39,8 +39,8 @@ def test_a_block_run_alone_gives_what_it_gave(architecture):
 def test_a_block_can_stop_half_way(bert):
     tap = Tap("bert.encoder.layer.1.attention.output.LayerNorm", "input")
     recorder, late = Recorder([tap]), Recorder([Tap("bert.encoder.layer.1.intermediate", "input")])
+    blocks = describe(bert).blocks
     with recorder.recording(bert), late.recording(bert):
-        blocks = describe(bert).blocks
         assert run_block(bert, blocks, tokens(bert), [torch.randn(4, 9, 24)], until=tap) is None
     assert len(recorder.calls[tap]) == 1
     assert not next(iter(late.calls.values()))

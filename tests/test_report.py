@@ -53,7 +53,7 @@ def test_the_page_stands_alone_and_says_everything(result, tmp_path):
     html = (folder / "report.html").read_text()
     page = Page(html)
     assert page.open == [] and "<script" not in html and all(link.startswith("data:") for link in page.links)
-    assert len(page.images) == 6 + len(layers(result.report["breakdown"])) + 6  # units, work, curves
+    assert len(page.images) == 7 + len(layers(result.report["breakdown"])) + 7  # units, work, curves
     assert all(image.get("aria-label") or image.get("alt") for image in page.images)
     for words in ("0.875", f"{result.plan.pruned.macs:,}", "40 examples only", "weights, MB", "someone/something"):
         assert words in html

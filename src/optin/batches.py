@@ -262,6 +262,8 @@ def _is_image(value: Tensor) -> bool:
 def _trim(batch: Batch) -> Batch:
     if "attention_mask" not in batch or _text_of(batch) is None or image_sides(batch) is not None:
         return batch  # units of two towers are those of images
+    if any(name.startswith("decoder") for name in batch):
+        return batch  # what is as long as the padded text need not be of it
     mask = token_mask(batch)
     used = int(mask.any(0).nonzero().max()) + 1 if mask.any() else mask.shape[1]
     return {

@@ -26,9 +26,8 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from . import modeling_optin
-from .arch import architectures, describe
+from .arch import architecture_of, architectures, describe
 from .arch.inputs import default_length, planned_inputs
-from .arch.layers import architecture_of
 from .card import base_model, model_card
 from .errors import ArchitectureError, CheckpointError, DependencyError, InputError, OptinError, first_line
 from .files import given, json_text, read_json, write_text
@@ -65,6 +64,7 @@ def establish(model: nn.Module, plan: Plan, space: UnitSpace | None = None) -> N
         CheckpointError: the plan does not fit the network.
     """
     space = space or _description(model, plan)
+    plan = plan.renamed(space)
     shrink(model, space, plan)
     if any(plan.tokens) and space.tokens is not None:
         Merging(model, space.tokens, plan.tokens)
@@ -117,6 +117,7 @@ def input_shape(model: nn.Module) -> tuple[int, int | None]:
 
 def compose(first: Plan, second: Plan) -> Plan:
     """One plan for pruning by `first` and the result by `second`."""
+    first = first.renamed(second.description) if second.description is not None else first
     description = first.description
     new = [group for group in second.description or () if group.name not in first.sizes]  # whole the first time
     if description is not None and new:
@@ -240,9 +241,13 @@ def _save_network(model: Any, work: Path) -> bool:
         if not back:
             save_other(model, work, section, own=True)
         return False
-    with quiet():
-        model.save_pretrained(work)
-    if not (_same_parts(model, work) and _comes_back(model, work)):
+    try:
+        with quiet():
+            model.save_pretrained(work)
+        back = _same_parts(model, work) and _comes_back(model, work)
+    except RuntimeError:  # weights that its class does not know to be shared
+        back = False
+    if not back:
         for file in work.iterdir():
             file.unlink()
         save_other(model, work, section, own=True)

@@ -23,7 +23,7 @@ from .batches import Batch, Batches, position_mask
 from .consumers import add, can_shift, features_per_unit, matrix, out_axis, rows_made, rows_read, scale_of
 from .errors import ArchitectureError
 from .head import head_maps
-from .makers import makers, with_makers
+from .makers import in_body, makers, with_makers
 from .merging import State, merging_of
 from .modules import hidden_of, inference_mode_of, with_hidden
 from .probe import TokenWeights, differentiate, micro_batches, trajectory_objective
@@ -61,13 +61,15 @@ def compensate(
         made = makers(dense, space, next(iter(batches))) if recipe.refit.makers else {}
         outputs, tied = _outputs_kept(dense, space, keep, made), any(group.shared for group in space)
         of = _of_readers(weights, {module: group.gates[0].module for module, group in made.items()})
-        space = with_makers(space, made)
-        walk, stages = _Walk(dense, pruned, space, batches, recipe.refit, store, outputs), _stages(space)
+        whole = with_makers(space, made)
+        walk, stages = _Walk(dense, pruned, whole, batches, recipe.refit, store, outputs), _stages(whole)
         with inference_mode_of(dense), inference_mode_of(pruned), torch.no_grad():
             for gates in track(stages, "compensation", len(stages)):
                 (walk.shared if tied else walk.block)(gates, of)
-            if recipe.refit.head and (maps := head_maps(dense, pruned, space, next(iter(batches)))):
-                walk.head(maps)
+            maps = head_maps(dense, pruned, space, next(iter(batches))) if recipe.refit.head else []
+            maps += [Gate(name, total=Tap(name, "output")) for name in made if not in_body(space, name)]
+            if behind := _behind(dense, space, keep, maps):
+                walk.head(behind)
 
 
 def _of_readers(weights: WeightsOf, readers: Mapping[str, str]) -> WeightsOf:
@@ -93,12 +95,25 @@ def _outputs_kept(
 
 
 def _stages(space: UnitSpace) -> list[list[Gate]]:
-    """A gate of every consumer in every distinct block, in network order; none where a block holds no consumers."""
+    """A gate of every consumer in every distinct block of the body, in network order; some blocks hold none."""
     stages: dict[str, dict[str, Gate]] = {block: {} for block in space.blocks}
     for group in space:
         for gate in group.gates:
             stages[space.block_of(gate.module)].setdefault(gate.module, gate)
-    return [list(gates.values()) for gates in stages.values()]
+    return [list(stages[block].values()) for block in dict.fromkeys(space.body)]
+
+
+def _behind(
+    dense: nn.Module, space: UnitSpace, keep: Mapping[str, Sequence[int]], maps: Sequence[Gate]
+) -> list[Gate]:
+    """A gate of every map of the head that lost units, and of others, in the order in which modules are named."""
+    found = {gate.module: gate for gate in maps}
+    head = space.blocks[len(space.body) :]
+    for group in space:
+        for gate in group.gates:
+            if len(keep[group.name]) < group.size and space.block_of(gate.module) in head:
+                found[gate.module] = gate
+    return [found[name] for name, _ in dense.named_modules() if name in found]
 
 
 def sensitivities(
@@ -158,7 +173,7 @@ class _Walk:
                 with reads.recording(self.models["pruned"]):
                     self._run("pruned", index, batch, until=_total(gate))
                 total, weight = self.store["total", index, place], weights(index, gate.module)[0]
-                if self.merging is not None:
+                if self.merging is not None and self.space.block_of(gate.module) in self.merging.space.blocks:
                     total, weight = self.merging.mean(total), self.merging.total(weight)
                 consumer = self.models["pruned"].get_submodule(gate.module)
                 lack = total - rows_made(consumer, gate, reads.calls[_total(gate)][0])
@@ -204,7 +219,9 @@ class _Walk:
             with totals.recording(self.models["dense"]):
                 self._run_on("dense", index, batch, until=_total(gates[-1]))
             for place, gate in enumerate(gates):
-                self.store["total", index, place] = totals.calls[_total(gate)][0]
+                total = totals.calls[_total(gate)][0]
+                kept = self.outputs.get(gate.module)
+                self.store["total", index, place] = total if kept is None else total[..., list(kept)]
         for place, gate in enumerate(gates):
             folds = self._folds(gate, least=2)
             for index, batch in enumerate(self.batches):
@@ -245,7 +262,8 @@ class _Walk:
         """Have the merging go on from what it had merged before a block."""
         if which == "dense" or self.merging is None:
             return contextlib.nullcontext()
-        return self.merging.resumed_at(place, {name: self.store["merged", name, index] for name in self.merged})
+        passed = sum(block in self.merging.space.blocks for block in self.space.blocks[:place])
+        return self.merging.resumed_at(passed, {name: self.store["merged", name, index] for name in self.merged})
 
     def _folds(self, gate: Gate, least: int = 1) -> Folds:
         weight = matrix(self.models["pruned"].get_submodule(gate.module))

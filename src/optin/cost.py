@@ -22,9 +22,8 @@ from torch.utils._pytree import tree_map
 
 from .errors import ArchitectureError, BudgetError
 from .merging import all_tokens, merging_of, most
-from .modules import hooks, inference_mode_of
+from .modules import inference_mode_of
 from .replay import Recorder
-from .twins import MultiheadAttention
 from .units import Tap, TokenSpace, UnitSpace
 
 PRODUCTS = {
@@ -167,7 +166,7 @@ def _shared(module: str, amount: int, parts: Sequence[Sequence[tuple[str, int]]]
 
 
 def mac_cost(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any]) -> CostModel:
-    """MACs of one example, from one forward that records how many positions each module works on.
+    """MACs of one example, from what each product of its forward is proportional to, attention taken apart.
 
     The sum of all terms is what torch counts in that forward.
 
@@ -175,87 +174,51 @@ def mac_cost(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any]) -> C
         inputs: keyword inputs of ONE example at the reference length.
 
     Raises:
-        ArchitectureError: torch counts less than what the modules add up to.
+        ArchitectureError: the forward has other products at this size than when it was described, or torch counts
+            less than what they add up to.
     """
-    if space.products:
-        return _cost_of_products(model, space, inputs)
-    macs: dict[str, int] = defaultdict(int)
-    attention: dict[int, int] = defaultdict(int)
-    kinds = tuple(_COUNTERS)
-    handles = [
-        module.register_forward_hook(_Record(name, _counter(module), macs), with_kwargs=True)
-        for name, module in model.named_modules()
-        if isinstance(module, kinds)
-    ]
-    for index, product in enumerate(space.attention):
-        if product.maps is None:
-            module = model.get_submodule(product.module)
-            record = _Record(index, _attention_counter(product.per_pair, product.per_position), attention)
-            handles.append(module.register_forward_hook(record, with_kwargs=True))
+    amounts = Amounts()
     tokens = Recorder([Tap(space.tokens.blocks[0], "input")] if space.tokens else [])
-    made = Recorder([Tap(name, "output") for product in space.attention for name in product.maps or ()])
-    counter = _flop_counter()
     with (
-        hooks(*handles),
-        tokens.recording(model),
-        made.recording(model),
-        all_tokens(model),
+        torch.inference_mode(mode=False),  # operations are taken apart outside of it alone
+        sdpa_kernel(SDPBackend.MATH),
         inference_mode_of(model),
         torch.no_grad(),
-        counter,
+        all_tokens(model),
     ):
-        model(**inputs)
-    for index, product in enumerate(space.attention):
-        if product.maps is not None:
-            (queries,), (keys,) = (made.calls[Tap(name, "output")] for name in product.maps)
-            attention[index] = product.per_pair * queries.shape[:-1].numel() * keys.shape[-2]
-    owners, place = _owners(space), _places(space)
-    terms = [
-        Term(name, amount, tuple(owners.get(f"{name}.weight", {}).values()), place(name), 1)
-        for name, amount in macs.items()
-    ]
-    for index, product in enumerate(space.attention):
-        group = product.group
-        amount = attention[index] if group is None else attention[index] * space[group].size
-        terms.append(Term(product.module, amount, (group,) if group else (), place(product.module), 2))
-    rest = counter.get_total_flops() // 2 - sum(term.amount for term in terms)
-    if rest < 0:
-        raise _too_many(model, -rest)
-    if rest:
-        # Nothing says which groups the other operations grow with, so they are taken to stay.
-        terms.append(Term("products between activations", rest, ()))
-    if space.tokens is None:
-        return CostModel("MACs", space.sizes, tuple(terms))
-    ((first,),) = tokens.calls.values()
-    heads = space[space.tokens.heads[0]]
-    model_cost = CostModel(
-        "MACs", space.sizes, tuple(terms), space.tokens, first.shape[1], heads.size * heads.gates[0].block
-    )
-    merging = merging_of(model)
-    return model_cost if merging is None else model_cost.merged(merging.schedule)
-
-
-@torch.inference_mode(mode=False)  # whatever the caller is in: operations are taken apart outside of it alone
-def _cost_of_products(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any]) -> CostModel:
-    """From what each product of the forward is proportional to, attention taken apart."""
-    inputs = tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, dict(inputs))
-    amounts = Amounts()
-    with sdpa_kernel(SDPBackend.MATH), inference_mode_of(model), torch.no_grad(), amounts:
-        model(**inputs)
+        inputs = tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, dict(inputs))
+        with tokens.recording(model), amounts:
+            model(**inputs)
+        counted = counted_macs(model, inputs)
     if len(amounts.macs) != len(space.products):
         raise ArchitectureError(
             f"the forward of this {type(model).__name__} has {len(amounts.macs)} products at this size, and "
             f"{len(space.products)} at the size that it was described at: its costs cannot be told."
         )
-    terms: dict[tuple[str, tuple[str, ...]], int] = defaultdict(int)
+    place = _places(space)
+    found: dict[Term, int] = defaultdict(int)
     for amount, product in zip(amounts.macs, space.products, strict=True):
+        block, power = place(product.module), 2 if product.pairs else 1
         for term in _shared(product.module, amount, product.parts):
-            terms[term.module, term.groups] += term.amount
-    found = [Term(module, amount, groups) for (module, groups), amount in terms.items()]
-    rest = counted_macs(model, inputs) - sum(amounts.macs)
+            found[dataclasses.replace(term, amount=0, block=block, power=power)] += term.amount
+    terms = [dataclasses.replace(term, amount=amount) for term, amount in found.items()]
+    rest = counted - sum(amounts.macs)
     if rest < 0:
-        raise _too_many(model, -rest)
-    return CostModel("MACs", space.sizes, (*found, Term("other operations", rest, ())) if rest else tuple(found))
+        raise ArchitectureError(
+            f"the products of this {type(model).__name__} have {-rest:,} MACs more than torch counts in its forward, "
+            "so that a budget would be of a wrong count. Please report it with the network."
+        )
+    if rest:
+        # Nothing says which groups the other operations grow with, so they are taken to stay.
+        terms.append(Term("other operations", rest, ()))
+    if space.tokens is None:
+        return CostModel("MACs", space.sizes, tuple(terms))
+    ((first,),) = tokens.calls.values()
+    heads = space[space.tokens.heads[0]]
+    width = heads.size * heads.gates[0].block
+    cost = CostModel("MACs", space.sizes, tuple(terms), space.tokens, first.shape[1], width)
+    merging = merging_of(model)
+    return cost if merging is None else cost.merged(merging.schedule)
 
 
 class Amounts(TorchDispatchMode):
@@ -278,22 +241,15 @@ class Amounts(TorchDispatchMode):
         return out
 
 
-def _too_many(model: nn.Module, macs: int) -> ArchitectureError:
-    return ArchitectureError(
-        f"the modules of this {type(model).__name__} have {macs:,} MACs more than torch counts in its forward, "
-        "so that a budget would be of a wrong count. Please report it with the network."
-    )
-
-
 def counted_macs(model: nn.Module, inputs: Mapping[str, Any]) -> int:
     """MACs of one forward as torch counts them, whatever the network is made of."""
-    counter = _flop_counter()
+    counter = flop_counter()
     with inference_mode_of(model), torch.no_grad(), counter:
         model(**inputs)
     return int(counter.get_total_flops()) // 2
 
 
-def _flop_counter() -> Any:
+def flop_counter() -> Any:
     """The counter of torch, taught the attention that it counts as nothing; it takes long to import."""
     from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
@@ -313,63 +269,3 @@ def _places(space: UnitSpace) -> Callable[[str], int | None]:
         return next((blocks[name] for name in blocks if module.startswith(f"{name}.")), None)
 
     return place
-
-
-def _owners(space: UnitSpace) -> dict[str, dict[tuple[int, int], str]]:
-    """The groups that cut each parameter. Cuts of one group along one axis (fused qkv) are one owner."""
-    owners: dict[str, dict[tuple[int, int], str]] = defaultdict(dict)
-    for index, group in enumerate(space):
-        for cut in group.cuts:
-            owners[cut.parameter][(cut.dim, index)] = group.name
-    return owners
-
-
-def _linear(module: nn.Module, output: Tensor) -> int:
-    weight: Tensor = module.weight  # type: ignore[assignment]
-    return output.numel() * weight.shape[1]
-
-
-def _convolution(module: nn.Module, output: Tensor) -> int:
-    weight: Tensor = module.weight  # type: ignore[assignment]
-    return output.numel() * weight[0].numel()
-
-
-def _whole_attention(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> int:
-    """Four projections and two products of a whole `nn.MultiheadAttention`."""
-    query, key = (args[place] if len(args) > place else kwargs[name] for place, name in enumerate(("query", "key")))
-    width, asked, offered = query.shape[-1], query.shape[:-1].numel(), key.shape[:-1].numel()
-    pairs = asked * key.shape[1 if module.batch_first else 0]
-    maps = 2 * (asked + offered) - (asked if isinstance(module, MultiheadAttention) else 0)  # a twin calls its last
-    return int(maps * width * width + 2 * pairs * width)
-
-
-_COUNTERS: dict[type[nn.Module], Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], int]] = {
-    nn.Linear: lambda module, args, kwargs, output: _linear(module, output),
-    nn.Conv1d: lambda module, args, kwargs, output: _convolution(module, output),
-    nn.Conv2d: lambda module, args, kwargs, output: _convolution(module, output),
-    nn.MultiheadAttention: _whole_attention,
-}
-
-
-def _counter(module: nn.Module) -> Callable[..., int]:
-    count = next(counter for kind, counter in _COUNTERS.items() if isinstance(module, kind))
-    return lambda args, kwargs, output: count(module, args, kwargs, output)
-
-
-def _attention_counter(per_pair: int, per_position: int) -> Callable[..., int]:
-    def count(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> int:
-        hidden = args[0] if args else kwargs["hidden_states"]
-        windows, positions = hidden.shape[:-1].numel() // hidden.shape[-2], hidden.shape[-2]
-        return int(windows * positions * (positions * per_pair + per_position))
-
-    return count
-
-
-class _Record:
-    """Forward hook: add what `count` says of this call to `totals[key]`."""
-
-    def __init__(self, key: Any, count: Callable[..., int], totals: dict[Any, int]) -> None:
-        self.key, self.count, self.totals = key, count, totals
-
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        self.totals[self.key] += self.count(args, kwargs, output)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .batches import Batch
 from .modules import hooks, inference_mode_of
-from .units import Gate, Tap, UnitSpace
+from .units import Gate, Tap, UnitSpace, lies_in, pattern
 
 
 def head_maps(dense: nn.Module, pruned: nn.Module, space: UnitSpace, batch: Batch) -> list[Gate]:
@@ -26,7 +26,9 @@ def head_maps(dense: nn.Module, pruned: nn.Module, space: UnitSpace, batch: Batc
     own = [
         name
         for name, module in dense.named_modules()
-        if isinstance(module, nn.Linear) and uses[id(module.weight)] == 1
+        if isinstance(module, nn.Linear)
+        and uses[id(module.weight)] == 1
+        and not any(lies_in(name, block) for block in space.body)
     ]
     made, other = (_made(model, own, space, batch) for model in (dense, pruned))
     return [
@@ -37,27 +39,32 @@ def head_maps(dense: nn.Module, pruned: nn.Module, space: UnitSpace, batch: Batc
 
 
 def _made(model: nn.Module, linear: list[str], space: UnitSpace, batch: Batch) -> dict[str, Tensor]:
-    """What each map that runs once, behind the last block, makes; in the order in which they run."""
-    made: dict[str, Tensor] = {}
-    runs = Counter[str]()
+    """What each map that runs once, behind the last block of a chain, makes; in the order in which they run."""
+    made: dict[str, tuple[Tensor, set[str]]] = {}  # with the chains that ran before
+    runs, chains = Counter[str](), set[str]()
 
     def keep(name: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-            made[name] = output
+            made[name] = output, set(chains)
             runs[name] += 1
 
         return hook
 
-    def forget(*_: Any) -> None:
-        made.clear()
+    def forget(block: str) -> Any:
+        def hook(*_: Any) -> None:
+            chains.add(pattern(block))
+            for name in [name for name, (_, before) in made.items() if not before or pattern(block) in before]:
+                del made[name]
+
+        return hook
 
     with (
         inference_mode_of(model),
         torch.inference_mode(),
         hooks(
             *(model.get_submodule(name).register_forward_hook(keep(name)) for name in linear),
-            *(model.get_submodule(name).register_forward_hook(forget) for name in dict.fromkeys(space.blocks)),
+            *(model.get_submodule(name).register_forward_hook(forget(name)) for name in dict.fromkeys(space.body)),
         ),
     ):
         model(**batch)
-    return {name: value for name, value in made.items() if runs[name] == 1}
+    return {name: value for name, (value, _) in made.items() if runs[name] == 1}

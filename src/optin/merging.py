@@ -183,17 +183,19 @@ class Merging:
         return args[:1], {**kwargs, "attention_mask": mask}
 
     def _average(self, module: nn.Module, args: Any, output: Any) -> Any:
-        """Scale tokens so that their plain mean, which the head takes, is the size-weighted one."""
-        if self.sizes is None:
-            return output
-        hidden, protected = output if isinstance(output, Tensor) else output.last_hidden_state, self.space.protected
-        sizes = self.sizes[:, protected:]
-        scaled = hidden[:, protected:] * (sizes / sizes.mean(1, keepdim=True))
-        hidden = torch.cat([hidden[:, :protected], scaled], 1)
-        if isinstance(output, Tensor):
-            return hidden
-        output.last_hidden_state = hidden
-        return output
+        return output if self.sizes is None else weighted(output, self.sizes, self.space.protected)
+
+
+def weighted(output: Any, sizes: Float[Tensor, "batch token 1"], protected: int) -> Any:
+    """What a module returns, tokens scaled so that their plain mean, which a head takes, is the size-weighted one."""
+    hidden = output if isinstance(output, Tensor) else output.last_hidden_state
+    free = sizes[:, protected:]
+    scaled = hidden[:, protected:] * (free / free.mean(1, keepdim=True))
+    hidden = torch.cat([hidden[:, :protected], scaled], 1)
+    if isinstance(output, Tensor):
+        return hidden
+    output.last_hidden_state = hidden
+    return output
 
 
 class _Step:

@@ -33,7 +33,7 @@ from .modules import check_weights, device_of, fingerprint, weight_bytes, withou
 from .outputs import Reader, reading
 from .plans import Cost, Latency, Plan
 from .progress import Callback, Track, silent, unheard
-from .recipe import Recipe, recipe_of
+from .recipe import Recipe, names_in, recipe_of
 from .schedule import constant, find_jointly, token_costs, token_space
 from .scores import Curve, Scores
 from .search import find, rearranged
@@ -182,7 +182,7 @@ def score(
     check_network(model)
     check_weights(model)
     calibration = _calibration(model, batches)
-    space = _described(model, calibration)
+    space = _described(model, calibration).without(recipe.excluded)
     _check_tokens(model, recipe)
     with reading(output):
         compared = check_inputs(model, space, calibration, recipe)
@@ -239,7 +239,7 @@ def plan(
         InputError: the scores are of another network.
     """
     recipe = _with_budget(recipe, budget)
-    space = describe_network(model, planned_inputs(model, scores, 2))
+    space = describe_network(model, planned_inputs(model, scores, 2)).without(_excluded(scores))
     if (
         scores.architecture != space.architecture
         or {n: len(c.order) for n, c in scores.curves.items()} != space.sizes
@@ -341,6 +341,8 @@ def apply(
         if calibration is None
         else _described(model, calibration)
     )
+    space = space.without(_excluded(plan))
+    plan = plan.renamed(space)
     plan.validate(space)
     plan = dataclasses.replace(plan, description=plan.description or space)
     if calibration is not None:
@@ -501,6 +503,13 @@ class _Clock:
 def _calibration(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> Batches:
     check_network(model)
     return Batches.of(batches, device_of(model), forward_names(model))
+
+
+def _excluded(known: Plan | Scores) -> list[str]:
+    """What stayed whole when scores or a plan were made."""
+    made = known.provenance.get("recipe")
+    names = made.get("exclude", "") if isinstance(made, Mapping) else ""
+    return names_in(names) if isinstance(names, str) else []
 
 
 def _described(model: nn.Module, calibration: Batches) -> UnitSpace:

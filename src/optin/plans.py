@@ -19,6 +19,7 @@ FORMAT = 1
 MOST_UNITS = 4 * 10**6  # of all groups of a plan together: some times those of the largest encoders
 LONGEST = 10**7  # inputs
 MOST_COST = 10**24
+NUMBERED = re.compile(r"layers\.[0-9]+\.(heads|neurons)")  # names of groups in version 0.1.0
 _RUN = re.compile(r"[0-9]{1,9}(-[0-9]{1,9})?")
 
 
@@ -85,6 +86,28 @@ class Plan:
             "macs": self.pruned.macs / self.dense.macs,
             "parameters": self.pruned.parameters / self.dense.parameters,
         }
+
+    def renamed(self, space: UnitSpace) -> Plan:
+        """A plan of version 0.1.0 by the names that groups have now; what it does not name stays whole.
+
+        It held no description, and "layers.3.heads" were the heads of the fourth block that had any.
+        """
+        if self.description is not None or not all(NUMBERED.fullmatch(name) for name in self.keep):
+            return self
+        names: dict[str, str] = {}
+        for place, heads in enumerate(group for group in space if group.kind == "head"):
+            names[f"layers.{place}.heads"] = heads.name
+            beside = [group.name for group in space if group.kind == "neuron" and group.layer == heads.layer]
+            names |= {f"layers.{place}.neurons": name for name in beside[:1]}
+        if not names.keys() >= self.keep.keys():
+            return self
+        whole = {name: size for name, size in space.sizes.items() if name not in {names[old] for old in self.keep}}
+        return dataclasses.replace(
+            self,
+            sizes={names[old]: size for old, size in self.sizes.items()} | whole,
+            keep={names[old]: units for old, units in self.keep.items()}
+            | {name: tuple(range(size)) for name, size in whole.items()},
+        )
 
     def validate(self, space: UnitSpace) -> None:
         """Check the plan against the network that it is applied to.

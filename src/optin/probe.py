@@ -71,7 +71,7 @@ def trajectory_objective(
     def objective(batch: Batch, output: Any, hidden: list[Tensor], stack: int = 1) -> dict[str, Tensor]:
         positions = Positions(batch, options.rows, generator, space.channels_first)
         check_activations(space.blocks, [state[: len(state) // stack] for state in hidden], positions)
-        maps = [positions.manifold(hidden[place], stack) for place in options.compared(len(hidden))]
+        maps = [positions.manifold(hidden[place], stack) for place in options.compared(len(space.body))]
         final = read_final(model, output, positions, options, stack)
         probes = [manifold_probe(phi, generator) for phi in maps]
         return {
@@ -309,7 +309,8 @@ class TokenWeights:
             self._finish()
             self.index, self.parts = micro.index, {name: [] for name in self.consumers}
         for name, parts in self.parts.items():
-            parts.append(nn.functional.pad(torch.stack(weights[name]), (0, micro.padding)))
+            weight = torch.stack(weights[name])
+            parts.append(nn.functional.pad(weight, (0, micro.padding)) if weight.dim() > 2 else weight)
 
     def put(self, index: int, weights: Mapping[str, Tensor]) -> None:
         """Keep those of a whole batch: per consumer, shape (call, batch, token)."""

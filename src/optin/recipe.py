@@ -252,6 +252,7 @@ class Recipe:
         length: tokens per example at which MACs are counted; None takes the calibration set's mean.
         latency_batch: examples of that length in the forward that a budget of latency is for.
         seed: of every random draw.
+        exclude: modules and groups that stay whole, by their names, with commas between.
     """
 
     model: str | None = None
@@ -263,6 +264,7 @@ class Recipe:
     length: int | None = None
     latency_batch: int = 1
     seed: int = 0
+    exclude: str = ""
     trajectory: Trajectory = field(default_factory=Trajectory)
     refit: Refit = field(default_factory=Refit)
     tokens: Tokens = field(default_factory=Tokens)
@@ -280,6 +282,11 @@ class Recipe:
             _within("length", self.length, 1, MANY)
         if self.budget is not None:
             Budget.parse(self.budget)
+
+    @property
+    def excluded(self) -> list[str]:
+        """The names in `exclude`."""
+        return names_in(self.exclude)
 
     def override(self, **changes: Any) -> Recipe:
         """A copy with some options changed; a nested option is written `section__option`.
@@ -393,6 +400,11 @@ def recipe_of(value: Any) -> Recipe:
     raise InputError(
         f"a recipe must be an optin.Recipe, not {value!r:.60}.{hint or ' Read a file with optin.Recipe.load.'}"
     )
+
+
+def names_in(text: str) -> list[str]:
+    """Names with commas between."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _build(kind: type, data: Any, path: str) -> Any:

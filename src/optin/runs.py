@@ -16,6 +16,7 @@ from torch import nn
 
 from .arch import describe
 from .arch.inputs import example_inputs, image_input
+from .arch.refusals import check_network
 from .batches import Batch, Batches
 from .benchmark import compare_speed, side_by_side
 from .budget import Budget
@@ -139,7 +140,7 @@ class Job:
         evaluation = _load(spec, recipe, "evaluation") if evaluated else None
         source = model_of(recipe)
         model = placement.load(source, spec.kind)
-        describe(model)
+        check_network(model)
         check_fit(model, spec)
         preprocessor = load_preprocessor(source, spec, model)
         recipe = _as_pooled(recipe, preprocessor)
@@ -147,6 +148,8 @@ class Job:
         handler: Any = vision if spec.of_images else text
         labels = handler.class_indices(model, spec, examples) if labelled else None
         batches, drawn = handler.drawn_batches(model, examples, preprocessor, recipe.calibration, recipe.seed, labels)
+        if spec.kind == "image-zero-shot" and not recipe.exclude:
+            recipe = recipe.override(exclude=",".join(vision.text_tower(model, batches[0])))
         if evaluation is None:
             return cls(recipe, model, preprocessor, batches)
         check_evaluation(model, spec, evaluation, preprocessor, recipe.trajectory.pooling)
@@ -375,10 +378,12 @@ def _check_budget(job: Job, recipe: Recipe) -> None:
         return
     if recipe.tokens.merge != "none":
         return
-    space, calibration = describe(job.model), Batches.of(job.batches, device_of(job.model))
+    calibration = Batches.of(job.batches, device_of(job.model))
+    space = describe(job.model, calibration.sample()).without(recipe.excluded)
     length, width = recipe.length or calibration.positions, None if recipe.length else calibration.width
     curves = {group.name: Curve.from_importance(torch.ones(group.size)) for group in space}
-    plan(job.model, Scores(space.architecture, curves, length, width=width), recipe=recipe)
+    provenance = {"recipe": recipe.to_dict(), "data": {"inputs": calibration.looks}}
+    plan(job.model, Scores(space.architecture, curves, length, provenance, width=width), recipe=recipe)
 
 
 def run_sweep(

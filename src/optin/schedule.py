@@ -107,27 +107,34 @@ class _Reference:
 
     @property
     def tokens(self) -> int:
-        return hidden_of(self.blocks[0]).shape[1]
+        return hidden_of(self.blocks[self.space.blocks.index(token_space(self.space).blocks[0])]).shape[1]
 
     def cost(self, place: int, r: int, scales: Mapping[str, float]) -> float:
-        """The balanced trajectory loss of merging `r` tokens before one block."""
+        """The balanced trajectory loss of merging `r` tokens before one block of the token space."""
         after: list[Any] = []
-        schedule = [r if other == place else 0 for other in range(len(self.blocks))]
-        merging = Merging(self.model, token_space(self.space), schedule)
+        tokens = token_space(self.space)
+        schedule = [r if other == place else 0 for other in range(len(tokens.blocks))]
+        index, matched = (self.space.blocks.index(tokens.blocks[other]) for other in (place, place - 1))
+        merging = Merging(self.model, tokens, schedule)
         try:
             # Everything before is skipped, but for the block whose keys are matched.
-            before = standing_in(self.blocks[: place - 1], hidden_of(self.blocks[place - 2]))
+            before = self.blocks[:matched]
+            if before and self.space.chained:
+                before = standing_in(before, hidden_of(before[-1]))
             with (
                 resumed_at(self.model, self.space.blocks, before),
                 recorded_blocks(self.model, self.space.blocks, after),
             ):
                 final = read_final(self.model, self.model(**self.batch), self.positions, self.options)
-            states = [merging.spread(hidden_of(block)) for block in after]
+            states = [
+                merging.spread(hidden_of(output)) if block in tokens.blocks else hidden_of(output)
+                for block, output in zip(self.space.blocks, after, strict=True)
+            ]
         finally:
             merging.remove(self.model)
         middle = sum(
             float(manifold_loss(self.positions.manifold(states[other]), self.maps[other]))
-            for other in self.options.compared(len(states), place)
+            for other in self.options.compared(len(self.space.body), index)
         )
         last = float(output_loss(final, self.output, self.options.temperature))
         return scales["manifold"] * middle + scales["output"] * last

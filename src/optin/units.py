@@ -6,7 +6,9 @@ without a network. `optin.arch` writes descriptions; everything else only reads 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -14,10 +16,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .errors import InputError
+
 
 def lies_in(module: str, path: str) -> bool:
     """Whether a module is the one at a path or inside it."""
     return f"{module}.".startswith(f"{path}.")
+
+
+def pattern(path: str) -> str:
+    """The place of a module in its block: its path without the numbers of lists."""
+    return re.sub(r"\b\d+\b", "N", path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,30 +113,29 @@ class Argument:
 
 
 @dataclass(frozen=True, slots=True)
-class Attention:
-    """Products between activations, which no parameter accounts for: MACs per unit of `group`, in all if None.
-
-    `per_pair` counts for every (query, key) pair, `per_position` for every query. `maps` are those that make queries
-    and keys, where these are not as many as the positions that the module is given.
-    """
-
-    module: str
-    group: str | None
-    per_pair: int
-    per_position: int = 0
-    maps: tuple[str, str] | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Product:
     """A product of a forward, and which groups its MACs grow with.
 
     `parts` are what it is proportional to: entries made, entries read, slices of a batch. Each says how many of its
-    entries belong to which group; those of no group have an empty name.
+    entries belong to which group; those of no group have an empty name. `pairs` says that activations are multiplied,
+    as queries with keys: it grows with pairs of positions.
     """
 
     module: str
     parts: tuple[tuple[tuple[str, int], ...], ...] = ()
+    pairs: bool = False
+
+    def without(self, gone: Collection[str]) -> Product:
+        """Of a network in which some groups stay whole."""
+
+        def named(part: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
+            counts: dict[str, int] = {}
+            for name, count in part:
+                owner = "" if name in gone else name
+                counts[owner] = counts.get(owner, 0) + count
+            return tuple(counts.items())
+
+        return dataclasses.replace(self, parts=tuple(map(named, self.parts)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,19 +187,20 @@ class UnitSpace:
     block reads nothing but what the one before it returned, beside what all of them get alike, so that one state can
     stand in for all before it. `transposed` are blocks whose states have the examples along dim 1. `products` are all
     those of a forward in order of execution, attention taken apart, where that is known. `whole` says by the map that
-    reads them why some units must stay.
+    reads them why some units must stay. `head` is how many of the last blocks are the network's head: what those
+    return is no embedding, and is not compared.
     """
 
     architecture: str
     groups: tuple[UnitGroup, ...]
     blocks: tuple[str, ...]
-    attention: tuple[Attention, ...] = ()
     tokens: TokenSpace | None = None
     channels_first: bool = False
     chained: bool = True
     transposed: tuple[str, ...] = ()
     products: tuple[Product, ...] = ()
     whole: Mapping[str, str] = field(default_factory=dict)
+    head: int = 0
 
     def __getitem__(self, name: str) -> UnitGroup:
         return self.by_name[name]
@@ -201,6 +210,39 @@ class UnitSpace:
 
     def __len__(self) -> int:
         return len(self.groups)
+
+    @property
+    def body(self) -> tuple[str, ...]:
+        """The blocks before the head."""
+        return self.blocks[: len(self.blocks) - self.head]
+
+    def without(self, names: Iterable[str], reason: str = "excluded") -> UnitSpace:
+        """The description without some groups: those of these names, and all whose units these modules make or read.
+
+        Raises:
+            InputError: a name of nothing.
+        """
+        gone = dict[str, UnitGroup]()
+        for name in names:
+            touched = {
+                group.name: group
+                for group in self
+                if group.name == name
+                or any(lies_in(gate.module, name) for gate in group.gates)
+                or any(lies_in(cut.parameter, name) for cut in group.cuts)
+            }
+            if not touched:
+                known = ", ".join([group.name for group in self][:6])
+                raise InputError(f"{name!r:.80} is excluded, and no group is of that name or module: {known}, ...")
+            gone |= touched
+        tokens = self.tokens if self.tokens is None or not gone.keys() & set(self.tokens.heads) else None
+        return dataclasses.replace(
+            self,
+            groups=tuple(group for group in self if group.name not in gone),
+            products=tuple(product.without(gone) for product in self.products),
+            tokens=tokens,
+            whole={**self.whole, **{gate.module: reason for group in gone.values() for gate in group.gates}},
+        )
 
     def block_of(self, module: str) -> str:
         """The block that a module lies in."""

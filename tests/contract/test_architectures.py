@@ -130,8 +130,8 @@ def test_groups_are_disjoint_and_complete(architecture, head):
             owners.setdefault((cut.parameter, cut.dim), []).extend(owned)
     for (parameter, dim), indices in owners.items():
         assert sorted(indices) == list(range(model.get_parameter(parameter).shape[dim])), parameter
-    # Complete: every linear map inside a block is cut, on exactly one axis.
-    for block in {space.blocks[group.layer] for group in space}:
+    # Complete: every linear map inside a block of the body is cut, on exactly one axis.
+    for block in {space.blocks[group.layer] for group in space} & set(space.body):
         for name, module in model.get_submodule(block).named_modules():
             if isinstance(module, torch.nn.Linear) and "position_bias" not in name:
                 axes = [dim for parameter, dim in owners if parameter == f"{block}.{name}.weight"]

@@ -23,7 +23,7 @@ from optin.progress import silent
 from optin.recipe import Recipe
 from optin.runs import run_report
 from tests.contract.test_architectures import random_plan
-from tests.networks import build, tokens
+from tests.networks import ATTENTION, build, tokens
 
 TEXTS = {
     "nothing": "",
@@ -103,7 +103,7 @@ def folder(result, tmp_path_factory):
 
 
 PLACES = (
-    "macs", "macs.dense", "parameters", "bytes", "groups", "curves", "curves.layers.0.heads", "breakdown", "seconds",
+    "macs", "macs.dense", "parameters", "bytes", "groups", "curves", f"curves.{ATTENTION[0]}", "breakdown", "seconds",
     "seconds.search", "quality", "quality.examples", "quality.dense", "quality.pruned.accuracy", "speed",
     "speed.0", "speed.0.batch", "speed.0.speedup", "budget", "length",
 )  # fmt: skip
@@ -175,13 +175,13 @@ def test_whole_files_of_wrong_types(file, data, folder, tmp_path):
         ("latency", {"batch": 1, "dense_ms": 1, "predicted_ms": 1.0}),
         ("format", True),
         ("architecture", ["bert"]),
-        ("groups", {"layers.0.heads": {"size": 10**9, "keep": "0-999999998"}}),
+        ("groups", {ATTENTION[0]: {"size": 10**9, "keep": "0-999999998"}}),
         ("groups", {f"g{i}": {"size": 10**6, "keep": "0-999999"} for i in range(100)}),
-        ("groups", {"layers.0.heads": {"size": -4, "keep": ""}}),
-        ("groups", {"layers.0.heads": {"size": True, "keep": "0"}}),
-        ("groups", {"layers.0.heads": {"size": 4.0, "keep": "0"}}),
-        ("groups", {"layers.0.heads": {"size": 4, "keep": "0,1,2,3,4,5"}}),
-        ("groups", {"layers.0.heads": [4, "0"]}),
+        ("groups", {ATTENTION[0]: {"size": -4, "keep": ""}}),
+        ("groups", {ATTENTION[0]: {"size": True, "keep": "0"}}),
+        ("groups", {ATTENTION[0]: {"size": 4.0, "keep": "0"}}),
+        ("groups", {ATTENTION[0]: {"size": 4, "keep": "0,1,2,3,4,5"}}),
+        ("groups", {ATTENTION[0]: [4, "0"]}),
     ],
 )
 def test_plans_of_wrong_values(entry, value, folder, tmp_path):
@@ -244,10 +244,10 @@ def scores(tmp_path_factory):
     ("entry", "value"),
     [
         ("groups", []),
-        ("groups", {"layers.0.heads": 10**9}),
-        ("groups", {"layers.0.heads": -1}),
-        ("groups", {"layers.0.heads": True}),
-        ("groups", {"layers.0.heads": "4"}),
+        ("groups", {ATTENTION[0]: 10**9}),
+        ("groups", {ATTENTION[0]: -1}),
+        ("groups", {ATTENTION[0]: True}),
+        ("groups", {ATTENTION[0]: "4"}),
         ("groups", {"nowhere": 4}),
         ("length", True),
         ("length", -1),
@@ -274,13 +274,13 @@ def test_scores_of_wrong_values(entry, value, scores):
 def test_tensors_of_scores(kind, scores):
     file = scores / "scores.safetensors"
     original, tensors = file.read_bytes(), load_file(file)
-    order, cost = tensors["layers.0.heads/order"], tensors["layers.0.heads/cost"]
+    order, cost = tensors[f"{ATTENTION[0]}/order"], tensors[f"{ATTENTION[0]}/cost"]
     wrong = {
-        "int32": {"layers.0.heads/order": order.int()},
-        "float32": {"layers.0.heads/cost": cost.float()},
-        "short": {"layers.0.heads/order": order[:2].clone()},
-        "infinite": {"layers.0.heads/cost": cost * torch.inf},
-        "gradients": {"layers.0.heads/gradients": torch.full((2, 4), torch.nan)},
+        "int32": {f"{ATTENTION[0]}/order": order.int()},
+        "float32": {f"{ATTENTION[0]}/cost": cost.float()},
+        "short": {f"{ATTENTION[0]}/order": order[:2].clone()},
+        "infinite": {f"{ATTENTION[0]}/cost": cost * torch.inf},
+        "gradients": {f"{ATTENTION[0]}/gradients": torch.full((2, 4), torch.nan)},
     }[kind]
     save_file(tensors | wrong, file)
     try:
@@ -325,7 +325,7 @@ def test_markers_list_nothing_outside(data, tmp_path):
 )
 def test_latencies_of_wrong_types_are_measured_anew(terms, bert, tmp_path):
     file, space = tmp_path / "x.json", describe(bert)
-    file.write_text(json.dumps({"key": {"a": 1}, "terms": [["m", 5, ["layers.0.heads"]]]}))
+    file.write_text(json.dumps({"key": {"a": 1}, "terms": [["m", 5, [ATTENTION[0]]]]}))
     assert _stored(file, {"a": 1}, space)[0].amount == 5
     assert _stored(file, {"a": 2}, space) is None
     file.write_text(json.dumps({"key": {"a": 1}, "terms": terms}))

@@ -17,7 +17,7 @@ from optin.runs import Placement
 from optin.timm_models import describe_creation
 from optin.untrusted import check_source
 from tests.contract.test_architectures import random_plan
-from tests.networks import build, tokens
+from tests.networks import ATTENTION, build, tokens
 
 MAGNITUDE = optin.Recipe().override(criterion="magnitude", refit__enabled=False)
 HUGE = {
@@ -127,16 +127,16 @@ def test_arguments_of_timm(name, arguments, folder):
 @pytest.mark.parametrize(
     "groups",
     [
-        {"layers.0.heads": {"size": 10**9, "keep": "0-999999998"}},
-        {"layers.0.heads": {"size": 4, "keep": "0-999999998"}},
+        {ATTENTION[0]: {"size": 10**9, "keep": "0-999999998"}},
+        {ATTENTION[0]: {"size": 4, "keep": "0-999999998"}},
         {f"g{index}": {"size": 10**7, "keep": "0"} for index in range(100)},
         {f"g{index}": {"size": 1, "keep": "0"} for index in range(100_000)},
         [],
-        {"layers.0.heads": None},
-        {"layers.0.heads": {"size": "4", "keep": "0"}},
-        {"layers.0.heads": {"size": 4, "keep": [0]}},
-        {"layers.0.heads": {"size": True, "keep": "0"}},
-        {"layers.0.heads": {"size": -1, "keep": ""}},
+        {ATTENTION[0]: None},
+        {ATTENTION[0]: {"size": "4", "keep": "0"}},
+        {ATTENTION[0]: {"size": 4, "keep": [0]}},
+        {ATTENTION[0]: {"size": True, "keep": "0"}},
+        {ATTENTION[0]: {"size": -1, "keep": ""}},
     ],
 )
 def test_groups_of_a_plan(groups, folder):

@@ -1,16 +1,16 @@
-"""Architectures: each module here turns a network into a `UnitSpace`, and nothing else knows their names.
+"""What a network takes, what is refused, and what can be removed.
 
-What none of them knows is described by the labels of one forward (`optin.labels`). A package describes networks of
-its own by an entry point `optin.architectures`: a module with `MODEL_TYPES` (values of `config.model_type`, or names
-of classes) and `describe(model, inputs) -> UnitSpace`, where `inputs` are keyword inputs of two examples or None.
+Networks are described by the labels of one forward (`optin.labels`). A package describes networks of its own by an
+entry point `optin.architectures`: a module with `MODEL_TYPES` (values of `config.model_type`, or names of classes)
+and `describe(model, inputs) -> UnitSpace`, where `inputs` are keyword inputs of two examples. It is asked first.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points, version
-from inspect import signature
+from importlib.metadata import entry_points
 from typing import Any
 
 import torch
@@ -21,21 +21,26 @@ from ..errors import ArchitectureError, first_line
 from ..modules import inference_mode_of
 from ..twins import on_twins
 from ..units import UnitSpace
-from . import albert, beit, bert, clip, deberta_v2, dinov2, distilbert, mpnet, swin, timm, vit
 from .inputs import example_inputs, image_input, image_side, with_weights
-from .layers import architecture_of
 from .refusals import check_network, check_shared
 
 TOKENS = 8  # of a text, in the forward that labels travel through
 
-Describe = Callable[[nn.Module], UnitSpace]
+Describe = Callable[[nn.Module, Mapping[str, Any]], UnitSpace]
 
 
 def architectures() -> Mapping[str, Describe]:
-    """Every known `config.model_type` and the function that describes it."""
-    modules = [albert, beit, bert, clip, deberta_v2, dinov2, distilbert, mpnet, swin, timm, vit]
-    modules += [entry.load() for entry in entry_points(group="optin.architectures")]
+    """What other packages describe, by `config.model_type` or the name of a class."""
+    modules = [entry.load() for entry in entry_points(group="optin.architectures")]
     return {kind: module.describe for module in modules for kind in module.MODEL_TYPES}
+
+
+def architecture_of(model: nn.Module) -> str:
+    """`config.model_type` of a transformers model; "timm." and its class for a timm model; the class of others."""
+    kind = type(model).__name__
+    if type(model).__module__.startswith("timm.models."):
+        return f"timm.{kind}"
+    return getattr(getattr(model, "config", None), "model_type", None) or kind
 
 
 @on_twins
@@ -58,14 +63,20 @@ def describe(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> UnitS
     return space
 
 
-def _labelled(model: nn.Module, kind: str | None, inputs: Mapping[str, Any] | None) -> UnitSpace:
-    """By the labels of one forward, see `optin.labels`."""
+def _describe(model: nn.Module, inputs: Mapping[str, Any] | None) -> UnitSpace:
+    known = architectures()
+    name = next((name for name in (architecture_of(model), type(model).__name__) if name in known), None)
     # While a network without weights is made, ours are on the CPU still.
     meta = torch.get_default_device().type == "meta"
     with with_weights(model) as real, torch.device("cpu") if meta else contextlib.nullcontext():
         if inputs is None:
             inputs = _made_up(real)
-        return labels.describe(real, inputs, kind or type(model).__name__)
+        if name is None:
+            return labels.describe(real, inputs, architecture_of(model))
+        space = known[name](real, inputs)
+        return (
+            space if space.products else dataclasses.replace(space, products=labels.products_of(real, space, inputs))
+        )
 
 
 def _made_up(model: nn.Module) -> dict[str, Any]:
@@ -84,21 +95,3 @@ def _made_up(model: nn.Module) -> dict[str, Any]:
             "optin.inspect(model, example=batch), or --data on the command line."
         ) from error
     return inputs
-
-
-def _describe(model: nn.Module, inputs: Mapping[str, Any] | None) -> UnitSpace:
-    known = architectures()
-    kind = architecture_of(model)
-    name = next((name for name in (kind, type(model).__name__) if name in known), None)
-    if name is None:
-        return _labelled(model, kind, inputs)
-    describer: Any = known[name]
-    try:
-        space: UnitSpace = describer(model, inputs) if len(signature(describer).parameters) > 1 else describer(model)
-        return space
-    except AttributeError as error:
-        raise ArchitectureError(
-            f"the modules of this {type(model).__name__} are not those that optin knows ({first_line(error)}): they "
-            f"are named otherwise in transformers {version('transformers')}. Install the version that optin is "
-            "tested with: constraints.txt of its repository."
-        ) from error

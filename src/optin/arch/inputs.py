@@ -31,8 +31,8 @@ def forward_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def default_length(model: nn.Module) -> int:
-    """Length at which MACs are counted if nothing else is known: 128 tokens, or the image side in pixels."""
-    return image_side(model) if image_input(model) else 128
+    """Length at which MACs are counted if nothing else is known: 128 tokens or the most, or the side in pixels."""
+    return image_side(model) if image_input(model) else min(128, max_positions(model) or 128)
 
 
 def image_input(model: nn.Module) -> str | None:

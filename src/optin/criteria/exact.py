@@ -169,10 +169,11 @@ class Reference:
         hidden = states(self.space, blocks)
         manifolds = [
             manifold_loss(self.positions.manifold(hidden[place], stack), self.maps[place])
-            for place in self.options.compared(len(blocks), group.layer)
+            for place in self.options.compared(len(self.space.body), group.layer)
         ]
         output = read_final(self.model, result, self.positions, self.options, stack)
-        return torch.stack(manifolds).sum(0), output_loss(output, self.output, self.options.temperature)
+        final = output_loss(output, self.output, self.options.temperature)
+        return torch.stack(manifolds).sum(0) if manifolds else torch.zeros_like(final), final
 
     @contextlib.contextmanager
     def _gated(self, group: UnitGroup, units: list[int]) -> Iterator[None]:

@@ -10,7 +10,7 @@ import contextlib
 import copy
 import dataclasses
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ..errors import ArchitectureError, OptinError, first_line
+from ..merging import all_tokens
 from ..modules import inference_mode_of
 from ..replay import check_replay
-from ..units import UnitSpace
-from .remembered import with_attributes
-from .space import described
+from ..units import Product, UnitSpace
+from .remembered import shaken, single, with_attributes
+from .space import counted, described
+from .tokens import token_space
 
 _known: weakref.WeakKeyDictionary[nn.Module, tuple[Any, UnitSpace]] = weakref.WeakKeyDictionary()
 
@@ -44,43 +46,49 @@ def describe(model: nn.Module, inputs: Mapping[str, Any], architecture: str) -> 
     return known[1]
 
 
-@torch.inference_mode(mode=False)  # whatever the caller is in: operations are taken apart outside of it alone
-def _described(model: nn.Module, inputs: Mapping[str, Any], architecture: str) -> UnitSpace:
-    if any(parameter.is_inference() for parameter in model.parameters()):
-        model = copy.deepcopy(model)
-    inputs = tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, dict(inputs))
+def products_of(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any]) -> tuple[Product, ...]:
+    """The products of a forward, and which groups of a description made by hand they grow with.
+
+    Args:
+        inputs: as of `describe`.
+
+    Raises:
+        ArchitectureError: the forward cannot be followed.
+    """
+    with _followed(model, inputs) as (real, given):
+        return counted(real, space.groups, given)
+
+
+@contextlib.contextmanager
+def _followed(model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[tuple[nn.Module, dict[str, Any]]]:
+    """A network and inputs whose operations can be taken apart, whatever the caller is in."""
     try:
-        space = described(model, inputs, architecture)
-        kept, whole = with_attributes(model, space, inputs)
+        with torch.inference_mode(mode=False), all_tokens(model):
+            if any(parameter.is_inference() for parameter in model.parameters()):
+                model = copy.deepcopy(model)
+            yield model, tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, dict(inputs))
     except OptinError:
         raise
     except Exception as error:  # a forward, or an operation on labels, may fail in any way
         raise ArchitectureError(
             f"the forward of {type(model).__name__} cannot be followed: {first_line(error)}."
         ) from error
+
+
+def _described(model: nn.Module, inputs: Mapping[str, Any], architecture: str) -> UnitSpace:
+    with _followed(model, inputs) as (model, inputs):
+        space = described(model, inputs, architecture)
+        trial, inputs = shaken(model), {name: single(value) for name, value in inputs.items()}
+        kept, whole = with_attributes(trial, space, inputs)
+        kept = dataclasses.replace(kept, tokens=token_space(trial, kept, inputs))
     if not len(kept):
         name, reason = next(iter(whole.items()))
         raise ArchitectureError(f"nothing can be cut from this {type(model).__name__}: {reason} ({name}).")
-    kept = dataclasses.replace(_without(kept, set(whole)), whole={**kept.whole, **whole})
+    products = tuple(product.without(whole) for product in kept.products)
+    kept = dataclasses.replace(kept, products=products, whole={**kept.whole, **whole})
     if kept.chained or kept.channels_first:  # what is alive behind each block was followed
         return kept
     return dataclasses.replace(kept, chained=_chained(model, kept, inputs))
-
-
-def _without(space: UnitSpace, gone: set[str]) -> UnitSpace:
-    """Products do not grow with groups that stay whole."""
-
-    def named(part: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
-        counts: dict[str, int] = {}
-        for name, count in part:
-            owner = "" if name in gone else name
-            counts[owner] = counts.get(owner, 0) + count
-        return tuple(counts.items())
-
-    products = tuple(
-        dataclasses.replace(product, parts=tuple(map(named, product.parts))) for product in space.products
-    )
-    return dataclasses.replace(space, products=products)
 
 
 def _chained(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any]) -> bool:

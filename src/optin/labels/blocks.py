@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
 
 from torch import nn
 
-from ..units import lies_in
+from ..units import lies_in, pattern
 from .tracking import Tracking
 
+LISTS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 Spans = dict[str, tuple[int, int]]
 
 
@@ -72,13 +72,10 @@ def cover(track: Tracking, totals: Sequence[tuple[str, str]]) -> tuple[str, ...]
 def listed(model: nn.Module, calls: Sequence[str], consumers: Sequence[str]) -> tuple[str, ...]:
     """The entries of lists in which consumers lie, in order of execution; else the modules around them.
 
-    Of a list of stages, each a list of blocks, it is these.
+    Of a list of stages, each a list of blocks, it is these. One that runs several times, as the layers of ALBERT do,
+    is named as often.
     """
-    containers = {
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.ModuleList, nn.Sequential, nn.ModuleDict))
-    }
+    containers = {name for name, module in model.named_modules() if isinstance(module, LISTS)}
 
     def entries(consumer: str, within: str) -> list[str]:
         """The entries of lists that a consumer lies in, from the outside in, inside a module."""
@@ -101,8 +98,15 @@ def listed(model: nn.Module, calls: Sequence[str], consumers: Sequence[str]) -> 
             break
         outer = inner
     blocks = dict.fromkeys(outer.values())
-    ordered = [name for name in dict.fromkeys(calls) if name in blocks]
+    ordered = [name for name in calls if name in blocks]
     return tuple(name for name in ordered if not any(name != other and lies_in(name, other) for other in ordered))
+
+
+def behind(model: nn.Module, blocks: Sequence[str]) -> int:
+    """How many of the last blocks are the head: no entries of lists, where others are."""
+    lists = {name for name, module in model.named_modules() if isinstance(module, LISTS)}
+    entries = [place for place, block in enumerate(blocks) if _parent(block) in lists]
+    return len(blocks) - 1 - entries[-1] if entries else 0
 
 
 def _of_blocks(block: str, consumers: Sequence[str], entries: Callable[[str, str], list[str]]) -> bool:
@@ -110,11 +114,6 @@ def _of_blocks(block: str, consumers: Sequence[str], entries: Callable[[str, str
     inside = [consumer for consumer in consumers if lies_in(consumer, block)]
     found = [next(iter(entries(consumer, block)), "") for consumer in inside]
     return len({_parent(path) for path in found}) == 1 and "" not in found and len(set(found)) < len(inside)
-
-
-def pattern(path: str) -> str:
-    """The place of a module in its block: its path without the numbers of lists."""
-    return re.sub(r"\b\d+\b", "N", path)
 
 
 def _parent(path: str) -> str:

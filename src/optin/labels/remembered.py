@@ -25,8 +25,7 @@ from ..outputs import tensors_of
 from ..plans import Cost, Plan
 from ..surgery import is_settings, read_count, shrink, write_count
 from ..twins import TWINS
-from ..units import Attribute, UnitGroup, UnitSpace
-from .blocks import pattern
+from ..units import Attribute, UnitGroup, UnitSpace, pattern
 
 TRIES = 48  # choices of attributes at most, for all groups that are alike
 FEWER_TRIES = 8  # for a part of those for which none was found
@@ -41,9 +40,11 @@ Chosen = Mapping[str, Sequence[Attribute]]
 def with_attributes(
     model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any]
 ) -> tuple[UnitSpace, dict[str, str]]:
-    """The description with the attributes that follow, and by name the reason why some groups stay whole."""
-    model = shaken(model)
-    inputs = {name: _single(value) for name, value in inputs.items()}
+    """The description with the attributes that follow, and by name the reason why some groups stay whole.
+
+    Args:
+        model: with weights large enough for a wrong cut to show, see `shaken`.
+    """
     chosen = _choice(model, space, inputs)
     if chosen is not None:
         return _with(space, chosen), {}
@@ -100,7 +101,8 @@ def shaken(model: nn.Module) -> nn.Module:
     return trial
 
 
-def _single(value: Any) -> Any:
+def single(value: Any) -> Any:
+    """In the precision of `shaken`."""
     return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 

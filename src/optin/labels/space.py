@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,8 +18,8 @@ from ..errors import ArchitectureError
 from ..modules import hidden_of, inference_mode_of, shared_names
 from ..outputs import tensors_of
 from ..twins import TWINS
-from ..units import Cut, Gate, Product, Tap, UnitGroup, UnitSpace, lies_in
-from .blocks import chain, cover, listed
+from ..units import Argument, Cut, Gate, Product, Tap, UnitGroup, UnitSpace, lies_in
+from .blocks import behind, chain, cover, listed
 from .found import Found, Group, found
 from .tracking import Tracking
 
@@ -27,9 +27,15 @@ MIXED = "its units do not lie evenly"
 UNREAD = "what reads it runs several times, or is no plain map"
 
 
-def observed(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tracking, list[int]]:
-    """The labels of one forward, and the values that it returns by number; all of them stay."""
-    track = Tracking(model)
+def observed(
+    model: nn.Module, inputs: Mapping[str, Any], apart: Collection[Argument] = ()
+) -> tuple[Tracking, list[int]]:
+    """The labels of one forward, and the values that it returns by number; all of them stay.
+
+    Args:
+        apart: what has labels of its own in the module that is called with it.
+    """
+    track = Tracking(model, apart)
     track.of_examples(*tree_leaves(dict(inputs)))
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with inference_mode_of(model), torch.no_grad(), track.watching(model):
@@ -52,30 +58,39 @@ def described(model: nn.Module, inputs: Mapping[str, Any], architecture: str) ->
     """
     track, results = observed(model, inputs)
     seen = found(track)
+    if apart := _tying(track, seen):
+        track, results = observed(model, inputs, apart)
+        seen = found(track)
     examples, shared = size_of(dict(inputs)), shared_names(model)
     groups: dict[int, UnitGroup] = {}
     first: dict[str, str] = {}  # the module that a group is placed by among those of its block
     for number, group in enumerate(seen.groups):
-        cuts = _cuts(group)
+        cuts = _cuts(track, group)
+        arguments = _arguments(track, group)
         if tied := next((name for name, _ in group.entries if name in shared), None):
             seen.whole[f"{tied!r} has several names"].update(name for name, _ in group.reads)
             continue
         gates = _gates(model, track, group, examples)
-        if cuts is None or not gates:
-            seen.whole[MIXED if cuts is None else UNREAD].update(name for name, _ in group.reads)
+        if cuts is None or arguments is None or not gates:
+            seen.whole[UNREAD if not gates and cuts is not None else MIXED].update(name for name, _ in group.reads)
             continue
         makers = _makers(model, track, group)
         kind = "head" if group.head else _kind(model, makers or [gate.module for gate in gates])
         name = _name(track, group, kind, makers, gates[0].module)
         first[name] = makers[0] if makers and kind != "head" else gates[0].module
-        groups[number] = UnitGroup(name, kind, group.size, 0, cuts, gates, twins=_twins(model, cuts))
+        groups[number] = UnitGroup(
+            name, kind, group.size, 0, cuts, gates, arguments=arguments, twins=_twins(model, cuts)
+        )
     if not groups:
-        reasons = [f"{reason} ({min(maps)})" for reason, maps in seen.whole.items()]
-        reasons += [f"{name} is not understood in {module!r}" for name, module in track.unknown]
-        said = "; ".join(reasons[:3]) or "no map reads what another makes"
-        raise ArchitectureError(f"nothing can be cut from this {type(model).__name__}: {said}.")
+        raise _nothing(model, track, seen)
     channels = any(group.kind == "channel" for group in groups.values()) or _convolves(model, track, groups.values())
     blocks, chained = _blocks(model, track, results, list(groups.values()), channels)
+    for number, made in list(groups.items()):
+        if not all(_runs_with_a_block(track, gate.module, blocks) for gate in made.gates):
+            seen.whole[UNREAD].update(f"{gate.module}.weight" for gate in made.gates)
+            del groups[number]
+    if not groups:
+        raise _nothing(model, track, seen)
     placed = [_placed(group, blocks) for group in groups.values()]
     placed.sort(key=lambda group: (group.layer, track.calls.index(first[group.name])))
     return UnitSpace(
@@ -85,9 +100,48 @@ def described(model: nn.Module, inputs: Mapping[str, Any], architecture: str) ->
         channels_first=channels,
         chained=chained,
         transposed=tuple(block for block in blocks if examples_axis(track.plain.get(block, ()), examples) == 1),
-        products=_products(track, seen, {number: group.name for number, group in groups.items()}),
+        products=_products(
+            track,
+            seen.roots,
+            {root: group.name for number, group in groups.items() for root in seen.groups[number].classes},
+        ),
         whole=_whole(seen, track),
+        head=0 if channels else behind(model, blocks),
     )
+
+
+def _tying(track: Tracking, seen: Found) -> list[Argument]:
+    """What several modules are called with that ties their units: one table of biases of all heads for all layers."""
+    found = list[Argument]()
+    for group in seen.groups:
+        for given in track.given.values() if len(group.reads) > 1 else ():
+            for axis, labels in given.labels.items() if len(given.to) > 1 else ():
+                if sorted(seen.roots[labels.flatten()].tolist()) == sorted(group.classes):
+                    found += [Argument(module, *place, axis) for module, place in given.to.items()]
+    return found
+
+
+def _arguments(track: Tracking, group: Group) -> tuple[Argument, ...] | None:
+    """Where a module must pick the slices of its units; None where they do not lie in their order."""
+    order = torch.argsort(group.entries[group.reads[0]][:, 0])
+    places = {
+        track.arguments[name]: entries for (name, _), entries in group.entries.items() if name in track.arguments
+    }
+    in_order = torch.arange(group.size)[:, None]
+    return tuple(places) if all(torch.equal(entries[order], in_order) for entries in places.values()) else None
+
+
+def _nothing(model: nn.Module, track: Tracking, seen: Found) -> ArchitectureError:
+    reasons = [f"{reason} ({min(maps)})" for reason, maps in seen.whole.items()]
+    reasons += [f"{name} is not understood in {module!r}" for name, module in track.unknown]
+    said = "; ".join(reasons[:3]) or "no map reads what another makes"
+    return ArchitectureError(f"nothing can be cut from this {type(model).__name__}: {said}.")
+
+
+def _runs_with_a_block(track: Tracking, consumer: str, blocks: Sequence[str]) -> bool:
+    """Whether a consumer runs once each time that its block does."""
+    block = next((block for block in blocks if lies_in(consumer, block)), "")
+    return blocks.count(block) == track.calls.count(consumer)
 
 
 def _convolves(model: nn.Module, track: Tracking, groups: Iterable[UnitGroup]) -> bool:
@@ -118,7 +172,8 @@ def _blocks(
 def _placed(group: UnitGroup, blocks: Sequence[str]) -> UnitGroup:
     gates = tuple(_within(gate, blocks) for gate in group.gates)
     layer = min(place for gate in gates for place, block in enumerate(blocks) if lies_in(gate.module, block))
-    return dataclasses.replace(group, layer=layer, gates=gates)
+    shared = any(blocks.count(block) > 1 for block in blocks if lies_in(gates[0].module, block))
+    return dataclasses.replace(group, layer=layer, gates=gates, shared=shared)
 
 
 def _name(track: Tracking, group: Group, kind: str, makers: Sequence[str], reader: str) -> str:
@@ -169,7 +224,7 @@ def _twins(model: nn.Module, cuts: Sequence[Cut]) -> tuple[str, ...]:
     return tuple(path for path in dict.fromkeys(paths) if isinstance(model.get_submodule(path), TWINS))
 
 
-def _cuts(group: Group) -> tuple[Cut, ...] | None:
+def _cuts(track: Tracking, group: Group) -> tuple[Cut, ...] | None:
     """The entries of the units, as runs where they lie evenly; None where they do not where a map reads them.
 
     Units are in the order in which they are read.
@@ -177,6 +232,8 @@ def _cuts(group: Group) -> tuple[Cut, ...] | None:
     order = torch.argsort(group.entries[group.reads[0]][:, 0])
     cuts = []
     for (name, axis), entries in group.entries.items():
+        if name in track.arguments:
+            continue
         entries = entries[order]
         runs = _runs(entries)
         if runs is None and (name, axis) in group.reads:
@@ -208,14 +265,15 @@ def _gates(model: nn.Module, track: Tracking, group: Group, examples: int) -> tu
         module, _, leaf = name.rpartition(".")
         consumer = model.get_submodule(module)
         entries = group.entries[name, axis]
-        once = track.calls.count(module) == 1 and module in track.fed  # else a table, the same for all examples
-        runs = _runs(entries[torch.argsort(entries[:, 0])])
-        if not _known(consumer) or leaf != "weight" or not once or runs is None or len(runs) != 1:
+        runs, shapes = track.calls.count(module), set(track.read.get(module, ()))
+        alike = track.fed[module] == runs and len(shapes) == 1  # else a table, the same for all examples
+        parts = _runs(entries[torch.argsort(entries[:, 0])])
+        if not _known(consumer) or leaf != "weight" or not alike or parts is None or len(parts) != 1:
             return ()
-        ((start, block),) = runs
+        ((start, block),) = parts
         total = track.sums.get(name)
-        if total is not None and track.calls.count(total.module) > 1:
-            total = None  # read where the module runs once alone
+        if total is not None and track.calls.count(total.module) != runs:
+            total = None  # read where the module runs as often as the map
         dim = 1 if is_convolution(consumer) else -1
         gates.append(
             Gate(
@@ -225,7 +283,7 @@ def _gates(model: nn.Module, track: Tracking, group: Group, examples: int) -> tu
                 Tap(module, "output") if total is None else Tap(total.module, total.side),  # type: ignore[arg-type]
                 None if total is None else total.scale,
                 track.shifts.get(name),
-                examples_axis(track.read.get(module, ()), examples),
+                examples_axis(shapes.pop(), examples),
                 start,
             )
         )
@@ -260,19 +318,34 @@ def _within(gate: Gate, blocks: Sequence[str]) -> Gate:
     return gate if inside else dataclasses.replace(gate, total=Tap(gate.module, "output"), scale=None)
 
 
-def _products(track: Tracking, seen: Found, named: Mapping[int, str]) -> tuple[Product, ...]:
-    """Which groups the MACs of every product grow with."""
-    group_of = {
-        root: named[number] for number, group in enumerate(seen.groups) if number in named for root in group.classes
-    }
+def counted(model: nn.Module, groups: Sequence[UnitGroup], inputs: Mapping[str, Any]) -> tuple[Product, ...]:
+    """The products of a forward whose groups were described by hand."""
+    track, _ = observed(model, inputs)
+    roots = track.classes.roots()
+    first = {(name, axis): label for label, name, axis, _ in track.origins}
+    owners = dict[int, str]()
+    for group in groups:
+        for cut in group.cuts:
+            entries = cut.indices(group.size).flatten()
+            owners |= dict.fromkeys(roots[first[cut.parameter, cut.dim] + entries].tolist(), group.name)
+    return _products(track, roots, owners)
+
+
+def _products(track: Tracking, roots: Any, owners: Mapping[int, str]) -> tuple[Product, ...]:
+    """Which groups the MACs of every product grow with.
+
+    Args:
+        roots: the class of every label.
+        owners: by class the group that it is of.
+    """
     products = []
     for product in track.products:
         parts = []
         for labels in product.parts:
             counts: dict[str, int] = defaultdict(int)
             for label in labels.flatten().tolist():
-                counts[group_of.get(int(seen.roots[label]), "") if label >= 0 else ""] += 1
+                counts[owners.get(int(roots[label]), "") if label >= 0 else ""] += 1
             if set(counts) != {""}:
                 parts.append(tuple(counts.items()))
-        products.append(Product(product.module, tuple(parts)))
+        products.append(Product(product.module, tuple(parts), product.activations))
     return tuple(products)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+import inspect
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..cost import PRODUCTS
+from ..units import Argument
 from .classes import NONE, Classes
 
 
@@ -109,6 +111,21 @@ class Made:
     summed: bool = False
 
 
+@dataclass(frozen=True)
+class Given:
+    """A value that modules are called with, the same for all examples.
+
+    Attributes:
+        value: itself.
+        labels: by axis those that tell its entries apart along this axis alone.
+        to: the modules that work on it and do not return it, with the name and the position of the argument.
+    """
+
+    value: Tensor
+    labels: dict[int, Tensor]
+    to: dict[str, tuple[str, int]] = field(default_factory=dict)
+
+
 @dataclass
 class Call:
     """An operation that meets labels."""
@@ -140,14 +157,20 @@ class Tracking(TorchDispatchMode):
         values: labels of every value of which several axes tell entries apart: a class is cut along one axis of each.
         unknown: operations without a rule that met labels, by the module in which they did.
         sums: by weight where the output of its map is added to something, `shifts` what is subtracted from it and
-            `read` the shape of what a module reads first, and `fed` those for which that is of the examples.
+            `read` the shapes of what a module reads first, run by run, and `fed` in how many runs that is of the
+            examples.
+        given: what modules are called with, by `id`.
+        arguments: by the name of their labels those that have labels of their own in the module.
         sampled: labels of values that are sampled at places that are computed, and of these.
         calls: every run of a module, in order; `plain` the shapes of what those return that return one tensor, alone
             or as the first of a tuple without others.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, apart: Collection[Argument] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.apart = {(argument.module, argument.name): argument for argument in apart}
+        self.arguments: dict[str, Argument] = {}
+        self.given: dict[int, Given] = {}
         self.classes = Classes()
         self.origins: list[tuple[int, str, int, int]] = []
         self.forbidden: list[Forbidden] = []
@@ -157,7 +180,7 @@ class Tracking(TorchDispatchMode):
         self.sums: dict[str, Sum] = {}
         self.shifts: dict[str, str] = {}
         self.sampled: list[Tensor] = []
-        self.read: dict[str, tuple[int, ...]] = {}
+        self.read: dict[str, list[tuple[int, ...]]] = defaultdict(list)
         self.steps: list[Step] = []
         self.calls: list[str] = []
         self.plain: dict[str, tuple[int, ...]] = {}
@@ -166,7 +189,7 @@ class Tracking(TorchDispatchMode):
         self._stack: list[str] = []
         self._numbers: Any = WeakIdKeyDictionary()
         self._examples: Any = WeakIdKeyDictionary()
-        self.fed: set[str] = set()
+        self.fed: Counter[str] = Counter()
         self._count = 0
         self._labels: Any = WeakIdKeyDictionary()
         self._made: Any = WeakIdKeyDictionary()
@@ -284,16 +307,17 @@ class Tracking(TorchDispatchMode):
         stack = self._stack
 
         def enter(name: str) -> Any:
-            def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
                 stack.append(name)
                 self.module = name
                 self.calls.append(name)
                 if args or kwargs:
                     first = args[0] if args else next(iter(kwargs.values()))
-                    self.read.setdefault(name, tuple(first.shape) if isinstance(first, Tensor) else ())
+                    self.read[name].append(tuple(first.shape) if isinstance(first, Tensor) else ())
                     if isinstance(first, Tensor) and first in self._examples:
-                        self.fed.add(name)
+                        self.fed[name] += 1
                     self._summed(first, name, "input")
+                return self._given(module, name, args, kwargs)
 
             return hook
 
@@ -305,6 +329,9 @@ class Tracking(TorchDispatchMode):
                 self.plain[name] = tuple(values[0].shape)
             first = output[0] if isinstance(output, (tuple, list)) and output else output
             self._summed(first, name, "output")
+            for value in tree_leaves(output):  # goes on from here to where nothing picks its slices
+                if id(value) in self.given:
+                    self.given[id(value)].to.pop(name, None)
 
         handles = []
         for name, module in model.named_modules():
@@ -318,6 +345,41 @@ class Tracking(TorchDispatchMode):
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _given(self, module: nn.Module, name: str, args: Any, kwargs: Any) -> Any:
+        """Note what a module is called with, and exchange what is to have labels of its own there."""
+        names = [*inspect.signature(module.forward).parameters]
+        named = dict(zip(names, args, strict=False)) | kwargs
+        for argument, value in named.items():
+            labels = self._along(value)
+            if not labels or argument not in names or value in self._examples:
+                continue
+            given = self.given.setdefault(id(value), Given(value, labels))
+            for outer in self._stack:
+                given.to.pop(outer, None)  # it hands it on
+            given.to[name] = argument, names.index(argument)
+            if (name, argument) in self.apart:
+                named[argument] = self._apart(self.apart[name, argument], value)
+        args = tuple(named[argument] for argument in names[: len(args)]) if len(args) <= len(names) else args
+        return args, {argument: named[argument] for argument in kwargs}
+
+    def _along(self, value: Any) -> dict[int, Tensor]:
+        """The labels that tell the entries of a value apart along one axis each."""
+        weight, labels = self.weight(value), self.labels(value)
+        axes = list(weight.axes) if weight is not None else [] if labels is None else [labels]
+        return {varying(axis)[0]: axis for axis in axes if len(varying(axis)) == 1}
+
+    def _apart(self, argument: Argument, value: Tensor) -> Tensor:
+        """The same value with labels of its own along one axis."""
+        labels, key = self._along(value)[argument.dim], f"{argument.module}({argument.name})"
+        self.forbid_all(labels, "each of several modules picks its slices")
+        with torch._C._DisableTorchDispatch():
+            own = value.clone()
+        fresh = self.classes.new(labels.numel())
+        self.origins.append((int(fresh[0]), key, argument.dim, labels.numel()))
+        self.arguments[key] = argument
+        self.set(own, fresh.view(labels.shape))
+        return own
 
     def _summed(self, value: Any, module: str, side: str) -> None:
         for origin in self.made(value):

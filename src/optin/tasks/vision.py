@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..arch import describe
 from ..arch.inputs import image_input
 from ..batches import Batch, to_device
 from ..errors import InputError, first_line
-from ..modules import device_of, inference_mode_of
+from ..modules import device_of, hooks, inference_mode_of
 from ..outputs import pool, pooled, projected
 from ..progress import Track, silent
 from ..recipe import Calibration
@@ -82,6 +83,19 @@ class Both:
         """Write both."""
         self.images.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+
+def text_tower(model: Any, batch: Batch) -> list[str]:
+    """The parts of a network with two towers that texts alone pass: their embeddings are made once and for all."""
+    space, runs = describe(model, batch), set[str]()
+    prompts = {name: value for name, value in batch.items() if name != _argument(model)}
+    noted = (
+        model.get_submodule(name).register_forward_hook(lambda *_, name=name: runs.add(name))
+        for name in {gate.module for group in space for gate in group.gates}
+    )
+    with hooks(*noted), inference_mode_of(model), torch.inference_mode():
+        model.get_text_features(**prompts)
+    return sorted({name.partition(".")[0] for name in runs})
 
 
 class ZeroShot(nn.Module):
