@@ -83,7 +83,11 @@ def balanced(parts: Parts, balance: float) -> dict[str, Tensor]:
 
 
 def part_scales(parts: Parts, balance: float) -> dict[str, float]:
-    """What each part is multiplied by: its weight over its mean. A part that is zero throughout counts nothing."""
+    """What each part is multiplied by: its weight over its mean. A part that is zero throughout counts nothing.
+
+    The means are those of units that change embeddings, if any do: units of the head change the output alone.
+    """
     weights = {"manifold": balance, "output": 1.0}
-    means = {part: float(torch.cat(list(groups.values())).mean()) for part, groups in parts.items()}
+    inside = [name for name, values in parts["manifold"].items() if values.any()] or list(parts["manifold"])
+    means = {part: float(torch.cat([groups[name] for name in inside]).mean()) for part, groups in parts.items()}
     return {part: weights[part] / mean if mean > 0 else 0.0 for part, mean in means.items()}
