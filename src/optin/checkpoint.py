@@ -322,7 +322,7 @@ def load(folder: str | Path, *, into: nn.Module | None = None, **options: Any) -
         establish(network, plan)
         fill(network, path)
         attach(network, plan)
-        return network.to(**({"dtype": options["dtype"]} if "dtype" in options else {}))
+        return network.eval().to(**({"dtype": options["dtype"]} if "dtype" in options else {}))
     if into is not None:
         raise InputError(f"{path} says itself which network it holds: load it without 'into'.")
     name = _class_name(config)
