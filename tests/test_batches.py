@@ -150,7 +150,7 @@ REFUSED = {
     "no examples": ([{"input_ids": ROWS[:0]}], "has no examples"),
     "ragged lists": ([{"input_ids": [[1, 2], [3]]}], "Pad its rows"),
     "an object": ([{"input_ids": ROWS, "mask": object()}], "is a object"),
-    "a mapping inside": ([{"input_ids": ROWS, "more": {"a": ROWS}}], "is a dict"),
+    "a number as a key": ([{"input_ids": ROWS, "more": {1: ROWS}}], "keys must be plain texts"),
     "two sizes": ([{"input_ids": ROWS, "attention_mask": ROWS[:3]}], "share their first axis"),
     "numbers as names": ([{0: ROWS}], "named by texts"),
     "another rank": ([{"x": torch.zeros(2, 3, 8, 8)}, {"x": torch.zeros(2, 8, 8)}], "not made as the first"),

@@ -1,7 +1,8 @@
 """Calibration inputs: any iterable of a model's keyword inputs, read once and kept.
 
 A batch is a mapping from names to values. Tensors have the examples along their first axis; lists and arrays of
-numbers become tensors; numbers, truth values and None reach every forward as they are.
+numbers become tensors; numbers, truth values and None reach every forward as they are. Of tuples and mappings that
+hold tensors a batch names the leaves, see `nesting`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError, first_line
+from .nesting import leaves
 from .samples import looks_of
 from .store import Store
 
@@ -288,9 +290,13 @@ def _batch(raw: Any, index: int, taken: Collection[str]) -> tuple[Batch, list[st
     """A batch as tensors and plain values, and the names of the texts and labels that no forward takes."""
     raw, dropped = _named(raw, taken)
     batch: Batch = {}
-    for name, value in raw.items():
+    for name in raw:
         if not isinstance(name, str):
             raise InputError(f"the inputs of a batch are named by texts, not by {name!r:.40}.")
+    # Boxes and masks of every image are no inputs of a forward.
+    dropped += [name for name, value in raw.items() if name in _LABELS and _holds(value)]
+    kept = [name for name in raw if name not in dropped]
+    for name, value in (leaf for root in kept for leaf in _leaves(root, raw[root])):
         found = _value(name, value)
         if _is_text(found) and (name not in taken or not isinstance(found, str)):
             dropped.append(name)
@@ -383,6 +389,18 @@ def _value(name: str, value: Any) -> Any:
         f"{name!r} of a calibration batch is a {type(value).__name__}: pass tensors with the examples first, "
         "and numbers or truth values that are the same for all."
     )
+
+
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """What a value holds that holds tensors; rows of numbers stay together."""
+    return leaves(name, value) if _holds(value) else iter([(name, value)])
+
+
+def _holds(value: Any) -> bool:
+    """Whether a value is no row or table of numbers: a mapping, a tuple of tensors, or a list of such."""
+    if not isinstance(value, (tuple, list)):
+        return isinstance(value, Mapping)
+    return any(_holds(entry) or (isinstance(entry, Tensor) and isinstance(value, tuple)) for entry in value)
 
 
 def _single(value: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from .checkpoint import input_shape
 from .checks import costs
 from .errors import InputError
 from .latency import forward_ms
-from .modules import inference_mode_of
+from .modules import call, inference_mode_of
 from .progress import Track, silent
 
 
@@ -100,7 +100,7 @@ def side_by_side(
             stack.enter_context(inference_mode_of(network))
         stack.enter_context(torch.inference_mode())
         for network in networks:
-            network(**inputs)
+            call(network, inputs)
         return [
             tuple(forward_ms(network, inputs) for network in networks) for _ in track(range(rounds), "speed", rounds)
         ]

@@ -33,7 +33,7 @@ from .errors import ArchitectureError, CheckpointError, DependencyError, InputEr
 from .files import given, json_text, read_json, write_text
 from .folders import mark, new_folder
 from .merging import Merging
-from .modules import device_of, inference_mode_of
+from .modules import call, device_of, inference_mode_of
 from .other_models import fill, is_other, make_within, named, save_origin, save_other
 from .outputs import answers
 from .plans import Cost, Plan
@@ -279,7 +279,7 @@ def _comes_back(model: nn.Module, folder: Path) -> bool:
     try:
         inputs = planned_inputs(model, Plan.from_dict(section_of(model)), 2)
         with inference_mode_of(model), inference_mode_of(again), torch.inference_mode():
-            one, other = (answers(network(**inputs)) for network in (model, again))
+            one, other = (answers(call(network, inputs)) for network in (model, again))
     except Exception:  # random inputs are not for every network
         return True
     share = max(1e-3, tolerance_of(one))

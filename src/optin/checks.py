@@ -18,7 +18,7 @@ from .cost import CostModel, counted_macs, mac_cost, parameter_cost
 from .errors import CheckpointError, InputError, NumericalError, OptinError, refused
 from .gating import gated, masks
 from .merging import all_tokens
-from .modules import inference_mode_of
+from .modules import call, inference_mode_of
 from .outputs import answers
 from .plans import Plan
 from .probe import check_activations, read_final, states
@@ -57,7 +57,7 @@ def check_inputs(model: nn.Module, space: UnitSpace, batches: Batches, recipe: R
         sample, blocks = next(split(batch, 2)), list[Any]()
         try:
             with inference_mode_of(model), torch.inference_mode(), recorded_blocks(model, space.blocks, blocks):
-                output = model(**sample)
+                output = call(model, sample)
         except FAILURES as error:
             raise refused(f"the network does not take the inputs {shapes_of(sample)}", error) from error
         if not seen:
@@ -83,7 +83,7 @@ def check_sample(model: nn.Module, sample: Batch) -> None:
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
         with inference_mode_of(model), torch.inference_mode():
-            model(**sample)
+            call(model, sample)
     except FAILURES as error:
         raise refused(f"the network does not take the inputs {shapes_of(sample)}", error) from error
     _check_buffers(model, before)
@@ -129,7 +129,7 @@ def _check_buffers(model: nn.Module, before: Mapping[str, Tensor]) -> None:
 def _check_repeats(model: nn.Module, sample: Batch, output: Any) -> None:
     """Refuse a network that gives another answer each time: nothing that is measured on it would hold."""
     with inference_mode_of(model), torch.inference_mode():
-        one, other = answers(output), answers(model(**sample))
+        one, other = answers(output), answers(call(model, sample))
     if not distance(one, other) <= tolerance_of(one) and not bool(one.isnan().any()):
         raise InputError(
             f"two forwards of this {type(model).__name__} on the same inputs differ: it draws at random or "
@@ -146,7 +146,7 @@ def _check_used(model: nn.Module, sample: Batch, output: Any) -> None:
             continue
         other = torch.ones_like(value) if bool((value == 0).all()) else torch.zeros_like(value)
         with contextlib.suppress(*FAILURES), inference_mode_of(model), torch.inference_mode():
-            if distance(answers(output), answers(model(**{**sample, name: other}))) == 0:
+            if distance(answers(output), answers(call(model, {**sample, name: other}))) == 0:
                 near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
                 hint = f" Did you mean {near[0]!r}?" if near else " Leave it out."
                 raise InputError(f"the network makes no use of the input {name!r}.{hint}")
@@ -207,9 +207,9 @@ def self_check(dense: nn.Module, pruned: nn.Module, space: UnitSpace, plan: Plan
     # Without merging, which may match other tokens once the keys of some heads are gone.
     with inference_mode_of(dense), inference_mode_of(pruned), torch.inference_mode():
         with all_tokens(dense), gated(dense, space, masks(dense, plan)):
-            expected = answers(dense(**sample))
+            expected = answers(call(dense, sample))
         with all_tokens(pruned):
-            got = answers(pruned(**sample))
+            got = answers(call(pruned, sample))
     difference = distance(expected, got)
     if not difference <= tolerance_of(expected):
         raise OptinError(

@@ -25,7 +25,7 @@ from .errors import ArchitectureError
 from .head import head_maps
 from .makers import in_body, makers, with_makers
 from .merging import State, merging_of
-from .modules import hidden_of, inference_mode_of, with_hidden
+from .modules import call, hidden_of, inference_mode_of, with_hidden
 from .probe import TokenWeights, differentiate, micro_batches, trajectory_objective
 from .progress import Track, silent
 from .recipe import Recipe, Refit
@@ -202,14 +202,14 @@ class _Walk:
                 outputs: list[Any] = []
                 totals = Recorder([_total(gate)])
                 with totals.recording(self.models["dense"]), recorded_blocks(self.models["dense"], blocks, outputs):
-                    self.models["dense"](**batch)
-                for call, position in enumerate(positions):
+                    call(self.models["dense"], batch)
+                for run, position in enumerate(positions):
                     reads = Recorder([_total(gate), _read(gate)])
                     with reads.recording(self.models["pruned"]):
                         run_block(self.models["pruned"], blocks, batch, outputs[:position], _total(gate))
-                    lack = totals.calls[_total(gate)][call] - reads.calls[_total(gate)][-1]
+                    lack = totals.calls[_total(gate)][run] - reads.calls[_total(gate)][-1]
                     read = reads.calls[_read(gate)][-1]
-                    self._add(folds, gate, batch, read, lack, weights(index, gate.module)[call])
+                    self._add(folds, gate, batch, read, lack, weights(index, gate.module)[run])
             self._update(gate, folds)
 
     def head(self, gates: Sequence[Gate]) -> None:

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map
 
 from .errors import ArchitectureError, BudgetError
 from .merging import all_tokens, merging_of, most
-from .modules import inference_mode_of
+from .modules import call, inference_mode_of
 from .replay import Recorder
 from .units import Tap, TokenSpace, UnitSpace
 
@@ -188,7 +188,7 @@ def mac_cost(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any]) -> C
     ):
         inputs = tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, dict(inputs))
         with tokens.recording(model), amounts:
-            model(**inputs)
+            call(model, inputs)
         counted = counted_macs(model, inputs)
     if len(amounts.macs) != len(space.products):
         raise ArchitectureError(
@@ -245,7 +245,7 @@ def counted_macs(model: nn.Module, inputs: Mapping[str, Any]) -> int:
     """MACs of one forward as torch counts them, whatever the network is made of."""
     counter = flop_counter()
     with inference_mode_of(model), torch.no_grad(), counter:
-        model(**inputs)
+        call(model, inputs)
     return int(counter.get_total_flops()) // 2
 
 

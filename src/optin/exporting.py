@@ -25,7 +25,7 @@ from .errors import CheckpointError, DependencyError, InputError, OptinError, fi
 from .files import given, json_text, write_bytes, write_text
 from .folders import check_new, new_folder, scratch_beside
 from .merging import merging_of
-from .modules import inference_mode_of
+from .modules import call, inference_mode_of
 from .progress import Track, silent
 from .quiet import quiet
 from .runtimes import DESCRIPTION, FILES, open_exported
@@ -49,7 +49,7 @@ class _ByPlace(nn.Module):
         self.network, self.inputs, self.outputs = network, inputs, outputs
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
-        found = self.network(**dict(zip(self.inputs, values, strict=True)))
+        found = call(self.network, dict(zip(self.inputs, values, strict=True)))
         return (found,) if self.outputs is None else tuple(found[name] for name in self.outputs)
 
 
@@ -190,7 +190,7 @@ def _check_packages(to: str) -> None:
 
 def _answer(model: nn.Module, sample: Batch) -> Any:
     try:
-        return model(**sample)
+        return call(model, sample)
     except (ValueError, RuntimeError, TypeError, IndexError, KeyError) as error:
         shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in sample.items())
         raise InputError(f"the network does not take the inputs {shapes}: {first_line(error)}") from error

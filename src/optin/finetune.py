@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from .checkpoint import SECTION, save
 from .errors import DependencyError, InputError, NumericalError
 from .folders import new_folder
-from .modules import device_of
+from .modules import call, device_of
 from .other_models import is_other
 from .outputs import Output
 from .pipeline import Result, summary
@@ -106,7 +106,7 @@ def _train(
         def compute_loss(
             self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
-            output = model(**inputs)
+            output = call(model, inputs)
             loss = F.cross_entropy(output.logits, inputs["labels"])
             if teacher is not None:
                 with torch.no_grad():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .batches import Batch
-from .modules import hooks, inference_mode_of
+from .modules import call, hooks, inference_mode_of
 from .units import Gate, Tap, UnitSpace, lies_in, pattern
 
 
@@ -66,5 +66,5 @@ def _made(model: nn.Module, linear: list[str], space: UnitSpace, batch: Batch) -
             *(model.get_submodule(name).register_forward_hook(forget(name)) for name in dict.fromkeys(space.body)),
         ),
     ):
-        model(**batch)
+        call(model, batch)
     return {name: value for name, (value, _) in made.items() if runs[name] == 1}

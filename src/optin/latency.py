@@ -38,7 +38,7 @@ from .budget import PER_MS
 from .cost import CostModel, Term
 from .errors import OptinError
 from .files import cache_folder, read_json, write_text
-from .modules import device_of, hooks, inference_mode_of
+from .modules import call, device_of, hooks, inference_mode_of
 from .plans import Cost, Plan
 from .progress import Track, silent
 from .surgery import shrink
@@ -80,7 +80,7 @@ def latency_cost(
 def milliseconds(model: nn.Module, inputs: Batch, rounds: int = 15) -> float:
     """Median time of one forward, after one that is not timed."""
     with inference_mode_of(model), torch.inference_mode():
-        model(**inputs)
+        call(model, inputs)
         return statistics.median(forward_ms(model, inputs) for _ in range(rounds))
 
 
@@ -88,7 +88,7 @@ def forward_ms(model: nn.Module, inputs: Batch) -> float:
     """Milliseconds of one forward, in the mode that the network is in."""
     device = device_of(model)
     start = now(device)
-    model(**inputs)
+    call(model, inputs)
     return (now(device) - start) / PER_MS
 
 
@@ -218,12 +218,12 @@ def block_times(model: nn.Module, blocks: tuple[str, ...], inputs: Batch, rounds
         for handle in (module.register_forward_pre_hook(watch.start), module.register_forward_hook(watch.stop))
     ]
     with hooks(*handles), inference_mode_of(model), torch.inference_mode():
-        model(**inputs)
+        call(model, inputs)
         for _ in range(rounds):
             for watch in watches.values():
                 watch.total = 0
             start = now(device)
-            model(**inputs)
+            call(model, inputs)
             rest = now(device) - start
             for block, watch in watches.items():
                 found[block].append(watch.total)

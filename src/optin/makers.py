@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from .batches import Batch
-from .modules import inference_mode_of
+from .modules import call, inference_mode_of
 from .replay import Recorder
 from .units import Cut, Gate, Tap, UnitGroup, UnitSpace, lies_in
 
@@ -36,7 +36,7 @@ def makers(model: nn.Module, space: UnitSpace, batch: Batch) -> dict[str, UnitGr
     }
     recorder = Recorder([Tap(name, "input") for name in (*found, *consumers)])
     with inference_mode_of(model), torch.inference_mode(), recorder.recording(model):
-        model(**batch)
+        call(model, batch)
 
     def rows(module: str) -> list[torch.Size]:
         return [value.shape[:-1] for value in recorder.calls[Tap(module, "input")]]

@@ -13,6 +13,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .errors import InputError, NumericalError
+from .nesting import nested
+
+
+def call(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
+    """What a network returns for inputs by name, those that lie in others by theirs: see `optin.nesting`."""
+    return model(**nested(inputs))
 
 
 def device_of(model: nn.Module) -> torch.device:

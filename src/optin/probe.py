@@ -19,7 +19,7 @@ from .batches import MICRO, Batch, Batches, batched, position_mask, size_of, spl
 from .consumers import rows_made, rows_read
 from .errors import InputError, NumericalError, first_line
 from .gating import gated
-from .modules import hidden_of, inference_mode_of
+from .modules import call, hidden_of, inference_mode_of
 from .outputs import Output, field_reader, read_output
 from .progress import Track, silent
 from .recipe import Recipe, Trajectory
@@ -168,7 +168,7 @@ def _stackable(model: nn.Module, space: UnitSpace, batch: Batch) -> bool:
             recorder.recording(model),
             recorded_blocks(model, space.blocks, outputs),
         ):
-            model(**tile(batch, times))
+            call(model, tile(batch, times))
         gates = {gate.module: gate.examples for group in space for gate in group.gates}
         read = [value.shape[gates[tap.module]] for tap, calls in recorder.calls.items() for value in calls]
         sizes.append([*read, *(len(state) for state in states(space, outputs))])
@@ -219,7 +219,7 @@ def differentiate(model: nn.Module, space: UnitSpace, batch: Batch, objective: O
             recorder.recording(model),
             recorded_blocks(model, space.blocks, blocks),
         ):
-            output = model(**whole)
+            output = call(model, whole)
         objectives = objective(batch, output, states(space, blocks), *copies)
         calls = {name: recorder.calls[Tap(name, "output")] for name in modules}
         flat = [value for values in calls.values() for value in values]

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 
 from .batches import Batch
 from .errors import ArchitectureError
-from .modules import first_of, hidden_of, hooks, patched_forward, with_hidden
+from .modules import call, first_of, hidden_of, hooks, patched_forward, with_hidden
 from .outputs import answers
 from .trajectory import distance, tolerance_of
 from .units import Tap
@@ -134,7 +134,7 @@ def check_replay(model: nn.Module, blocks: Sequence[str], batch: Batch, chained:
     """
     outputs: list[Any] = []
     with recorded_blocks(model, blocks, outputs):
-        expected = answers(model(**batch))
+        expected = answers(call(model, batch))
     if len(outputs) != len(blocks):
         raise ArchitectureError(
             f"the blocks of this {type(model).__name__} run {len(outputs)} times, not {len(blocks)}."
@@ -143,7 +143,7 @@ def check_replay(model: nn.Module, blocks: Sequence[str], batch: Batch, chained:
         before = _snapshot(outputs[:place])
         try:
             with resumed_at(model, blocks, standing_in(before, hidden_of(before[-1])) if chained else before):
-                got = answers(model(**batch))
+                got = answers(call(model, batch))
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             raise _cannot_go_on(model, blocks[place - 1]) from error
         if not distance(expected, got) <= tolerance_of(expected):
@@ -197,7 +197,7 @@ def run_block(
         if until is not None:
             return run_until(model, batch, until)
         stack.enter_context(contextlib.suppress(_Stop))
-        model(**batch)
+        call(model, batch)
     return result[-1]
 
 
@@ -213,7 +213,7 @@ def run_until(model: nn.Module, batch: Batch, tap: Tap | None) -> None:
             add = module.register_forward_pre_hook if tap.side == "input" else module.register_forward_hook
             stack.enter_context(hooks(add(leave)))
         stack.enter_context(contextlib.suppress(_Stop))
-        model(**batch)
+        call(model, batch)
 
 
 class Trail:

@@ -29,7 +29,7 @@ from .criteria.partial import Partial, tokens_beside
 from .criteria.scoring import Scoring
 from .errors import BudgetError, InputError
 from .merging import Merging, most
-from .modules import hidden_of, inference_mode_of
+from .modules import call, hidden_of, inference_mode_of
 from .outputs import Output
 from .probe import read_final
 from .recipe import Trajectory
@@ -101,7 +101,7 @@ class _Reference:
         positions = Positions(batch, options.rows, torch.Generator().manual_seed(seed))
         blocks: list[Any] = []
         with recorded_blocks(model, space.blocks, blocks):
-            output = read_final(model, model(**batch), positions, options)
+            output = read_final(model, call(model, batch), positions, options)
         maps = [positions.manifold(hidden) for hidden in map(hidden_of, blocks)]
         return cls(model, space, batch, options, positions, blocks, maps, output)
 
@@ -125,7 +125,7 @@ class _Reference:
                 resumed_at(self.model, self.space.blocks, before),
                 recorded_blocks(self.model, self.space.blocks, after),
             ):
-                final = read_final(self.model, self.model(**self.batch), self.positions, self.options)
+                final = read_final(self.model, call(self.model, self.batch), self.positions, self.options)
             states = [
                 merging.spread(hidden_of(output)) if block in tokens.blocks else hidden_of(output)
                 for block, output in zip(self.space.blocks, after, strict=True)

@@ -18,7 +18,7 @@ from torch import nn
 
 from .. import labels
 from ..errors import ArchitectureError, first_line
-from ..modules import inference_mode_of
+from ..modules import call, inference_mode_of
 from ..twins import on_twins
 from ..units import UnitSpace
 from .inputs import example_inputs, image_input, image_side, with_weights
@@ -88,7 +88,7 @@ def _made_up(model: nn.Module) -> dict[str, Any]:
     try:
         inputs = example_inputs(model, image_side(model) if image_input(model) else TOKENS, 2)
         with inference_mode_of(model), torch.no_grad():
-            model(**inputs)
+            call(model, inputs)
     except Exception as error:  # on inputs that are none of its own a forward may fail in any way
         raise ArchitectureError(
             f"nothing says what {type(model).__name__} takes ({first_line(error):.160}). Pass some of its inputs: "

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves
 
 from ..errors import ArchitectureError, InputError
-from ..modules import inference_mode_of, shared_names
+from ..modules import call, inference_mode_of, shared_names
 from ..units import UnitSpace
 
 # What to do about modules of certain packages: the start of a class's module, what it is, what to do.
@@ -160,7 +160,7 @@ def check_hooks(model: nn.Module, batch: Mapping[str, Any]) -> None:
     """
     changing: list[str] = []
     with _watched(model, changing), inference_mode_of(model), torch.inference_mode():
-        model(**batch)
+        call(model, batch)
     if changing:
         raise ArchitectureError(
             f"a hook on {changing[0]!r} changes what the network computes, and would be lost with the result. "

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map
 from ..batches import Batch, batched, tile
 from ..engines import local
 from ..errors import CheckpointError
-from ..modules import inference_mode_of
+from ..modules import call, inference_mode_of
 from ..probe import (
     Micro,
     Objective,
@@ -198,7 +198,7 @@ class BatchSums:
         """Zeros in the shapes of what the network and its blocks return, which take no memory."""
         blocks: list[Any] = []
         with inference_mode_of(self.model), torch.no_grad(), recorded_blocks(self.model, self.space.blocks, blocks):
-            output = self.model(**batch)
+            output = call(self.model, batch)
         zeros: tuple[Any, list[Tensor]] = tree_map(
             lambda value: value.new_zeros(()).expand(value.shape) if isinstance(value, Tensor) else value,
             (output, states(self.space, blocks)),

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 from ..batches import Batch, Batches, size_of, split, tile
 from ..consumers import without_units
 from ..gating import gated
-from ..modules import hidden_of, inference_mode_of, patched_forward
+from ..modules import call, hidden_of, inference_mode_of, patched_forward
 from ..outputs import Output
 from ..probe import PARTS, check_activations, read_final, states
 from ..recipe import Trajectory
@@ -142,7 +142,7 @@ class Reference:
             for trail in trails.values():
                 stack.enter_context(trail.recording(model))
             stack.enter_context(recorded_blocks(model, space.blocks, blocks))
-            result = model(**batch)
+            result = call(model, batch)
         hidden = states(space, blocks)
         check_activations(space.blocks, hidden, positions)
         consumers = {}
@@ -165,7 +165,7 @@ class Reference:
         )
         removal = self._resumed(group, units) if resumable else self._gated(group, units)
         with removal, recorded_blocks(self.model, self.space.blocks, blocks):
-            result = self.model(**tile(self.batch, stack))
+            result = call(self.model, tile(self.batch, stack))
         hidden = states(self.space, blocks)
         manifolds = [
             manifold_loss(self.positions.manifold(hidden[place], stack), self.maps[place])

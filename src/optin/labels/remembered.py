@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..gating import gated, masks
-from ..modules import device_of, inference_mode_of
+from ..modules import call, device_of, inference_mode_of
 from ..outputs import tensors_of
 from ..plans import Cost, Plan
 from ..surgery import is_settings, read_count, shrink, write_count
@@ -336,5 +336,5 @@ def _outputs(model: nn.Module, inputs: Mapping[str, Any]) -> list[Tensor]:
     device = device_of(model)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):  # the caller's draws stay as they are
         torch.manual_seed(0)  # some draw in evaluation too
-        found = [value.float() for value in tensors_of(model(**inputs)) if value.is_floating_point()]
+        found = [value.float() for value in tensors_of(call(model, inputs)) if value.is_floating_point()]
     return [value.nan_to_num(0, 0, 0) for value in found]  # classes that are masked; what is broken is said elsewhere

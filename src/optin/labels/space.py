@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from ..batches import size_of
 from ..consumers import is_convolution, out_axis, stored_transposed
 from ..errors import ArchitectureError
-from ..modules import hidden_of, inference_mode_of, shared_names
+from ..modules import call, hidden_of, inference_mode_of, shared_names
 from ..outputs import tensors_of
 from ..twins import TWINS
 from ..units import Argument, Cut, Gate, Product, Tap, UnitGroup, UnitSpace, lies_in
@@ -39,7 +39,7 @@ def observed(
     track.of_examples(*tree_leaves(dict(inputs)))
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with inference_mode_of(model), torch.no_grad(), track.watching(model):
-        output = model(**inputs)
+        output = call(model, inputs)
     with torch.no_grad():
         for name, buffer in model.named_buffers():
             if name in before and not torch.equal(buffer, before[name]):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..cost import flop_counter
 from ..merging import weighted
-from ..modules import first_of, hidden_of, hooks, inference_mode_of, with_first, with_hidden
+from ..modules import call, first_of, hidden_of, hooks, inference_mode_of, with_first, with_hidden
 from ..outputs import tensors_of
 from ..units import TokenSpace, UnitSpace, lies_in, pattern
 
@@ -66,7 +66,7 @@ class _Chain:
         self.states: list[Tensor] = []
         self.after: dict[str, Any] = {}  # what modules return behind the last block
         with self._recording():
-            model(**inputs)
+            call(model, inputs)
 
     @contextlib.contextmanager
     def _recording(self) -> Iterator[None]:
@@ -204,7 +204,7 @@ class _Chain:
 
         last, counter = self.model.get_submodule(self.blocks[-1]), flop_counter()
         with hooks(last.register_forward_hook(exchange, prepend=True)), counter:
-            return tensors_of(self.model(**self.inputs)), counter.get_total_flops()
+            return tensors_of(call(self.model, self.inputs)), counter.get_total_flops()
 
 
 def _around(path: str) -> Sequence[str]:
