@@ -68,7 +68,7 @@ def _describe(model: nn.Module, inputs: Mapping[str, Any] | None) -> UnitSpace:
     name = next((name for name in (architecture_of(model), type(model).__name__) if name in known), None)
     # While a network without weights is made, ours are on the CPU still.
     meta = torch.get_default_device().type == "meta"
-    with with_weights(model) as real, torch.device("cpu") if meta else contextlib.nullcontext():
+    with with_weights(model, labels.LARGE) as real, torch.device("cpu") if meta else contextlib.nullcontext():
         if inputs is None:
             inputs = _made_up(real)
         if name is None:

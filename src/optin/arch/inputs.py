@@ -126,9 +126,13 @@ _sides: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 
 
 @contextlib.contextmanager
-def with_weights(model: nn.Module) -> Iterator[nn.Module]:
-    """The network; while it is being loaded another of its kind on the CPU, since not every forward runs without."""
-    if device_of(model).type != "meta":
+def with_weights(model: nn.Module, most: int) -> Iterator[nn.Module]:
+    """The network; while it is being loaded another of its kind on the CPU, since not every forward runs without.
+
+    Args:
+        most: weights of the other network.
+    """
+    if device_of(model).type != "meta" or sum(value.numel() for value in model.parameters()) > most:
         yield model
         return
     kind: Any = next(kind for kind in type(model).__mro__ if kind.__module__.startswith("transformers."))

@@ -19,12 +19,15 @@ from torch.utils._pytree import tree_map
 
 from ..errors import ArchitectureError, OptinError, first_line
 from ..merging import all_tokens
-from ..modules import inference_mode_of
+from ..modules import device_of, inference_mode_of
 from ..replay import check_replay
 from ..units import Product, UnitSpace
+from .large import by_blocks, without_masks
 from .remembered import shaken, single, with_attributes
 from .space import counted, described
 from .tokens import token_space
+
+LARGE = 5 * 10**8  # weights above which one block of every kind is tried, not the whole network
 
 _known: weakref.WeakKeyDictionary[nn.Module, tuple[Any, UnitSpace]] = weakref.WeakKeyDictionary()
 
@@ -77,10 +80,14 @@ def _followed(model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[tuple[nn.
 
 def _described(model: nn.Module, inputs: Mapping[str, Any], architecture: str) -> UnitSpace:
     with _followed(model, inputs) as (model, inputs):
-        space = described(model, inputs, architecture)
-        trial, inputs = shaken(model), {name: single(value) for name, value in inputs.items()}
-        kept, whole = with_attributes(trial, space, inputs)
-        kept = dataclasses.replace(kept, tokens=token_space(trial, kept, inputs))
+        if device_of(model).type == "meta" or sum(value.numel() for value in model.parameters()) > LARGE:
+            inputs = without_masks(inputs) if device_of(model).type == "meta" else inputs
+            kept, whole = by_blocks(model, described(model, inputs, architecture), inputs)
+        else:
+            space = described(model, inputs, architecture)
+            trial, inputs = shaken(model), {name: single(value) for name, value in inputs.items()}
+            kept, whole = with_attributes(trial, space, inputs)
+            kept = dataclasses.replace(kept, tokens=token_space(trial, kept, inputs))
     if not len(kept):
         name, reason = next(iter(whole.items()))
         raise ArchitectureError(f"nothing can be cut from this {type(model).__name__}: {reason} ({name}).")

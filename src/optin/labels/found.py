@@ -53,38 +53,71 @@ class Found:
 def found(track: Tracking) -> Found:
     """Groups of units, and why the others stay."""
     roots = track.classes.roots().numpy()
+    starts = np.array([first for first, _, _, _ in track.origins])
+    places = [(name, axis) for _, name, axis, _ in track.origins]
     reasons = _blocked(track, roots)
     result = Found(roots)
-    read: dict[int, set[tuple[str, int]]] = defaultdict(set)
-    for labels in track.reads:
-        for label in labels.tolist():
-            root = int(roots[label])
-            place = track.origin(label)
-            read[root].add(place)
-            if root in reasons:
-                result.whole[reasons[root]].add(place[0])
+    read = [labels.numpy() for labels in track.reads]
+    labels = np.unique(np.concatenate(read)) if read else np.zeros(0, np.int64)
+    reads = np.unique(np.stack([roots[labels], np.searchsorted(starts, labels, "right") - 1]), axis=1)
+    blocked = np.zeros(len(roots), bool)
+    blocked[list(reasons)] = True
+    for root, place in reads[:, blocked[reads[0]]].T.tolist():
+        result.whole[reasons[root]].add(places[place][0])
+    free = np.zeros(len(roots), bool)
+    free[reads[0]] = True
+    free &= ~blocked
     multiplied = [part for product in track.products if product.activations for part in product.parts]
     multiplied += track.sampled
     heads = {root for part in multiplied for root in _present(roots, part)}
-    members: dict[int, dict[tuple[str, int], list[int]]] = defaultdict(lambda: defaultdict(list))
-    for first, name, axis, length in track.origins:
-        for entry, root in enumerate(roots[first : first + length].tolist()):
-            if root in read and root not in reasons:
-                members[root][name, axis].append(entry)
-    alike: dict[tuple[tuple[str, int, int], ...], list[int]] = defaultdict(list)
-    for root, places in members.items():
-        alike[tuple((name, axis, len(entries)) for (name, axis), entries in places.items())].append(root)
-    for signature, units in alike.items():
-        if len(units) > 1:
-            entries = {
-                (name, axis): torch.tensor([members[root][name, axis] for root in units])
-                for name, axis, _ in signature
-            }
-            reads = [place for place in entries if place in read[units[0]]]
-            if len(reads) == len(entries):  # nothing makes them: what is read there has no labels
-                continue
-            result.groups.append(Group(entries, reads, units, units[0] in heads))
+    for units, entries in _alike(roots, free, starts):
+        named = {places[place]: torch.from_numpy(found) for place, found in entries.items()}
+        read_by = {places[place] for place in reads[1, reads[0] == units[0]].tolist()}
+        read_along = [place for place in named if place in read_by]
+        if len(read_along) < len(named):  # else nothing makes them: what is read there has no labels
+            result.groups.append(Group(named, read_along, units.tolist(), int(units[0]) in heads))
     return result
+
+
+def _alike(
+    roots: np.ndarray, free: np.ndarray, starts: np.ndarray
+) -> Iterator[tuple[np.ndarray, dict[int, np.ndarray]]]:
+    """Classes that own as many entries of the same axes, several of them; by axis the entries of each.
+
+    Args:
+        free: by class whether it may leave.
+        starts: the first label of every axis.
+    """
+    labels = np.nonzero(free[roots])[0]
+    owners, order, classes = np.unique(roots[labels], return_index=True, return_inverse=True)
+    places = np.searchsorted(starts, labels, "right") - 1
+    # Each class by the sum of random numbers for what it owns of every axis: equal sums, equal shares.
+    (pair_class, pair_place), counts = np.unique(np.stack([classes, places]), axis=1, return_counts=True)
+    shares, kinds = np.unique(np.stack([pair_place, counts]), axis=1, return_inverse=True)
+    drawn = np.random.default_rng(0).integers(0, 2**62, (2, shares.shape[1]))
+    sums = np.zeros((2, len(owners)), np.int64)
+    for total, numbers in zip(sums, drawn, strict=True):
+        np.add.at(total, pair_class, numbers[kinds.reshape(-1)])
+    _, groups = np.unique(sums, axis=1, return_inverse=True)
+    groups = groups.reshape(-1)
+    members: dict[int, list[int]] = defaultdict(list)
+    for place in np.argsort(order, kind="stable").tolist():  # in order of their first labels
+        members[int(groups[place])].append(place)
+    rank = np.zeros(len(owners), np.int64)
+    for chosen in members.values():
+        rank[chosen] = np.arange(len(chosen))
+    by_group = np.lexsort((labels, rank[classes], places, groups[classes]))
+    ends = np.searchsorted(groups[classes][by_group], np.arange(groups.max() + 2 if len(groups) else 1))
+    for group, chosen in members.items():
+        if len(chosen) > 1:
+            mine = by_group[ends[group] : ends[group + 1]]
+            axes, first = np.unique(places[mine], return_index=True)
+            parts = np.split(labels[mine], first[1:])
+            entries = {
+                int(axis): (part - starts[axis]).reshape(len(chosen), -1)
+                for axis, part in zip(axes, parts, strict=True)
+            }
+            yield owners[chosen], entries
 
 
 def _present(roots: np.ndarray, labels: Tensor) -> Iterator[int]:

@@ -298,7 +298,7 @@ class _Trial:
             plan = _plan(space, keep)
             with inference_mode_of(model), gated(model, space, masks(model, plan)):
                 expected = _outputs(model, inputs)
-            small = copy.deepcopy(model)
+            small = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
             shrink(small, space, plan)
             self.cut.append((small, plan.kept, expected))
 

@@ -37,7 +37,7 @@ def observed(
     """
     track = Tracking(model, apart)
     track.of_examples(*tree_leaves(dict(inputs)))
-    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    before = {name: buffer.clone() for name, buffer in model.named_buffers() if not buffer.is_meta}
     with inference_mode_of(model), torch.no_grad(), track.watching(model):
         output = call(model, inputs)
     with torch.no_grad():
