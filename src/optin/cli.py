@@ -47,6 +47,7 @@ Data = Annotated[str | None, typer.Option(help="File or folder (csv, tsv, jsonl,
 Text = Annotated[str | None, typer.Option(help="Column of the texts.")]
 Label = Annotated[str | None, typer.Option(help="Column of the labels.")]
 CriterionName = Annotated[str | None, typer.Option("--criterion", help="How units are scored.")]
+Exclude = Annotated[str | None, typer.Option(help="Modules and groups that stay whole, with commas between.")]
 SearchName = Annotated[str | None, typer.Option("--search", help="How the budget is spent: lagrange or paper.")]
 Compensate = Annotated[bool | None, typer.Option("--compensate/--no-compensate", help="Refit what stays.")]
 Examples = Annotated[int | None, typer.Option(help="Unlabelled calibration examples.")]
@@ -121,6 +122,7 @@ def score(
     text: Text = None,
     label: Label = None,
     criterion: CriterionName = None,
+    exclude: Exclude = None,
     examples: Examples = None,
     max_length: MaxLength = None,
     seed: Seed = None,
@@ -142,6 +144,7 @@ def score(
     options = _recipe(recipe, preset_name).override(
         model=model,
         criterion=criterion,
+        exclude=exclude,
         seed=seed,
         task__name=task,
         task__data=_path(data),
@@ -203,6 +206,7 @@ def prune(
     text: Text = None,
     label: Label = None,
     criterion: CriterionName = None,
+    exclude: Exclude = None,
     search: SearchName = None,
     compensate: Compensate = None,
     round_to: Annotated[int | None, typer.Option(help="Kept neurons and channels are multiples of this.")] = None,
@@ -228,6 +232,7 @@ def prune(
         model=model,
         budget=budget,
         criterion=criterion,
+        exclude=exclude,
         search=search,
         round_to=round_to,
         latency_batch=latency_batch,
@@ -268,6 +273,7 @@ def sweep(
     text: Text = None,
     label: Label = None,
     criterion: CriterionName = None,
+    exclude: Exclude = None,
     compensate: Compensate = None,
     examples: Examples = None,
     max_length: MaxLength = None,
@@ -287,6 +293,7 @@ def sweep(
     options = _recipe(recipe, preset_name).override(
         model=model,
         criterion=criterion,
+        exclude=exclude,
         seed=seed,
         refit__enabled=compensate,
         task__name=task,
