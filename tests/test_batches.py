@@ -150,7 +150,7 @@ REFUSED = {
     "no examples": ([{"input_ids": ROWS[:0]}], "has no examples"),
     "ragged lists": ([{"input_ids": [[1, 2], [3]]}], "Pad its rows"),
     "an object": ([{"input_ids": ROWS, "mask": object()}], "is a object"),
-    "a number as a key": ([{"input_ids": ROWS, "more": {1: ROWS}}], "keys must be plain texts"),
+    "a number as a key": ([{"input_ids": ROWS, "more": {1: ROWS}}], "keys must be texts without"),
     "two sizes": ([{"input_ids": ROWS, "attention_mask": ROWS[:3]}], "share their first axis"),
     "numbers as names": ([{0: ROWS}], "named by texts"),
     "another rank": ([{"x": torch.zeros(2, 3, 8, 8)}, {"x": torch.zeros(2, 8, 8)}], "not made as the first"),
@@ -217,3 +217,8 @@ def test_a_network_with_a_keyword_that_it_needs():
     batch = {"pixel_values": torch.randn(4, 3, side, side), "interpolate_pos_encoding": True}
     result = optin.prune(model, [batch], "60%", recipe=RECIPE)
     assert result.plan.length == side and result.plan.pruned.macs <= 0.6 * result.plan.dense.macs
+
+
+def test_a_list_that_may_be_examples_or_inputs_is_refused():
+    with pytest.raises(InputError, match="stack examples into one tensor, or pass inputs as a tuple"):
+        Batches.of([{"x": [torch.randn(6, 10), torch.randn(6, 10)]}], torch.device("cpu"))

@@ -121,3 +121,30 @@ def test_networks_of_such_convolutions(kind, shape, units, criterion, tmp_path):
     result.save(tmp_path / "small")
     loaded = optin.load(tmp_path / "small", into=kind())
     assert not loaded.training and torch.equal(loaded(**batches[0]), result.model(**batches[0]))
+
+
+class Siamese(nn.Module):
+    """A chain of maps that runs twice: what one makes and another reads may leave in all runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = ((10, 32), (32, 16), (16, 3))
+        self.maps = nn.Sequential(*[layer for size in sizes for layer in (nn.Linear(*size), nn.ReLU())][:-1])
+
+    def forward(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return (self.maps(one) - self.maps(other)).square()
+
+
+def test_a_chain_that_runs_twice():
+    torch.manual_seed(0)
+    model = Siamese().eval()
+    batches = [{name: torch.randn(8, 10) for name in ("one", "other")} for _ in range(4)]
+    result = optin.prune(model, batches, "60%")
+    assert result.plan.kept.keys() == {"maps.0", "maps.2"}
+    bare = optin.apply(model, result.plan).model
+    with torch.inference_mode():
+        near, far = (
+            sum(float((small(**batch) - model(**batch)).square().sum()) for batch in batches)
+            for small in (result.model, bare)
+        )
+    assert near < far

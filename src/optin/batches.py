@@ -377,6 +377,11 @@ def _value(name: str, value: Any) -> Any:
     if isinstance(value, (list, tuple)) and value:
         if _is_text(value):
             return value
+        if len(value) > 1 and all(isinstance(row, Tensor) and row.dim() in (2, 4) for row in value):
+            raise InputError(
+                f"{name!r} of a calibration batch is a list of {len(value)} tensors of rank {value[0].dim()}, and "
+                "nothing says whether they are examples: stack examples into one tensor, or pass inputs as a tuple."
+            )
         try:
             rows = [torch.as_tensor(row) for row in value]
             return _single(torch.stack(rows))

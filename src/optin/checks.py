@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import inspect
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ from .cost import CostModel, counted_macs, mac_cost, parameter_cost
 from .errors import CheckpointError, InputError, NumericalError, OptinError, refused
 from .gating import gated, masks
 from .merging import all_tokens
-from .modules import call, inference_mode_of
+from .modules import call, hooks, inference_mode_of
 from .outputs import answers
 from .plans import Plan
 from .probe import check_activations, read_final, states
@@ -67,10 +68,37 @@ def check_inputs(model: nn.Module, space: UnitSpace, batches: Batches, recipe: R
         seen.add(shape)
     sample = next(split(next(iter(batches)), 2))
     check_hooks(model, sample)
+    _check_work(model, next(iter(batches)))
     if recipe.refit.enabled or recipe.criterion == "exact" or recipe.tokens.merge == "search":
         with inference_mode_of(model), torch.inference_mode(), all_tokens(model):
             check_replay(model, space.blocks, sample, space.chained)
     return compared
+
+
+def _check_work(model: nn.Module, batch: Batch) -> None:
+    """Warn of a network in which values decide which modules run, as in a mixture of experts, and its cost.
+
+    Costs are counted on one example.
+    """
+    one, all_ = (_modules_run(model, part) for part in (next(split(batch, 1)), batch))
+    if missing := [name for name in all_ if name not in one]:
+        warnings.warn(
+            f"which modules of this {type(model).__name__} run depends on the values of its inputs: {missing[0]!r} "
+            "does not for the first example. MACs are those of one example; others may cost more or less than the "
+            "budget says. A budget of parameters holds for all.",
+            stacklevel=2,
+        )
+
+
+def _modules_run(model: nn.Module, batch: Batch) -> dict[str, None]:
+    found: dict[str, None] = {}
+    noted = (
+        module.register_forward_pre_hook(lambda *_, name=name: found.setdefault(name))
+        for name, module in model.named_modules()
+    )
+    with hooks(*noted), inference_mode_of(model), torch.inference_mode():
+        call(model, batch)
+    return found
 
 
 def check_sample(model: nn.Module, sample: Batch) -> None:

@@ -65,7 +65,7 @@ def compensate(
         walk, stages = _Walk(dense, pruned, whole, batches, recipe.refit, store, outputs), _stages(whole)
         with inference_mode_of(dense), inference_mode_of(pruned), torch.no_grad():
             for gates in track(stages, "compensation", len(stages)):
-                (walk.shared if tied else walk.block)(gates, of)
+                (walk.tied if tied and outputs else walk.shared if tied else walk.block)(gates, of)
             maps = head_maps(dense, pruned, space, next(iter(batches))) if recipe.refit.head else []
             maps += [Gate(name, total=Tap(name, "output")) for name in made if not in_body(space, name)]
             if behind := _behind(dense, space, keep, maps):
@@ -210,6 +210,21 @@ class _Walk:
                     lack = totals.calls[_total(gate)][run] - reads.calls[_total(gate)][-1]
                     read = reads.calls[_read(gate)][-1]
                     self._add(folds, gate, batch, read, lack, weights(index, gate.module)[run])
+            self._update(gate, folds)
+
+    def tied(self, gates: Sequence[Gate], weights: WeightsOf) -> None:
+        """Refit consumers that run many times where what blocks hand on is cut too: both networks run as a whole."""
+        for gate in gates:
+            folds, kept = self._folds(gate), self.outputs.get(gate.module)
+            for index, batch in enumerate(self.batches):
+                totals, reads = Recorder([_total(gate)]), Recorder([_total(gate), _read(gate)])
+                with totals.recording(self.models["dense"]), reads.recording(self.models["pruned"]):
+                    for model in self.models.values():
+                        call(model, batch)
+                runs = (totals.calls[_total(gate)], reads.calls[_total(gate)], reads.calls[_read(gate)])
+                for total, reached, read, weight in zip(*runs, weights(index, gate.module), strict=True):
+                    total = total if kept is None else total[..., list(kept)]
+                    self._add(folds, gate, batch, read, total - reached, weight)
             self._update(gate, folds)
 
     def head(self, gates: Sequence[Gate]) -> None:

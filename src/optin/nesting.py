@@ -24,7 +24,9 @@ def leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         for key, entry in value.items():
             if not isinstance(key, str) or not _KEY.fullmatch(key):
-                raise InputError(f"{name!r:.80} of a batch has the key {key!r:.40}: keys must be plain texts.")
+                raise InputError(
+                    f"{name!r:.80} of a batch has the key {key!r:.40}: keys must be texts without . [ ] ( )."
+                )
             yield from leaves(f"{name}.{key}", entry)
     elif isinstance(value, (tuple, list)):
         marks = "()" if isinstance(value, tuple) else "[]"

@@ -139,7 +139,8 @@ def fill(model: nn.Module, folder: Path) -> None:
             model.to(precisions.pop())
         missing, unexpected = model.load_state_dict(weights, strict=False)
     except (RuntimeError, OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} cannot be loaded: {first_line(error)}") from None
+        said = " ".join(str(error).split())[:300]  # what differs stands behind the first line
+        raise CheckpointError(f"{folder} cannot be loaded: {said}") from None
     state = model.state_dict()
     filled = {_place(state[name]) for name in weights if name in state}
     if lacking := [name for name in missing if name in state and _place(state[name]) not in filled]:

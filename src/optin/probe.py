@@ -237,6 +237,11 @@ def differentiate(model: nn.Module, space: UnitSpace, batch: Batch, objective: O
                     "the network checkpoints its gradients: turn that off for the time of this."
                 ) from error
             except RuntimeError as error:
+                if "does not require grad" in str(error):
+                    raise InputError(
+                        f"no gradient reaches the {part} of this network: what is compared must be computed from its "
+                        "weights by differentiable operations, with gradients allowed. Name another output (output=)."
+                    ) from error
                 if "inplace operation" not in str(error):
                     raise
                 raise InputError(

@@ -86,7 +86,7 @@ def _adjust(model: nn.Module, group: UnitGroup, units: tuple[int, ...]) -> None:
         if attribute.name == "groups" and isinstance(module, nn.modules.conv._ConvNd):
             module.in_channels = module.weight.shape[1] * module.groups
     for path in group.twins:
-        become_twin(model, path)
+        become_twin(model, path, group.size, len(units))
     for argument in group.arguments:
         select = _Select(argument, units)
         model.get_submodule(argument.module).register_forward_pre_hook(select, with_kwargs=True)
@@ -180,7 +180,10 @@ def check_description(model: nn.Module, space: UnitSpace) -> None:
         for cut in group.cuts:
             shape = shapes.get(cut.parameter)
             if shape is None or cut.dim >= len(shape) or cut.last(group.size) >= shape[cut.dim]:
-                raise CheckpointError(f"the description cuts {cut.parameter!r:.80} where the network has nothing.")
+                raise CheckpointError(
+                    f"the description cuts {cut.parameter!r:.80} where the network has nothing: it is for the dense "
+                    "network, with all its units."
+                )
         for attribute in group.attributes:
             if read_count(model, attribute) != group.size * attribute.per_unit:
                 raise CheckpointError(
@@ -188,7 +191,9 @@ def check_description(model: nn.Module, space: UnitSpace) -> None:
                     f"the units of {group.name!r:.80}."
                 )
         for path in group.twins:
-            if twin_of(model.get_submodule(path)) is None:
+            if type(model.get_submodule(path)).__module__.startswith("torch.") and not twin_of(
+                model.get_submodule(path)
+            ):
                 raise CheckpointError(f"the description exchanges {path!r:.80}, for which there is no twin.")
     if space.tokens is not None:
         inside = {space.tokens.keys, space.tokens.attention}

@@ -1,7 +1,8 @@
 """Exact twins: modules that compute what others do, with heads counted off their weights.
 
 Some forwards take the heads to fill the width of their input, or hand all weights to one function of torch, so that
-no single head can leave. A module becomes its twin by its `__class__`: its tensors and their names stay.
+no single head can leave. A module becomes its twin by its `__class__`: its tensors and their names stay. Where
+sizes of reshapes alone stand in the way the twin runs the same forward, and makes these fit.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 PLAIN = "_optin_plain"  # where a twin remembers the class that it was
+HEADS = "_optin_heads"  # where an elastic one remembers how many heads there were, and are
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -123,11 +126,71 @@ class MultiheadAttention(nn.MultiheadAttention):
         return weights @ value, weights
 
 
-TWINS = (SelfAttention, MultiheadAttention)
+class Elastic(nn.Module):
+    """A module of any class whose forward takes its heads to be as many as they were in sizes of reshapes alone."""
+
+    def heads(self, dense: int, kept: int) -> None:
+        """Say how many heads the forward takes there to be, if nobody did before, and how many there are."""
+        first = vars(self).get(HEADS, (dense, dense))[0]
+        setattr(self, HEADS, (first, kept))
+
+
+_elastic: dict[type, type[nn.Module]] = {}
+
+
+def elastic(kind: type[nn.Module]) -> type[nn.Module]:
+    """The class of the elastic twin of a module of some class."""
+    if kind not in _elastic:
+        _elastic[kind] = _elastic_twin(kind)
+    return _elastic[kind]
+
+
+def _elastic_twin(kind: type[nn.Module]) -> type[nn.Module]:
+    plain: Any = kind.forward
+
+    @functools.wraps(plain)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with _Reshapes(*vars(self).get(HEADS, (1, 1))):
+            return plain(self, *args, **kwargs)
+
+    return type(kind.__name__, (Elastic, kind), {"forward": forward, "__module__": kind.__module__})
+
+
+class _Reshapes(TorchFunctionMode):
+    """Sizes that do not fit because heads have left are made to: the count of the heads, or of all their features."""
+
+    def __init__(self, dense: int, kept: int) -> None:
+        super().__init__()
+        self.dense, self.kept = dense, kept
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in RESHAPES and self.kept < self.dense and not kwargs:
+            value, *sizes = args
+            sizes = list(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
+            return func(value, self._fitting(value, sizes))
+        return func(*args, **(kwargs or {}))
+
+    def _fitting(self, value: Tensor, sizes: list[int]) -> list[int]:
+        lacking = math.prod(sizes) * self.kept == value.numel() * self.dense
+        if min(sizes, default=-1) < 0 or not lacking:
+            return sizes
+        # What comes before and behind is as it was.
+        pairs = zip(sizes, value.shape, strict=False)
+        start = next((place for place, (size, own) in enumerate(pairs) if size != own), 0)
+        places = [place for place in range(start, len(sizes)) if sizes[place] % self.dense == 0]
+        exact = [place for place in places if sizes[place] == self.dense]
+        if place := (exact or places)[-1:]:
+            sizes = [*sizes]
+            sizes[place[0]] = sizes[place[0]] // self.dense * self.kept
+        return sizes
+
+
+RESHAPES = (Tensor.reshape, Tensor.view, torch.reshape)
+TWINS = (SelfAttention, MultiheadAttention, Elastic)
 
 
 def twin_of(module: nn.Module) -> type[nn.Module] | None:
-    """The class of a module's twin; None if it has none."""
+    """The class of a module's twin; None if it has none of its own: see `elastic` for those."""
     if isinstance(module, TWINS):
         return type(module)
     if type(module) is nn.MultiheadAttention:
@@ -136,10 +199,19 @@ def twin_of(module: nn.Module) -> type[nn.Module] | None:
     return SelfAttention if type(module).__name__ == "Mask2FormerAttention" else None
 
 
-def become_twin(model: nn.Module, path: str) -> None:
-    """Exchange a module of a network that lost units for its twin."""
+def become_twin(model: nn.Module, path: str, dense: int, kept: int) -> None:
+    """Exchange a module of a network that lost units for its twin.
+
+    Args:
+        dense: heads that it had.
+        kept: heads that it has.
+    """
     module = model.get_submodule(path)
     _exchange(module)
+    if twin_of(module) is None:
+        module.__class__ = elastic(type(module))
+    if isinstance(module, Elastic):
+        module.heads(dense, kept)
     for around in model.modules():
         if isinstance(around, nn.TransformerEncoder) and module in around.modules():
             around.use_nested_tensor = False  # only the fast path of its layers can read one
@@ -182,7 +254,7 @@ def plain_again(model: nn.Module) -> None:
 
 def _plain_again(modules: Iterable[nn.Module]) -> None:
     for module in modules:
-        if isinstance(module, TWINS) and PLAIN in vars(module):
+        if isinstance(module, (SelfAttention, MultiheadAttention)) and PLAIN in vars(module):
             weight = module.out_proj.weight
             if weight.shape[0] == weight.shape[1]:
                 module.__class__ = vars(module).pop(PLAIN)

@@ -235,6 +235,8 @@ class UnitSpace:
                 known = ", ".join([group.name for group in self][:6])
                 raise InputError(f"{name!r:.80} is excluded, and no group is of that name or module: {known}, ...")
             gone |= touched
+        if self.groups and len(gone) == len(self.groups):
+            raise InputError("everything that could lose units is excluded: leave something out of 'exclude'.")
         tokens = self.tokens if self.tokens is None or not gone.keys() & set(self.tokens.heads) else None
         return dataclasses.replace(
             self,

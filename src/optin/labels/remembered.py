@@ -74,10 +74,15 @@ def _settled(
     number of heads, and a few of one size one by one.
     """
     part = dataclasses.replace(space, groups=tuple(some))
-    chosen = _choice(model, part, inputs, tries)
-    if chosen is not None:
-        yield _with(part, chosen)
-        return
+    heads = all(group.kind == "head" and not group.twins for group in some)
+    attempts = [(part, tries)]
+    if tries == TRIES and heads:  # likely counts, an elastic twin, then unlikely counts
+        attempts = [(part, FEWER_TRIES), (_elastic(part), FEWER_TRIES), (part, tries)]
+    for attempt, most in attempts:
+        chosen = _choice(model, attempt, inputs, most)
+        if chosen is not None:
+            yield _with(attempt, chosen)
+            return
     sizes: dict[Any, list[UnitGroup]] = defaultdict(list)
     for group in some:
         sizes[group.size, *(cut.block for cut in group.cuts)].append(group)
@@ -86,6 +91,16 @@ def _settled(
         parts = [[group] for group in some] if 1 < len(some) < MANY else []
     for alike in parts:
         yield from _settled(model, space, alike, inputs, FEWER_TRIES)
+
+
+def _elastic(space: UnitSpace) -> UnitSpace:
+    """Each group with an elastic twin of the module around all that it owns."""
+    groups = []
+    for group in space:
+        names = [cut.parameter.split(".")[:-1] for cut in group.cuts]
+        alike = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*names, strict=False))
+        groups.append(dataclasses.replace(group, twins=(".".join(parts[0] for parts in alike),)))
+    return dataclasses.replace(space, groups=tuple(groups))
 
 
 def shaken(model: nn.Module) -> nn.Module:
