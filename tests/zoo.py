@@ -38,9 +38,11 @@ def built(name: str) -> nn.Module:
     torch.manual_seed(0)
     model = NETWORKS[name].make().eval()
     with torch.no_grad():
-        for parameter in model.parameters():
+        for path, parameter in model.named_parameters():
             if parameter.dim() > 1 and parameter.numel():
                 nn.init.normal_(parameter, std=(2 / parameter[0].numel()) ** 0.5)
+            elif parameter.numel() and not path.endswith("bias") and parameter.abs().max() < 1e-3:
+                parameter.fill_(1.0)  # a scale that would hide what is behind it
         norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         for norm in norms:
             norm.train().momentum = 1.0
@@ -429,7 +431,6 @@ NETWORKS: dict[str, Kind] = {
 REFUSED = {
     "xlnet": "63.8%",  # its heads are read by a parameter that is no map of its own
     "squeezebert": "99.4%",  # convolutions in groups
-    "longformer": "62.1%",  # its attention takes the heads to fill the width of its input
     "qwen3-moe": "62.0%",  # experts lie in one parameter
     "wavlm": "66.5%",  # its attention is one function of torch
     "vit-mae": "draws at random",
