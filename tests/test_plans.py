@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import optin
 from optin.arch import describe
 from optin.errors import CheckpointError, InputError
 from optin.plans import Cost, Plan, from_ranges, to_ranges
-from tests.networks import ATTENTION
+from tests.networks import ATTENTION, NEURONS, plan_of
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
@@ -105,3 +108,29 @@ def test_a_plan_that_does_not_fit_is_refused(bert, change, message):
             fields["keep"][key] = value
     with pytest.raises(CheckpointError, match=message):
         Plan(**fields, dense=plan.dense, pruned=plan.pruned, length=16).validate(space)
+
+
+def test_plans_and_folders_of_the_first_version_are_read(bert, tmp_path):
+    """They named groups by the numbers of layers, and held no description."""
+    old = {ATTENTION[place]: f"layers.{place}.heads" for place in range(3)}
+    old |= {NEURONS[place]: f"layers.{place}.neurons" for place in range(3)}
+    space = describe(bert)
+    keep = {group.name: range(group.size - (group.name in old)) for group in space}
+    plan = plan_of(bert, keep)
+    expected = optin.apply(bert, plan).model
+    first = dataclasses.replace(
+        plan,
+        sizes={old[name]: size for name, size in plan.sizes.items() if name in old},
+        keep={old[name]: units for name, units in plan.keep.items() if name in old},
+    )
+    first.save(tmp_path / "plan.json")
+    got = optin.apply(bert, Plan.load(tmp_path / "plan.json")).model
+    assert all(map(torch.equal, got.state_dict().values(), expected.state_dict().values()))
+    folder = optin.apply(bert, plan).save(tmp_path / "small")
+    config = json.loads((folder / "config.json").read_text())
+    config["optin"] = first.to_dict()
+    (folder / "config.json").write_text(json.dumps(config))
+    loaded = optin.load(folder)
+    assert all(map(torch.equal, loaded.state_dict().values(), expected.state_dict().values()))
+    with pytest.raises(CheckpointError, match="says nothing about the group"):
+        optin.apply(bert, dataclasses.replace(first, keep={**first.keep, "layers.9.heads": (0,)}))

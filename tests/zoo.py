@@ -38,12 +38,14 @@ def built(name: str) -> nn.Module:
     torch.manual_seed(0)
     model = NETWORKS[name].make().eval()
     with torch.no_grad():
+        norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        kept = {id(norm.weight) for norm in norms}
         for path, parameter in model.named_parameters():
+            scales = parameter.numel() and id(parameter) not in kept and not path.endswith("bias")
             if parameter.dim() > 1 and parameter.numel():
                 nn.init.normal_(parameter, std=(2 / parameter[0].numel()) ** 0.5)
-            elif parameter.numel() and not path.endswith("bias") and parameter.abs().max() < 1e-3:
-                parameter.fill_(1.0)  # a scale that would hide what is behind it
-        norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+            elif scales and parameter.abs().max() < 1e-3:
+                parameter.fill_(1.0)  # what is behind it would not show
         for norm in norms:
             norm.train().momentum = 1.0
         if norms:  # the statistics of one batch, so that nothing dies away

@@ -78,7 +78,8 @@ def _description(model: nn.Module, plan: Plan) -> UnitSpace:
     if plan.description is not None and fits(model, plan.description):
         check_description(model, plan.description)
         return plan.description
-    return describe(model, planned_inputs(model, plan, 2))
+    inputs = None if device_of(model).type == "meta" else planned_inputs(model, plan, 2)  # made with the weights
+    return describe(model, inputs)
 
 
 def attach(model: nn.Module, plan: Plan, original: Mapping[str, int] | None = None) -> None:

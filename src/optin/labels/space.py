@@ -58,8 +58,8 @@ def described(model: nn.Module, inputs: Mapping[str, Any], architecture: str) ->
     """
     track, results = observed(model, inputs)
     seen = found(track)
-    if apart := _tying(track, seen):
-        track, results = observed(model, inputs, apart)
+    if tying := _tying(track, seen):
+        track, results = observed(model, inputs, tying)
         seen = found(track)
     examples, shared = size_of(dict(inputs)), shared_names(model)
     groups: dict[int, UnitGroup] = {}
@@ -85,12 +85,17 @@ def described(model: nn.Module, inputs: Mapping[str, Any], architecture: str) ->
         raise _nothing(model, track, seen)
     channels = any(group.kind == "channel" for group in groups.values()) or _convolves(model, track, groups.values())
     blocks, chained = _blocks(model, track, results, list(groups.values()), channels)
-    for number, made in list(groups.items()):
-        if not all(_runs_with_a_block(track, gate.module, blocks) for gate in made.gates):
-            seen.whole[UNREAD].update(f"{gate.module}.weight" for gate in made.gates)
-            del groups[number]
+    apart = [
+        number
+        for number, made in groups.items()
+        if not all(_runs_with_a_block(track, gate.module, blocks) for gate in made.gates)
+    ]
+    for number in apart:
+        seen.whole[UNREAD].update(f"{gate.module}.weight" for gate in groups.pop(number).gates)
     if not groups:
         raise _nothing(model, track, seen)
+    if apart:
+        blocks, chained = _blocks(model, track, results, list(groups.values()), channels)
     placed = [_placed(group, blocks) for group in groups.values()]
     placed.sort(key=lambda group: (group.layer, track.calls.index(first[group.name])))
     return UnitSpace(

@@ -36,6 +36,8 @@ def token_space(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any]) -
     images = [name for name, value in inputs.items() if isinstance(value, Tensor) and value.dim() == 4]
     if len(images) != 1:
         return None
+    seen = inputs[images[0]]
+    drawn = torch.randn(seen.shape, generator=torch.Generator().manual_seed(0)).to(seen)
     chains: dict[str, dict[str, str]] = defaultdict(dict)
     for group in space:
         if group.kind == "head" and len(group.gates) == 1 and not group.shared:
@@ -44,9 +46,7 @@ def token_space(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any]) -
     for heads in chains.values():
         if len(heads) > 1:
             with contextlib.suppress(Exception), inference_mode_of(model), torch.no_grad():
-                return _Chain(
-                    model, space, {**inputs, images[0]: torch.randn_like(inputs[images[0]])}, heads
-                ).tokens()
+                return _Chain(model, space, {**inputs, images[0]: drawn}, heads).tokens()
     return None
 
 
