@@ -43,6 +43,7 @@ from optin.replay import recorded_blocks
 from optin.tasks import Examples, load_model, load_tokenizer, task_spec
 from optin.tasks.text import calibration_batches, evaluate
 from optin.trajectory import Positions, manifold_loss, output_loss
+from optin.units import UnitSpace
 
 BUDGETS = (70, 60, 50, 40, 30)
 SEEDS = (0, 1, 2)
@@ -145,7 +146,7 @@ def agreement(setting: Setting) -> dict[str, Any]:
         if draw in (64, 128, 256):
             sketch = {part: {n: v[chosen[n]] for n, v in groups.items()} for part, groups in totals.mean.items()}
             found[f"draws {draw}"] = {
-                kind: spearmanr(*(_kind(balanced(parts, 1.0), kind) for parts in (sketch, exact))).statistic
+                kind: spearmanr(*(_kind(space, balanced(parts, 1.0), kind) for parts in (sketch, exact))).statistic
                 for kind in ("heads", "neurons")
             }
     # One full masked forward per unit, for four units a group, against the same micro-batch resumed and stacked.
@@ -249,8 +250,8 @@ def speed(setting: Setting) -> dict[str, Any]:
     return {"rows": rows}
 
 
-def _kind(values: dict[str, torch.Tensor], kind: str) -> torch.Tensor:
-    return torch.cat([value for name, value in values.items() if name.endswith(kind)])
+def _kind(space: UnitSpace, values: dict[str, torch.Tensor], kind: str) -> torch.Tensor:
+    return torch.cat([value for name, value in values.items() if f"{space[name].kind}s" == kind])
 
 
 PARTS = {"quality": quality, "agreement": agreement, "jobs": jobs, "speed": speed}

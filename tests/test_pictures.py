@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import optin
+from optin.arch import describe
 from optin.errors import InputError
-from optin.pictures import draw, draw_tokens, merged_groups
+from optin.pictures import _block, _kind, draw, draw_tokens, merged_groups
 from optin.recipe import Recipe
 from optin.tasks import Images
-from tests.networks import build, inputs
+from tests.networks import build, inputs, plan_of
 from tests.test_images import processor
 
 RECIPE = Recipe().override(trajectory__rows=12, trajectory__draws=4, tokens__merge="search", tokens__examples=4)
@@ -67,3 +70,13 @@ def test_of_tokens_that_do_not_merge_nothing_is_drawn(tmp_path):
     assert [path.name for path in written] == ["kept.svg"]
     with pytest.raises(InputError, match="no tokens merge"):
         merged_groups(optin.load(tmp_path / "small"), inputs(model, batch=1))
+
+
+def test_rows_are_named_by_their_blocks(bert):
+    space = describe(bert)
+    plan = plan_of(bert, {group.name: range(group.size) for group in space})
+    plan = dataclasses.replace(plan, description=space)
+    assert [_kind(plan, name) for name in plan.keep] == ["heads", "neurons"] * 3 + ["neurons"]
+    assert [_block(name) for name in plan.keep] == ["0", "0", "1", "1", "2", "2", "bert.pooler.dense"]
+    bare = dataclasses.replace(plan, description=None)
+    assert _kind(bare, "layers.3.neurons") == "neurons" and _block("stages.1.blocks.0.fc1") == "1.0"

@@ -1,6 +1,6 @@
 """Remove softly, for a while: multiply what each consumer reads.
 
-    with gated(model, space, {"layers.0.heads": mask}):
+    with gated(model, space, {"encoder.layer.0.output.dense.heads": mask}):
         model(**inputs)
 
 A zero is exactly a removal, since a consumer is linear in its input; a one changes nothing.

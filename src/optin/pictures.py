@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -107,6 +108,19 @@ def _readable(images: Images, count: int) -> Iterator[tuple[int, Any]]:
         count -= 1
 
 
+def _kind(plan: Plan, name: str) -> str:
+    """Of the units of a group; plans of version 0.1.0 say it by the name alone."""
+    if plan.description is not None and name in plan.description.by_name:
+        return f"{plan.description[name].kind}s"
+    role = name.rpartition(".")[2]
+    return role if role in ("heads", "neurons") else "channels"
+
+
+def _block(name: str) -> str:
+    """The numbers in the name of a group, which tell blocks apart; the name where it has none."""
+    return ".".join(re.findall(r"(?<=\.)\d+(?=\.)", name)) or name
+
+
 def draw_units(plan: Plan, path: Path) -> Path:
     """One row per layer: a square for each head, filled if it stayed; neurons and channels as shares that stayed."""
     pyplot = _pyplot()
@@ -114,8 +128,7 @@ def draw_units(plan: Plan, path: Path) -> Path:
         raise InputError("the plan names no units: there is nothing to draw.")
     kinds: dict[str, list[str]] = {"heads": [], "neurons": [], "channels": []}
     for name in plan.keep:
-        role = name.rpartition(".")[2] if "." in name else ""
-        kinds[role if role in kinds else "channels"].append(name)
+        kinds[_kind(plan, name)].append(name)
     kinds = {kind: names for kind, names in kinds.items() if names}
     rows = max(len(names) for names in kinds.values())
     widths = {"width_ratios": [1 if kind == "heads" else 3 for kind in kinds]}
@@ -132,7 +145,7 @@ def draw_units(plan: Plan, path: Path) -> Path:
             cells = np.array_split(stays, min(columns, len(stays)))
             picture[row, : len(cells)] = [cell.mean() for cell in cells]
         axis.imshow(picture, aspect="auto", cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-        labels = names if kind == "channels" else [name.split(".")[-2] for name in names]
+        labels = names if kind == "channels" else list(map(_block, names))
         labels = [label.replace("$", r"\$") for label in labels]  # which begins a formula
         axis.set_yticks(range(len(names)), labels)
         axis.set_xticks([])

@@ -160,7 +160,7 @@ class TokenSpace:
 class UnitGroup:
     """Interchangeable units of one layer: its attention heads, its feed-forward neurons.
 
-    `name` is a role ("layers.3.heads"), stable across library versions. `layer` is the first block, in
+    `name` is that of the map that makes its units, or reads its heads. `layer` is the first block, in
     order of execution, in which the group works. `shared` says that it works in several blocks at once. `twins`
     are modules that compute with fewer units only as their twins, see `optin.twins`.
     """
