@@ -12,6 +12,7 @@ import hypothesis
 import pytest
 import torch
 
+from optin import labels
 from tests.networks import HEADS_OF, REPRESENTATIVE, build, tokens
 from tests.slow import slow_but
 
@@ -29,6 +30,37 @@ hypothesis.settings.load_profile("untimed")
 @pytest.fixture(autouse=True)
 def one_seed() -> None:
     torch.manual_seed(0)
+
+
+DESCRIBED: dict[object, object] = {}
+AFRESH = ("test_labels", "test_twins", "test_elastic", "test_networks", "hostile")  # tests of describing itself
+
+
+@pytest.fixture(autouse=True)
+def described_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks of transformers of one shape and configuration are described once for all tests."""
+    if any(part in request.node.nodeid for part in AFRESH):
+        return
+    plain = labels._described
+
+    def described(model, inputs, architecture):
+        modules = list(model.modules())
+        if not hasattr(model, "config") or any(m._forward_hooks or m._forward_pre_hooks for m in modules):
+            return plain(model, inputs, architecture)
+        key = (
+            type(model),
+            architecture,
+            model.config.to_json_string(use_diff=False),
+            model.config._attn_implementation,
+            tuple(map(type, modules)),
+            tuple((name, value.shape, value.dtype, value.device) for name, value in model.named_parameters()),
+            tuple(sorted((name, getattr(value, "shape", value)) for name, value in inputs.items())),
+        )
+        if key not in DESCRIBED:
+            DESCRIBED[key] = plain(model, inputs, architecture)
+        return DESCRIBED[key]
+
+    monkeypatch.setattr(labels, "_described", described)
 
 
 @pytest.fixture(params=slow_but(REPRESENTATIVE, sorted(HEADS_OF)))

@@ -220,5 +220,5 @@ def test_a_network_with_a_keyword_that_it_needs():
 
 
 def test_a_list_that_may_be_examples_or_inputs_is_refused():
-    with pytest.raises(InputError, match="stack examples into one tensor, or pass inputs as a tuple"):
+    with pytest.raises(optin.InputError, match="stack examples into one tensor, or pass inputs as a tuple"):
         Batches.of([{"x": [torch.randn(6, 10), torch.randn(6, 10)]}], torch.device("cpu"))
