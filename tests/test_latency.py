@@ -26,6 +26,7 @@ from optin.scores import Curve
 from optin.search import Choices
 from optin.units import UnitGroup, lies_in
 from tests.networks import NEURONS, build
+from tests.slow import slow_but
 
 RECIPE = Recipe().override(trajectory__draws=8)
 
@@ -183,7 +184,7 @@ def test_what_has_no_macs_grows_with_the_units_before_it(proportional, monkeypat
         assert cost(plan.kept) == pytest.approx(expected, rel=0.05)
 
 
-@pytest.mark.parametrize("name", ["bert", "albert-grouped", "deberta-v2"])
+@pytest.mark.parametrize("name", slow_but(["bert"], ["bert", "albert-grouped", "deberta-v2"]))
 def test_a_budget_of_latency_is_kept_to(name, batches, proportional):
     model = build(name, "SequenceClassification")
     scores = optin.score(model, batches, recipe=RECIPE)

@@ -46,7 +46,9 @@ def run(model, batch):
     return answers(model(**batch))
 
 
-@pytest.mark.parametrize(("architecture", "head", "attention"), IMPLEMENTATIONS)
+@pytest.mark.parametrize(
+    ("architecture", "head", "attention"), slow_but(lambda case: case[0] in REPRESENTATIVE, IMPLEMENTATIONS)
+)
 def test_shrunk_equals_gated(architecture, head, attention):
     model = build(architecture, head, attention)
     batch, plan, space = inputs(model), random_plan(model), describe(model)
