@@ -2,6 +2,7 @@
 
     python benchmarks/networks.py                  all networks of tests/zoo.py
     python benchmarks/networks.py bert llama       some of them
+    python benchmarks/networks.py --large          a Llama of 8 billion weights, described on the meta device
 
 Each is described, pruned to 60 % of its MACs by the defaults, saved, and loaded again. Prints the table, and stores
 it in docs/results/networks.md, the figures in docs/results/networks.json.
@@ -10,6 +11,7 @@ it in docs/results/networks.md, the figures in docs/results/networks.json.
 from __future__ import annotations
 
 import argparse
+import resource
 import sys
 import tempfile
 import time
@@ -24,6 +26,7 @@ from rich.progress import track as progress
 from text_tables import table
 
 import optin
+from optin.arch import describe
 from optin.modules import inference_mode_of
 from optin.outputs import tensors_of
 
@@ -31,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.zoo import NETWORKS, built
 
 BATCHES = 4
+LARGE = "a Llama of 8 billion weights"
 KINDS = ("head", "neuron", "channel")
 
 
@@ -76,6 +80,21 @@ def job(name: str) -> dict[str, Any]:
     return found
 
 
+def large() -> dict[str, Any]:
+    """Seconds of describing a Llama of 8 billion weights that has no values, and the peak memory of this process."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "vocab_size": 128256}
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(num_attention_heads=32, num_key_value_heads=8, **sizes)).eval()
+    start = time.perf_counter()
+    space = describe(model, {"input_ids": torch.randint(5, 1000, (2, 8))})
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    weights = sum(value.numel() for value in model.parameters())
+    return {"weights": weights, "groups": len(space), "describing": seconds, "peak bytes": peak}
+
+
 def render(found: dict[str, Any]) -> str:
     """The table, and what it adds up to."""
     rows = []
@@ -102,15 +121,28 @@ def render(found: dict[str, Any]) -> str:
     return "\n".join([text, "", *table(head, rows)]) + "\n"
 
 
+def render_large(found: dict[str, Any]) -> str:
+    """One sentence."""
+    return (
+        f"A Llama of {found['weights'] / 1e9:.2f} billion weights on the meta device: {found['groups']} groups in "
+        f"{found['describing']:.0f} s, {found['peak bytes'] / 2**30:.1f} GiB at the peak of the process.\n"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", help="names of tests/zoo.py")
+    parser.add_argument("--large", action="store_true", help="describe a large network instead")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     found = Stored("networks")
-    for name in progress(arguments.networks or list(NETWORKS), description="networks", console=Console(stderr=True)):
+    if arguments.large:
+        found[LARGE] = large()
+    chosen = arguments.networks or ([] if arguments.large else list(NETWORKS))
+    for name in progress(chosen, description="networks", console=Console(stderr=True)):
         found[name] = job(name)
-    found.show(render({name: found[name] for name in NETWORKS if name in found}))
+    text = render({name: found[name] for name in NETWORKS if name in found})
+    found.show(text + (f"\n{render_large(found[LARGE])}" if LARGE in found else ""))
 
 
 if __name__ == "__main__":

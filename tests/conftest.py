@@ -33,7 +33,14 @@ def one_seed() -> None:
 
 
 DESCRIBED: dict[object, object] = {}
-AFRESH = ("test_labels", "test_twins", "test_elastic", "test_networks", "hostile")  # tests of describing itself
+AFRESH = (
+    "test_labels",
+    "test_twins",
+    "test_elastic",
+    "test_large",
+    "test_networks",
+    "hostile",
+)  # tests of describing itself
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -164,3 +165,40 @@ def test_gates_and_masks_agree_with_the_plan(bert):
         assert mask.nonzero().flatten().tolist() == list(plan.keep[name])
     with gated(bert, describe(bert), {}):
         bert(**tokens(bert))
+
+
+class Backwards(torch.nn.Module):
+    """Its head is named before its body, and the last map of the head before the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.first = torch.nn.Linear(24, 3), torch.nn.Linear(32, 24)
+        self.layers = torch.nn.ModuleList(
+            torch.nn.Sequential(torch.nn.Linear(32, 48), torch.nn.ReLU(), torch.nn.Linear(48, 32)) for _ in range(2)
+        )
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = x + layer(x)
+        return self.last(torch.relu(self.first(x.mean(1))))
+
+
+def test_the_head_is_refitted_in_the_order_in_which_it_runs():
+    torch.manual_seed(0)
+    model = Backwards().eval()
+    batches = [{"x": torch.randn(8, 5, 32, generator=torch.Generator().manual_seed(seed))} for seed in range(8)]
+    recipe = RECIPE.override(refit__head=True, refit__makers=True)
+    space = optin.describe(model, batches[0])
+    assert space.head == 1 and "first" in space.sizes
+    plan = optin.plan(model, optin.score(model, batches, recipe=recipe), "60%", recipe=recipe)
+    cut = dataclasses.replace(plan, keep={**plan.keep, "first": tuple(range(16))})
+    bare = copy.deepcopy(model)
+    shrink(bare, space, cut)
+    refitted = copy.deepcopy(bare)
+    compensate(model, refitted, space, Batches.of(batches, CPU), recipe, cut.keep)
+    with torch.inference_mode():
+        far, near = (
+            sum(float((small(**batch) - model(**batch)).square().sum()) for batch in batches)
+            for small in (bare, refitted)
+        )
+    assert near < far and not torch.equal(refitted.last.weight, bare.last.weight)

@@ -52,6 +52,13 @@ def test_a_convolution_is_a_linear_map_on_rows(name, positions, monkeypatch):
     torch.testing.assert_close(matrix(module), before + change, atol=1e-5, rtol=1e-5)
 
 
+def test_positions_of_a_transposed_convolution_reach_its_whole_kernel():
+    """Every second of its positions would read the same entry of a kernel of two."""
+    module = nn.ConvTranspose2d(4, 6, 2, 2)
+    read = rows_read(module, Gate("0", 1), torch.rand(2, 4, 16, 16) + 1)
+    assert read.shape[1] < 32 * 32 and bool(read.flatten(0, 1).any(0).all())
+
+
 class Volumes(nn.Module):
     """Maps of three axes, one stage with a residual."""
 

@@ -19,7 +19,7 @@ from .cost import CostModel, counted_macs, mac_cost, parameter_cost
 from .errors import CheckpointError, InputError, NumericalError, OptinError, refused
 from .gating import gated, masks
 from .merging import all_tokens
-from .modules import call, hooks, inference_mode_of
+from .modules import call, inference_mode_of, modules_run
 from .outputs import answers
 from .plans import Plan
 from .probe import check_activations, read_final, states
@@ -80,25 +80,14 @@ def _check_work(model: nn.Module, batch: Batch) -> None:
 
     Costs are counted on one example.
     """
-    one, all_ = (_modules_run(model, part) for part in (next(split(batch, 1)), batch))
-    if missing := [name for name in all_ if name not in one]:
+    first = set(modules_run(model, lambda: call(model, next(split(batch, 1)))))
+    if missing := [name for name in modules_run(model, lambda: call(model, batch)) if name not in first]:
         warnings.warn(
             f"which modules of this {type(model).__name__} run depends on the values of its inputs: {missing[0]!r} "
             "does not for the first example. MACs are those of one example; others may cost more or less than the "
             "budget says. A budget of parameters holds for all.",
             stacklevel=2,
         )
-
-
-def _modules_run(model: nn.Module, batch: Batch) -> dict[str, None]:
-    found: dict[str, None] = {}
-    noted = (
-        module.register_forward_pre_hook(lambda *_, name=name: found.setdefault(name))
-        for name, module in model.named_modules()
-    )
-    with hooks(*noted), inference_mode_of(model), torch.inference_mode():
-        call(model, batch)
-    return found
 
 
 def check_sample(model: nn.Module, sample: Batch) -> None:

@@ -23,9 +23,9 @@ from .batches import Batch, Batches, position_mask
 from .consumers import add, can_shift, features_per_unit, matrix, out_axis, rows_made, rows_read, scale_of
 from .errors import ArchitectureError
 from .head import head_maps
-from .makers import in_body, makers, with_makers
+from .makers import makers, with_makers
 from .merging import State, merging_of
-from .modules import call, hidden_of, inference_mode_of, with_hidden
+from .modules import call, hidden_of, inference_mode_of, modules_run, with_hidden
 from .probe import TokenWeights, differentiate, micro_batches, trajectory_objective
 from .progress import Track, silent
 from .recipe import Recipe, Refit
@@ -67,9 +67,10 @@ def compensate(
             for gates in track(stages, "compensation", len(stages)):
                 (walk.tied if tied and outputs else walk.shared if tied else walk.block)(gates, of)
             maps = head_maps(dense, pruned, space, next(iter(batches))) if recipe.refit.head else []
-            maps += [Gate(name, total=Tap(name, "output")) for name in made if not in_body(space, name)]
-            if behind := _behind(dense, space, keep, maps):
-                walk.head(behind)
+            maps += [Gate(name, total=Tap(name, "output")) for name in made if not space.in_body(name)]
+            if behind := _behind(space, keep, maps):
+                batch = next(iter(batches))
+                walk.head([behind[name] for name in modules_run(dense, lambda: call(dense, batch)) if name in behind])
 
 
 def _of_readers(weights: WeightsOf, readers: Mapping[str, str]) -> WeightsOf:
@@ -103,17 +104,13 @@ def _stages(space: UnitSpace) -> list[list[Gate]]:
     return [list(stages[block].values()) for block in dict.fromkeys(space.body)]
 
 
-def _behind(
-    dense: nn.Module, space: UnitSpace, keep: Mapping[str, Sequence[int]], maps: Sequence[Gate]
-) -> list[Gate]:
-    """A gate of every map of the head that lost units, and of others, in the order in which modules are named."""
+def _behind(space: UnitSpace, keep: Mapping[str, Sequence[int]], maps: Sequence[Gate]) -> dict[str, Gate]:
+    """A gate of every map of the head that lost units, and of others, by module."""
     found = {gate.module: gate for gate in maps}
-    head = space.blocks[len(space.body) :]
     for group in space:
-        for gate in group.gates:
-            if len(keep[group.name]) < group.size and space.block_of(gate.module) in head:
-                found[gate.module] = gate
-    return [found[name] for name, _ in dense.named_modules() if name in found]
+        lost = len(keep[group.name]) < group.size
+        found |= {gate.module: gate for gate in group.gates if lost and not space.in_body(gate.module)}
+    return found
 
 
 def sensitivities(
@@ -228,7 +225,10 @@ class _Walk:
             self._update(gate, folds)
 
     def head(self, gates: Sequence[Gate]) -> None:
-        """Refit the maps behind the last block, every position alike; most have few, so ridges are validated."""
+        """Refit the maps behind the last block, in the order in which they run, every position alike.
+
+        Most have few, so ridges are validated.
+        """
         for index, batch in enumerate(self.batches):
             totals = Recorder([_total(gate) for gate in gates])
             with totals.recording(self.models["dense"]):

@@ -62,7 +62,7 @@ def rows_read(module: nn.Module, gate: Gate, x: Tensor) -> Float[Tensor, "batch 
     if not is_convolution(module):
         return x.transpose(0, gate.examples)
     plain = _plain(module, x)
-    step = _step(plain.made)
+    step = _step(module, plain.made)
     stride = tuple(step * size for size in plain.stride)
     if len(stride) == 2:
         return F.unfold(plain.x, plain.kernel, plain.dilation, plain.padding, stride).mT
@@ -74,7 +74,7 @@ def rows_made(module: nn.Module, gate: Gate, y: Tensor) -> Float[Tensor, "batch 
     if not is_convolution(module):
         return y.transpose(0, gate.examples)
     y = _as_maps(module, y)
-    step = _step(y.shape[2:])
+    step = _step(module, y.shape[2:])
     return y[(slice(None), slice(None), *[slice(None, None, step)] * (y.dim() - 2))].flatten(2).mT
 
 
@@ -212,5 +212,9 @@ def _patches(plain: _Plain, stride: Sizes) -> Float[Tensor, "batch position feat
     return x.movedim(1, 1 + axes).flatten(1 + axes).flatten(1, axes)
 
 
-def _step(size: Sizes) -> int:
-    return math.ceil(math.pow(math.prod(size) / POSITIONS, 1 / len(size)))
+def _step(module: Any, size: Sizes) -> int:
+    """Between the positions that are taken; those of a transposed convolution reach all entries of its kernel."""
+    step = math.ceil(math.pow(math.prod(size) / POSITIONS, 1 / len(size)))
+    while is_transposed(module) and any(math.gcd(step, stride) > 1 for stride in module.stride):
+        step += 1
+    return step

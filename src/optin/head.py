@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .batches import Batch
 from .modules import call, hooks, inference_mode_of
-from .units import Gate, Tap, UnitSpace, lies_in, pattern
+from .units import Gate, Tap, UnitSpace, pattern
 
 
 def head_maps(dense: nn.Module, pruned: nn.Module, space: UnitSpace, batch: Batch) -> list[Gate]:
@@ -26,9 +26,7 @@ def head_maps(dense: nn.Module, pruned: nn.Module, space: UnitSpace, batch: Batc
     own = [
         name
         for name, module in dense.named_modules()
-        if isinstance(module, nn.Linear)
-        and uses[id(module.weight)] == 1
-        and not any(lies_in(name, block) for block in space.body)
+        if isinstance(module, nn.Linear) and uses[id(module.weight)] == 1 and not space.in_body(name)
     ]
     made, other = (_made(model, own, space, batch) for model in (dense, pruned))
     return [

@@ -15,7 +15,7 @@ from torch import nn
 from .batches import Batch
 from .modules import call, inference_mode_of
 from .replay import Recorder
-from .units import Cut, Gate, Tap, UnitGroup, UnitSpace, lies_in
+from .units import Cut, Gate, Tap, UnitGroup, UnitSpace
 
 
 def makers(model: nn.Module, space: UnitSpace, batch: Batch) -> dict[str, UnitGroup]:
@@ -53,16 +53,11 @@ def _makes(model: nn.Module, module: str, cut: Cut, group: UnitGroup) -> bool:
     return isinstance(linear, nn.Linear) and cut.dim == 0 and linear.out_features == group.size * cut.block
 
 
-def in_body(space: UnitSpace, module: str) -> bool:
-    """Whether a module lies in a block of the body."""
-    return any(lies_in(module, block) for block in space.body)
-
-
 def with_makers(space: UnitSpace, made: Mapping[str, UnitGroup]) -> UnitSpace:
     """A description in which makers of the body are consumers as well, each before the reader of its units."""
     groups: list[UnitGroup] = []
     for group in space:
-        for module in (name for name, units in made.items() if units is group and in_body(space, name)):
+        for module in (name for name, units in made.items() if units is group and space.in_body(name)):
             gate = Gate(module, total=Tap(module, "output"))
             groups.append(UnitGroup(module, "neuron", 1, group.layer, (Cut(f"{module}.weight", 0),), (gate,)))
         groups.append(group)

@@ -21,6 +21,18 @@ def call(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
     return model(**nested(inputs))
 
 
+def modules_run(model: nn.Module, run: Callable[[], Any]) -> list[str]:
+    """The modules that run when something is done with a network, in the order in which they begin."""
+    found: dict[str, None] = {}
+    noted = (
+        module.register_forward_pre_hook(lambda *_, name=name: found.setdefault(name))
+        for name, module in model.named_modules()
+    )
+    with hooks(*noted), inference_mode_of(model), torch.inference_mode():
+        run()
+    return list(found)
+
+
 def device_of(model: nn.Module) -> torch.device:
     """The device of the first parameter: inputs are moved there."""
     return next(model.parameters()).device

@@ -148,8 +148,9 @@ class Job:
         handler: Any = vision if spec.of_images else text
         labels = handler.class_indices(model, spec, examples) if labelled else None
         batches, drawn = handler.drawn_batches(model, examples, preprocessor, recipe.calibration, recipe.seed, labels)
-        if spec.kind == "image-zero-shot" and not recipe.exclude:
-            recipe = recipe.override(exclude=",".join(vision.text_tower(model, batches[0])))
+        if spec.kind == "image-zero-shot":
+            names = [*recipe.excluded, *vision.text_tower(model, batches[0])]
+            recipe = recipe.override(exclude=",".join(dict.fromkeys(names)))
         if evaluation is None:
             return cls(recipe, model, preprocessor, batches)
         check_evaluation(model, spec, evaluation, preprocessor, recipe.trajectory.pooling)

@@ -167,7 +167,8 @@ class _Reshapes(TorchFunctionMode):
         if func in RESHAPES and self.kept < self.dense and not kwargs:
             value, *sizes = args
             sizes = list(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
-            return func(value, self._fitting(value, sizes))
+            if all(isinstance(size, int) for size in sizes):  # a view may be as another type too
+                return func(value, self._fitting(value, sizes))
         return func(*args, **(kwargs or {}))
 
     def _fitting(self, value: Tensor, sizes: list[int]) -> list[int]:

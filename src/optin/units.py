@@ -216,6 +216,10 @@ class UnitSpace:
         """The blocks before the head."""
         return self.blocks[: len(self.blocks) - self.head]
 
+    def in_body(self, module: str) -> bool:
+        """Whether a module lies in a block of the body."""
+        return any(lies_in(module, block) for block in self.body)
+
     def without(self, names: Iterable[str], reason: str = "excluded") -> UnitSpace:
         """The description without some groups: those of these names, and all whose units these modules make or read.
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..modules import call, device_of, hooks, inference_mode_of
-from ..units import Attribute, Cut, Gate, UnitGroup, UnitSpace, lies_in, pattern
+from ..units import UnitGroup, UnitSpace, lies_in, pattern
 from .remembered import shaken, single, with_attributes
 
 STEP = 7  # places by which one row of a weight is moved against the one before
@@ -53,7 +53,7 @@ def by_blocks(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any]) -> 
     found: dict[str, UnitGroup] = {}
     for blocks in kinds.values():
         first = blocks[0]
-        part = dataclasses.replace(space, groups=tuple(_moved(group, first, "") for group in inside[first]))
+        part = dataclasses.replace(space, groups=tuple(_inside(group, first) for group in inside[first]))
         module = model.get_submodule(first)
         trial = _drawn(module) if device_of(module).type == "meta" else shaken(module)
         kept, reasons = with_attributes(trial, part, given[first])
@@ -62,8 +62,7 @@ def by_blocks(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any]) -> 
                 if tried.name in reasons:
                     whole[group.name] = reasons[tried.name]
                 else:
-                    attributes = tuple(_joined(attribute, block) for attribute in kept[tried.name].attributes)
-                    found[group.name] = dataclasses.replace(group, attributes=attributes)
+                    found[group.name] = _tried(group, kept[tried.name], block)
     left = tuple(found[group.name] for group in space if group.name in found)
     return dataclasses.replace(space, groups=left), whole
 
@@ -90,33 +89,33 @@ def _lies(group: UnitGroup, block: str) -> bool:
 
 def _shape(group: UnitGroup, block: str) -> Shape:
     """What groups of alike blocks have in common."""
-    moved = _moved(group, block, "")
-    return moved.kind, moved.size, moved.cuts
+    inner = _inside(group, block)
+    return inner.kind, inner.size, inner.cuts
 
 
-def _moved(group: UnitGroup, old: str, new: str) -> UnitGroup:
-    """A group by the paths of its parts inside another module."""
+def _inside(group: UnitGroup, block: str) -> UnitGroup:
+    """A group by the paths of its parts inside its block."""
 
     def path(name: str) -> str:
-        return f"{new}.{rest}".strip(".") if (rest := name[len(old) :].lstrip(".")) else new
-
-    def gate_of(gate: Gate) -> Gate:
-        return dataclasses.replace(gate, module=path(gate.module))
-
-    def cut_of(cut: Cut) -> Cut:
-        return dataclasses.replace(cut, parameter=path(cut.parameter))
+        return name[len(block) :].lstrip(".")
 
     return dataclasses.replace(
         group,
-        cuts=tuple(map(cut_of, group.cuts)),
-        gates=tuple(map(gate_of, group.gates)),
+        cuts=tuple(dataclasses.replace(cut, parameter=path(cut.parameter)) for cut in group.cuts),
+        gates=tuple(dataclasses.replace(gate, module=path(gate.module)) for gate in group.gates),
         arguments=tuple(dataclasses.replace(one, module=path(one.module)) for one in group.arguments),
         twins=tuple(map(path, group.twins)),
     )
 
 
-def _joined(attribute: Attribute, block: str) -> Attribute:
-    return dataclasses.replace(attribute, module=f"{block}.{attribute.module}".rstrip("."))
+def _tried(group: UnitGroup, tried: UnitGroup, block: str) -> UnitGroup:
+    """A group with the counts and the twins that were right for one like it, inside its own block."""
+
+    def path(name: str) -> str:
+        return f"{block}.{name}".rstrip(".")
+
+    attributes = tuple(dataclasses.replace(one, module=path(one.module)) for one in tried.attributes)
+    return dataclasses.replace(group, attributes=attributes, twins=tuple(map(path, tried.twins)))
 
 
 def _given(model: nn.Module, blocks: Sequence[str], inputs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

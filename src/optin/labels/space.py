@@ -205,10 +205,8 @@ def _makers(model: nn.Module, track: Tracking, group: Group) -> list[str]:
 
 
 def _out_axis(module: nn.Module) -> int | None:
-    if isinstance(module, nn.modules.conv._ConvNd):
-        depthwise = module.groups > 1
-        return None if depthwise else 1 if module.transposed else 0
-    return out_axis(module) if _known(module) else None
+    depthwise = isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1
+    return out_axis(module) if _known(module) and not depthwise else None
 
 
 def _kind(model: nn.Module, makers: Sequence[str]) -> str:

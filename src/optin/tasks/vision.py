@@ -16,7 +16,7 @@ from ..arch import describe
 from ..arch.inputs import image_input
 from ..batches import Batch, to_device
 from ..errors import InputError, first_line
-from ..modules import device_of, hooks, inference_mode_of
+from ..modules import device_of, inference_mode_of, modules_run
 from ..outputs import pool, pooled, projected
 from ..progress import Track, silent
 from ..recipe import Calibration
@@ -87,15 +87,10 @@ class Both:
 
 def text_tower(model: Any, batch: Batch) -> list[str]:
     """The parts of a network with two towers that texts alone pass: their embeddings are made once and for all."""
-    space, runs = describe(model, batch), set[str]()
     prompts = {name: value for name, value in batch.items() if name != _argument(model)}
-    noted = (
-        model.get_submodule(name).register_forward_hook(lambda *_, name=name: runs.add(name))
-        for name in {gate.module for group in space for gate in group.gates}
-    )
-    with hooks(*noted), inference_mode_of(model), torch.inference_mode():
-        model.get_text_features(**prompts)
-    return sorted({name.partition(".")[0] for name in runs})
+    runs = set(modules_run(model, lambda: model.get_text_features(**prompts)))
+    consumers = {gate.module for group in describe(model, batch) for gate in group.gates}
+    return sorted({name.partition(".")[0] for name in consumers & runs})
 
 
 class ZeroShot(nn.Module):
