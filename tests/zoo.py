@@ -43,7 +43,8 @@ def built(name: str) -> nn.Module:
         for path, parameter in model.named_parameters():
             scales = parameter.numel() and id(parameter) not in kept and not path.endswith("bias")
             if parameter.dim() > 1 and parameter.numel():
-                nn.init.normal_(parameter, std=(2 / parameter[0].numel()) ** 0.5)
+                experts = parameter.dim() == 3 and path.endswith("proj")
+                nn.init.normal_(parameter, std=(2 / (parameter[0, 0] if experts else parameter[0]).numel()) ** 0.5)
             elif scales and parameter.abs().max() < 1e-3:
                 parameter.fill_(1.0)  # what is behind it would not show
         for norm in norms:
@@ -68,6 +69,11 @@ def tokens(examples: int = 4, count: int = 16, mask: bool = True, **more: Any) -
 
 def pixels(side: int = 32, examples: int = 4, name: str = "pixel_values") -> Callable[[], dict[str, Any]]:
     return lambda: {name: torch.randn(examples, 3, side, side)}
+
+
+def masked() -> dict[str, Any]:
+    """With what the network draws at random otherwise: the order of the patches."""
+    return {**pixels()(), "noise": torch.rand(4, 16)}
 
 
 def translation() -> dict[str, Any]:
@@ -307,6 +313,11 @@ NETWORKS: dict[str, Kind] = {
         "Qwen3MoeForCausalLM", "Qwen3MoeConfig", tokens(), **GROUPED, head_dim=16, num_experts=4,
         num_experts_per_tok=2, moe_intermediate_size=32,
     ),
+    "mixtral": of("MixtralForCausalLM", "MixtralConfig", tokens(), **GROUPED, num_local_experts=4),
+    "gpt-oss": of(
+        "GptOssForCausalLM", "GptOssConfig", tokens(), **GROUPED, head_dim=16, num_local_experts=4,
+        num_experts_per_tok=2, layer_types=["full_attention"] * 3, rope_scaling=None,
+    ),
     "gemma2": of("Gemma2ForCausalLM", "Gemma2Config", tokens(), **GROUPED, head_dim=16),
     "phi3": of("Phi3ForCausalLM", "Phi3Config", tokens(), **GROUPED),
     "gpt-neox": of("GPTNeoXForCausalLM", "GPTNeoXConfig", tokens(), **TEXT, **MARKS),
@@ -332,7 +343,7 @@ NETWORKS: dict[str, Kind] = {
         depths=[1, 1, 2, 1],
     ),
     "beit": of("BeitForImageClassification", "BeitConfig", pixels(), **SEEN),
-    "vit-mae": of("ViTMAEModel", "ViTMAEConfig", pixels(), **SEEN, mask_ratio=0.0),
+    "vit-mae": of("ViTMAEModel", "ViTMAEConfig", masked, **SEEN, mask_ratio=0.0),
     "vit-msn": of("ViTMSNForImageClassification", "ViTMSNConfig", pixels(), **SEEN),
     "swin": of("SwinForImageClassification", "SwinConfig", pixels(64), **WINDOWS, num_labels=7),
     "swinv2": of("Swinv2ForImageClassification", "Swinv2Config", pixels(64), **WINDOWS, num_labels=7),
@@ -433,9 +444,7 @@ NETWORKS: dict[str, Kind] = {
 REFUSED = {
     "xlnet": "63.8%",  # its heads are read by a parameter that is no map of its own
     "squeezebert": "99.4%",  # convolutions in groups
-    "qwen3-moe": "62.0%",  # experts lie in one parameter
     "wavlm": "66.5%",  # its attention is one function of torch
-    "vit-mae": "draws at random",
     "convnextv2": "nothing can be cut",  # a mean over all neurons
     "timm:convnextv2_atto": "nothing can be cut",
 }

@@ -206,9 +206,9 @@ def position_mask(batch: Batch, hidden: Tensor) -> Tensor:
     sound counts its samples, and beside images the mask is that of the text tower.
     """
     if _text_of(batch) is not None and image_sides(batch) is None:
-        mask = token_mask(batch)
-        if mask.shape == hidden.shape[:-1]:
-            return mask
+        mask, shape = token_mask(batch), hidden.shape[:-1]
+        if mask.shape == shape or (len(shape) == 1 and mask.numel() == shape[0]):
+            return mask.reshape(shape)  # some modules read all tokens of all examples in a row
     return torch.ones(hidden.shape[:-1], dtype=torch.bool, device=hidden.device)
 
 

@@ -27,7 +27,7 @@ from .recipe import Recipe
 from .replay import check_replay, recorded_blocks
 from .scores import Scores
 from .trajectory import Positions, distance, tolerance_of
-from .twins import on_twins
+from .twins import on_twins, plain
 from .units import UnitSpace
 
 # What a forward of the user's own network may raise on inputs that it does not take.
@@ -219,13 +219,19 @@ def self_check(dense: nn.Module, pruned: nn.Module, space: UnitSpace, plan: Plan
 
     Raises:
         OptinError: they differ by more than rounding.
+        InputError: it keeps a number of units that its kernels do not take.
     """
+    for group in space:
+        if (count := len(plan.keep[group.name])) % group.multiple:
+            raise InputError(
+                f"the plan keeps {count} units of {group.name!r}, and its kernels take multiples of {group.multiple}."
+            )
     sample = next(split(batch, min(4, size_of(batch))))
     # Without merging, which may match other tokens once the keys of some heads are gone.
     with inference_mode_of(dense), inference_mode_of(pruned), torch.inference_mode():
         with all_tokens(dense), gated(dense, space, masks(dense, plan)):
             expected = answers(call(dense, sample))
-        with all_tokens(pruned):
+        with all_tokens(pruned), plain(pruned):
             got = answers(call(pruned, sample))
     difference = distance(expected, got)
     if not difference <= tolerance_of(expected):

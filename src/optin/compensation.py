@@ -292,7 +292,7 @@ class _Walk:
             lack = torch.where(scale == 0, 0, lack / scale)
         mask = position_mask(batch, read)
         lack = lack.reshape(*read.shape[:-1], lack.shape[-1])  # a map of positions may be read as a list
-        folds.add(read, lack, weights, mask)
+        folds.add(read, lack, weights.reshape(mask.shape), mask)
 
     def _update(self, gate: Gate, folds: Folds) -> None:
         model, ridge = self.models["pruned"], self.options.ridge

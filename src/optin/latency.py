@@ -198,7 +198,9 @@ def sizes_to_time(space: UnitSpace) -> list[Plan]:
 
 def multiple_of(group: UnitGroup) -> int:
     """Of what the counts of a group are multiples, for speed; at least eight of them are in every group."""
-    return 1 if group.kind == "head" else min(MULTIPLE, 2 ** int(math.log2(max(group.size // 8, 1))))
+    if group.kind == "head":
+        return 1
+    return math.lcm(group.multiple, min(MULTIPLE, 2 ** int(math.log2(max(group.size // 8, 1)))))
 
 
 def _count(group: UnitGroup, share: float) -> int:

@@ -82,6 +82,18 @@ def inference_mode_of(model: nn.Module) -> Iterator[None]:
             weight.requires_grad_(True)
 
 
+def forget(model: nn.Module) -> None:
+    """Empty the caches of tensors in modules (`attention_bias_cache` of LeViT): they hold what other weights made."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if (
+                "cache" in name
+                and isinstance(value, dict)
+                and all(isinstance(entry, Tensor) for entry in value.values())
+            ):
+                setattr(module, name, type(value)())
+
+
 @contextlib.contextmanager
 def without_autocast() -> Iterator[None]:
     """Everything in the precision that it has, whatever the caller is in."""

@@ -362,12 +362,12 @@ def apply(
             with reading(output):
                 compensate(dense, pruned, space, calibration, recipe, plan.keep, track, weights)
             clock.lap("compensate")
+    plain_again(pruned)
     report = {**summary(plan), **_figures(dense, pruned, space, plan, scores), "seconds": clock.laps}
     attach(pruned, plan, report.get("original"))
     if plan.latency is not None:
         inputs = planned_inputs(pruned, plan, plan.latency.batch)
         report["latency"]["measured_ms"] = milliseconds(pruned, inputs)
-    plain_again(pruned)
     return Result(pruned, plan, report, recipe)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
-from .batches import MICRO, Batch, Batches, batched, position_mask, size_of, split, tile, trimmed
+from .batches import MICRO, Batch, Batches, batched, position_mask, size_of, split, tile, token_mask, trimmed
 from .consumers import rows_made, rows_read
 from .errors import InputError, NumericalError, first_line
 from .gating import gated
@@ -314,7 +314,9 @@ class TokenWeights:
             self._finish()
             self.index, self.parts = micro.index, {name: [] for name in self.consumers}
         for name, parts in self.parts.items():
-            weight = torch.stack(weights[name])
+            weight, tokens = torch.stack(weights[name]), token_mask(micro.batch)
+            if weight.dim() == 2 and weight.shape[1] == tokens.numel():  # all in a row
+                weight = weight.unflatten(1, tokens.shape)
             parts.append(nn.functional.pad(weight, (0, micro.padding)) if weight.dim() > 2 else weight)
 
     def put(self, index: int, weights: Mapping[str, Tensor]) -> None:

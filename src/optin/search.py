@@ -39,6 +39,7 @@ class Choices:
     @classmethod
     def of(cls, group: UnitGroup, curve: Curve, multiple: int) -> Choices:
         """Multiples from `min_keep` up, and everything."""
+        multiple = math.lcm(multiple, group.multiple)
         first = -(-group.min_keep // multiple) * multiple
         counts = sorted({*range(first, group.size + 1, multiple), group.size})
         kept = torch.tensor(counts)

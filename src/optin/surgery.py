@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import CheckpointError
-from .modules import tensor_of
+from .modules import forget, tensor_of
 from .plans import Plan
 from .twins import become_twin, twin_of
 from .units import Argument, Attribute, UnitGroup, UnitSpace
@@ -53,6 +53,7 @@ def shrink(model: nn.Module, space: UnitSpace, plan: Plan) -> None:
             mask[cut.indices(group.size)[removed].flatten()] = False
     for (name, dim), mask in kept.items():
         _cut(model, name, dim, mask)
+    forget(model)
     for group in changed:
         _adjust(model, group, plan.keep[group.name])
 

@@ -2,7 +2,8 @@
 
 Some forwards take the heads to fill the width of their input, or hand all weights to one function of torch, so that
 no single head can leave. A module becomes its twin by its `__class__`: its tensors and their names stay. Where
-sizes of reshapes alone stand in the way the twin runs the same forward, and makes these fit.
+sizes of reshapes alone stand in the way the twin runs the same forward, and makes these fit. The experts of a mixture
+are twins only while they are described, scored and refitted: each then reads its neurons through a module of its own.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 PLAIN = "_optin_plain"  # where a twin remembers the class that it was
 HEADS = "_optin_heads"  # where an elastic one remembers how many heads there were, and are
+EXPERT = "optin_expert_"  # before the number of an expert: the name of the module that reads its neurons
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -126,6 +128,97 @@ class MultiheadAttention(nn.MultiheadAttention):
         return weights @ value, weights
 
 
+class Experts(nn.Module):
+    """The experts of a mixture as transformers keeps them, all in one parameter (`use_experts_implementation`).
+
+    Each works on the positions that are routed to it alone, in order, and what it weighs is in its neurons already:
+
+        y_t = sum_e W_e ( p_te h_e(x_t) )
+    """
+
+    num_experts: int
+    has_gate: bool
+    has_bias: bool
+    is_transposed: bool
+    down_proj: nn.Parameter
+    down_proj_bias: nn.Parameter
+    act_fn: Callable[[Tensor], Tensor]
+    _apply_gate: Callable[[Tensor], Tensor]
+
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """States of shape (position, feature), and for each the experts that it is routed to, with their shares."""
+        # What is routed to no expert has a number behind the last.
+        shares = hidden_states.new_zeros(len(hidden_states), self.num_experts + 1)
+        shares = shares.scatter_add(1, top_k_index, top_k_weights.to(shares.dtype))
+        result = torch.zeros_like(hidden_states)
+        for place in range(self.num_experts):
+            share = shares[:, place, None]
+            rows = _nonzero(share[:, 0], top_k_index.shape[-1] / self.num_experts)
+            neurons = self._neurons(hidden_states[rows], place) * share[rows]
+            read = hidden_states.new_zeros(len(hidden_states), neurons.shape[-1]).index_put((rows,), neurons)
+            result = result + self.get_submodule(f"{EXPERT}{place}")(read, rows)
+            if self.has_bias:
+                result = result + share * self.down_proj_bias[place]
+        return result
+
+    def _neurons(self, states: Tensor, place: int) -> Tensor:
+        name = "gate_up_proj" if self.has_gate else "up_proj"
+        weight = getattr(self, name)[place]
+        bias = getattr(self, f"{name}_bias")[place] if self.has_bias else None
+        made = F.linear(states, weight.mT if self.is_transposed else weight, bias)
+        return self._apply_gate(made) if self.has_gate else self.act_fn(made)
+
+
+class ExpertMap(nn.Module):
+    """The map that reads the neurons of one expert; its weight lies in the parameter of all."""
+
+    bias = None
+
+    def __init__(self, experts: nn.Module, place: int) -> None:
+        super().__init__()
+        self.of: tuple[Any, int] = (experts, place)  # in a tuple, so that they do not become a module of this one
+
+    @property
+    def weight(self) -> Tensor:
+        """Shape (feature, neuron)."""
+        experts, place = self.of
+        stored: Tensor = experts.down_proj[place]
+        return stored.mT if experts.is_transposed else stored
+
+    @weight.setter
+    def weight(self, value: Tensor) -> None:
+        """What is added to it in place is where it belongs."""
+
+    def forward(self, read: Tensor, rows: Tensor) -> Tensor:
+        """Neurons of shape (position, neuron), none of them zero in `rows` alone."""
+        made = F.linear(read[rows], self.weight)
+        return read.new_zeros(len(read), made.shape[-1]).index_put((rows,), made)
+
+
+_made: dict[tuple[type, type], type[nn.Module]] = {}
+
+
+def _mixed(twin: type[nn.Module], kind: type[nn.Module], **own: Any) -> type[nn.Module]:
+    """The one class that is both a twin and what a module was."""
+    if (twin, kind) not in _made:
+        _made[twin, kind] = type(kind.__name__, (twin, kind), {**own, "__module__": kind.__module__})
+    return _made[twin, kind]
+
+
+def _nonzero(share: Tensor, part: float) -> Tensor:
+    """Where an expert has a share; without values as many positions as each has if all have as many."""
+    if share.is_meta:
+        return torch.arange(int(len(share) * part), device="meta")
+    return share.nonzero()[:, 0]
+
+
+def _are_experts(module: nn.Module) -> bool:
+    """Whether a module follows the protocol that `Experts` does, all experts on one device."""
+    named = all(hasattr(module, name) for name in ("is_transposed", "has_gate", "has_bias", "num_experts"))
+    plain = not getattr(module, "has_post_expert_norm", False) and not getattr(module, "_is_expert_parallel", False)
+    return named and plain and isinstance(getattr(module, "down_proj", None), nn.Parameter)
+
+
 class Elastic(nn.Module):
     """A module of any class whose forward takes its heads to be as many as they were in sizes of reshapes alone."""
 
@@ -135,17 +228,8 @@ class Elastic(nn.Module):
         setattr(self, HEADS, (first, kept))
 
 
-_elastic: dict[type, type[nn.Module]] = {}
-
-
 def elastic(kind: type[nn.Module]) -> type[nn.Module]:
     """The class of the elastic twin of a module of some class."""
-    if kind not in _elastic:
-        _elastic[kind] = _elastic_twin(kind)
-    return _elastic[kind]
-
-
-def _elastic_twin(kind: type[nn.Module]) -> type[nn.Module]:
     plain: Any = kind.forward
 
     @functools.wraps(plain)
@@ -153,7 +237,7 @@ def _elastic_twin(kind: type[nn.Module]) -> type[nn.Module]:
         with _Reshapes(*vars(self).get(HEADS, (1, 1))):
             return plain(self, *args, **kwargs)
 
-    return type(kind.__name__, (Elastic, kind), {"forward": forward, "__module__": kind.__module__})
+    return _mixed(Elastic, kind, forward=forward)
 
 
 class _Reshapes(TorchFunctionMode):
@@ -187,13 +271,15 @@ class _Reshapes(TorchFunctionMode):
 
 
 RESHAPES = (Tensor.reshape, Tensor.view, torch.reshape)
-TWINS = (SelfAttention, MultiheadAttention, Elastic)
+TWINS = (SelfAttention, MultiheadAttention, Elastic)  # those that have lost heads stay so
 
 
 def twin_of(module: nn.Module) -> type[nn.Module] | None:
     """The class of a module's twin; None if it has none of its own: see `elastic` for those."""
-    if isinstance(module, TWINS):
+    if isinstance(module, (*TWINS, Experts)):
         return type(module)
+    if _are_experts(module):
+        return _mixed(Experts, type(module))
     if type(module) is nn.MultiheadAttention:
         plain = module.bias_k is None and not module.add_zero_attn
         return MultiheadAttention if plain else None
@@ -220,15 +306,18 @@ def become_twin(model: nn.Module, path: str, dense: int, kept: int) -> None:
 
 def _exchange(module: nn.Module) -> None:
     twin = twin_of(module)
-    if twin is not None and not isinstance(module, TWINS):
+    if twin is not None and not isinstance(module, (*TWINS, Experts)):
         vars(module)[PLAIN] = type(module)
         module.__class__ = twin
+        for place in range(module.num_experts if isinstance(module, Experts) else 0):
+            module.add_module(f"{EXPERT}{place}", ExpertMap(module, place))
 
 
 @contextlib.contextmanager
 def twinned(model: nn.Module) -> Iterator[None]:
     """The modules that have twins as these, until the block ends; those that have lost heads stay twins."""
-    changed = [module for module in model.modules() if not isinstance(module, TWINS) and twin_of(module) is not None]
+    plain = [module for module in model.modules() if not isinstance(module, (*TWINS, Experts))]
+    changed = [module for module in plain if twin_of(module) is not None]
     for module in changed:
         _exchange(module)
     try:
@@ -248,14 +337,29 @@ def on_twins(function: Function) -> Function:
     return run  # type: ignore[return-value]
 
 
+@contextlib.contextmanager
+def plain(model: nn.Module) -> Iterator[None]:
+    """A network inside of `twinned` as it will be outside of it, until the block ends."""
+    plain_again(model)
+    try:
+        yield
+    finally:
+        for module in list(model.modules()):
+            _exchange(module)
+
+
 def plain_again(model: nn.Module) -> None:
-    """Exchange the twins that have all their heads for what they were."""
+    """Exchange the twins that have all their heads, and those of mixtures, for what they were."""
     _plain_again(model.modules())
 
 
 def _plain_again(modules: Iterable[nn.Module]) -> None:
-    for module in modules:
-        if isinstance(module, (SelfAttention, MultiheadAttention)) and PLAIN in vars(module):
+    for module in list(modules):
+        if isinstance(module, Experts):
+            for place in range(module.num_experts):
+                delattr(module, f"{EXPERT}{place}")
+            module.__class__ = vars(module).pop(PLAIN)
+        elif isinstance(module, (SelfAttention, MultiheadAttention)) and PLAIN in vars(module):
             weight = module.out_proj.weight
             if weight.shape[0] == weight.shape[1]:
                 module.__class__ = vars(module).pop(PLAIN)

@@ -162,7 +162,8 @@ class UnitGroup:
 
     `name` is that of the map that makes its units, or reads its heads. `layer` is the first block, in
     order of execution, in which the group works. `shared` says that it works in several blocks at once. `twins`
-    are modules that compute with fewer units only as their twins, see `optin.twins`.
+    are modules that compute with fewer units only as their twins, see `optin.twins`. What it keeps is a `multiple`,
+    where the kernels of its network take no other number.
     """
 
     name: str
@@ -176,6 +177,7 @@ class UnitGroup:
     shared: bool = False
     min_keep: int = 1
     twins: tuple[str, ...] = ()
+    multiple: int = 1
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from tests.zoo import NETWORKS, REFUSED, built
 
 RECIPE = Recipe().override(trajectory__draws=8)
 FAST = ("modernbert", "gpt2", "phi3", "t5", "whisper", "wav2vec2", "siglip2-vision", "videomae", "detr", "clip")
-FAST += ("layoutlmv3", "depth-anything", "torchvision:vit", "own:torch-transformer", "own:unet", "own:mlp")
+FAST += ("gpt-oss", "layoutlmv3", "depth-anything", "torchvision:vit", "own:torch-transformer", "own:unet", "own:mlp")
 CUT = [name for name in NETWORKS if name not in REFUSED]
 
 
@@ -47,7 +47,10 @@ def moved(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:
 def test_shrunk_equals_gated(name):
     model, batch = built(name), NETWORKS[name].inputs()
     space = describe(model, batch)
-    keep = {group.name: tuple(range(group.size - max(1, group.size // 3))) for group in space}
+    keep = {
+        group.name: tuple(range((group.size - max(1, group.size // 3)) // group.multiple * group.multiple))
+        for group in space
+    }
     plan = Plan(space.architecture, space.sizes, keep, Cost(1, 1), Cost(1, 1), 1)
     with twinned(model):
         before = said(model, batch)
@@ -56,6 +59,7 @@ def test_shrunk_equals_gated(name):
         assert moved(expected, before) > 0.01, "the plan must change something"
         shrink(model, space, plan)
         assert moved(expected, said(model, batch)) < 1e-4
+    assert moved(expected, said(model, batch)) < 1e-4
 
 
 @pytest.mark.parametrize("name", slow_but(FAST, CUT))
@@ -65,14 +69,17 @@ def test_the_whole_job(name, tmp_path):
     before = said(model, batches[0])
     result = optin.prune(model, batches, "60%", recipe=RECIPE)
     assert moved(before, said(model, batches[0])) == 0, "the given network stays as it is"
-    plan = result.plan
+    plan, config = result.plan, getattr(result.model, "config", None)
+    outputs = said(result.model, batches[0])
+    if hasattr(config, "_experts_implementation"):
+        config._experts_implementation = "eager"  # torch counts grouped products as nothing
     with sdpa_kernel(SDPBackend.MATH), inference_mode_of(result.model), FlopCounterMode(display=False) as counter:
         result.model(**planned_inputs(result.model, plan))
     assert plan.pruned.macs == counter.get_total_flops() // 2 <= 0.6 * plan.dense.macs
     assert plan.pruned.parameters == sum(parameter.numel() for parameter in result.model.parameters())
     result.save(tmp_path / "small")
     loaded = optin.load(tmp_path / "small", into=built(name) if NETWORKS[name].own else None)
-    assert moved(said(result.model, batches[0]), said(loaded.eval(), batches[0])) == 0
+    assert moved(outputs, said(loaded.eval(), batches[0])) == 0
 
 
 @pytest.mark.parametrize("name", REFUSED)

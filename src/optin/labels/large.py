@@ -115,7 +115,8 @@ def _tried(group: UnitGroup, tried: UnitGroup, block: str) -> UnitGroup:
         return f"{block}.{name}".rstrip(".")
 
     attributes = tuple(dataclasses.replace(one, module=path(one.module)) for one in tried.attributes)
-    return dataclasses.replace(group, attributes=attributes, twins=tuple(map(path, tried.twins)))
+    twins = tuple(map(path, tried.twins))
+    return dataclasses.replace(group, attributes=attributes, twins=twins, min_keep=tried.min_keep)
 
 
 def _given(model: nn.Module, blocks: Sequence[str], inputs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..gating import gated, masks
-from ..modules import call, device_of, inference_mode_of
+from ..modules import call, device_of, forget, inference_mode_of
 from ..outputs import tensors_of
 from ..plans import Cost, Plan
 from ..surgery import is_settings, read_count, shrink, write_count
@@ -113,6 +113,7 @@ def shaken(model: nn.Module) -> nn.Module:
                 parameter.copy_(noise / parameter[0].numel() ** 0.5)
             else:
                 parameter.add_(0.1 * noise)
+    forget(trial)
     return trial
 
 
@@ -291,7 +292,7 @@ def _with(space: UnitSpace, chosen: Chosen) -> UnitSpace:
 def _counted(group: UnitGroup, attributes: Sequence[Attribute]) -> UnitGroup:
     """A depth-wise convolution of one channel would be taken for an ordinary one: two stay."""
     depthwise = any(attribute.name == "groups" for attribute in attributes)
-    return dataclasses.replace(group, attributes=tuple(attributes), min_keep=2 if depthwise else 1)
+    return dataclasses.replace(group, attributes=tuple(attributes), min_keep=2 if depthwise else group.multiple)
 
 
 def _attributes(space: UnitSpace) -> Chosen:

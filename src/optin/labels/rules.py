@@ -136,6 +136,20 @@ def put(track: Tracking, call: Call) -> None:
     track.set(call.out, new if labels is None else labels)
 
 
+@rule("index_add", "index_copy")
+def put_along(track: Tracking, call: Call) -> None:
+    """Some entries along one axis by others, or with them added: along the other axes their labels are joined."""
+    value, dim, _, source = call.args[:4]
+    known = []
+    for labels in (track.labels(value), track.labels(source)):
+        if labels is not None:
+            track.forbid(labels, dim % labels.dim(), f"{call.name} along it")
+            known.append(labels.narrow(dim, 0, 1))
+    if len(known) == 2:
+        _join(track, *known)
+    track.set(call.out, max(known, key=lambda labels: len(varying(labels)), default=None))
+
+
 def _move(
     track: Tracking, call: Call, move: Callable[[Tensor, Callable[[], Tensor]], Sequence[Tensor | None]]
 ) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,9 +16,9 @@ from torch.utils._pytree import tree_leaves
 from ..batches import size_of
 from ..consumers import is_convolution, out_axis, stored_transposed
 from ..errors import ArchitectureError
-from ..modules import call, hidden_of, inference_mode_of, shared_names
+from ..modules import call, forget, hidden_of, inference_mode_of, shared_names
 from ..outputs import tensors_of
-from ..twins import TWINS
+from ..twins import EXPERT, TWINS, ExpertMap, Experts
 from ..units import Argument, Cut, Gate, Product, Tap, UnitGroup, UnitSpace, lies_in
 from .blocks import behind, chain, cover, listed
 from .found import Found, Group, found
@@ -25,6 +26,7 @@ from .tracking import Tracking
 
 MIXED = "its units do not lie evenly"
 UNREAD = "what reads it runs several times, or is no plain map"
+ROUTED = "what reads it works on rows that values choose, as an expert of a mixture does"
 
 
 def observed(
@@ -37,6 +39,7 @@ def observed(
     """
     track = Tracking(model, apart)
     track.of_examples(*tree_leaves(dict(inputs)))
+    forget(model)
     before = {name: buffer.clone() for name, buffer in model.named_buffers() if not buffer.is_meta}
     with inference_mode_of(model), torch.no_grad(), track.watching(model):
         output = call(model, inputs)
@@ -72,7 +75,9 @@ def described(model: nn.Module, inputs: Mapping[str, Any], architecture: str) ->
             continue
         gates = _gates(model, track, group, examples)
         if cuts is None or arguments is None or not gates:
-            seen.whole[UNREAD if not gates and cuts is not None else MIXED].update(name for name, _ in group.reads)
+            routed = track.routed & {name.rpartition(".")[0] for name, _ in group.reads}
+            reason = MIXED if cuts is None else ROUTED if routed else MIXED if gates else UNREAD
+            seen.whole[reason].update(name for name, _ in group.reads)
             continue
         makers = _makers(model, track, group)
         kind = "head" if group.head else _kind(model, makers or [gate.module for gate in gates])
@@ -81,6 +86,8 @@ def described(model: nn.Module, inputs: Mapping[str, Any], architecture: str) ->
         groups[number] = UnitGroup(
             name, kind, group.size, 0, cuts, gates, arguments=arguments, twins=_twins(model, cuts)
         )
+        if isinstance(model.get_submodule(gates[0].module), ExpertMap):  # grouped products take 16 bytes at once
+            groups[number] = dataclasses.replace(groups[number], multiple=math.gcd(group.size, 8))
     if not groups:
         raise _nothing(model, track, seen)
     channels = any(group.kind == "channel" for group in groups.values()) or _convolves(model, track, groups.values())
@@ -187,7 +194,7 @@ def _name(track: Tracking, group: Group, kind: str, makers: Sequence[str], reade
     What other groups have lost changes no name: a network that is pruned again keeps those of the first time.
     """
     if kind == "head" or not makers:
-        return f"{reader}.{kind}s"
+        return f"{reader.partition(f'.{EXPERT}')[0]}.{kind}s"
     made = f"{makers[0]}.weight"
     size = {(name, axis): length for _, name, axis, length in track.origins}
     whole = any(entries.numel() == size[place] for place, entries in group.entries.items() if place[0] == made)
@@ -264,14 +271,16 @@ def _runs(entries: Tensor) -> list[tuple[int, int]] | None:
 def _gates(model: nn.Module, track: Tracking, group: Group, examples: int) -> tuple[Gate, ...]:
     """The maps that read the units; none where one is no map that can be refitted, or mixes their entries."""
     gates = []
-    for name, axis in group.reads:
-        module, _, leaf = name.rpartition(".")
+    for module, name, axis in _readers(model, group):
+        if not module:
+            return ()
         consumer = model.get_submodule(module)
         entries = group.entries[name, axis]
         runs, shapes = track.calls.count(module), set(track.read.get(module, ()))
-        alike = track.fed[module] == runs and len(shapes) == 1  # else a table, the same for all examples
+        # Else it is a table, the same for all examples, or examples have as many rows as values say.
+        alike = track.fed[module] == runs and len(shapes) == 1 and module not in track.routed
         parts = _runs(entries[torch.argsort(entries[:, 0])])
-        if not _known(consumer) or leaf != "weight" or not alike or parts is None or len(parts) != 1:
+        if not _known(consumer) or not alike or parts is None or len(parts) != 1:
             return ()
         ((start, block),) = parts
         total = track.sums.get(name)
@@ -293,9 +302,20 @@ def _gates(model: nn.Module, track: Tracking, group: Group, examples: int) -> tu
     return tuple(gates)
 
 
+def _readers(model: nn.Module, group: Group) -> Iterator[tuple[str, str, int]]:
+    """The modules that read the units, each with the parameter and the axis along which it does."""
+    for name, axis in group.reads:
+        path, _, leaf = name.rpartition(".")
+        module = model.get_submodule(path)
+        if isinstance(module, Experts):
+            yield from ((f"{path}.{EXPERT}{place}", name, axis) for place in range(module.num_experts))
+        else:
+            yield path if leaf == "weight" else "", name, axis
+
+
 def _known(consumer: nn.Module) -> bool:
     """Whether a consumer is a map that can be refitted: of torch, or one that computes what a linear map does."""
-    if isinstance(consumer, nn.Linear) or is_convolution(consumer) or stored_transposed(consumer):
+    if isinstance(consumer, (nn.Linear, ExpertMap)) or is_convolution(consumer) or stored_transposed(consumer):
         return True
     weight, bias = getattr(consumer, "weight", None), getattr(consumer, "bias", None)
     if not isinstance(weight, nn.Parameter) or weight.dim() != 2 or not hasattr(consumer, "bias"):

@@ -23,8 +23,12 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..cost import PRODUCTS
+from ..twins import Experts
 from ..units import Argument
 from .classes import NONE, Classes
+
+CHOOSING = ("nonzero", "masked_select", "unique_consecutive", "_unique2")  # what they return is as long as values say
+PUT = ("index_put", "_index_put_impl", "index_add", "index_copy", "scatter", "scatter_add", "masked_scatter", "copy")
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,7 @@ class Tracking(TorchDispatchMode):
         given: what modules are called with, by `id`.
         arguments: by the name of their labels those that have labels of their own in the module.
         sampled: labels of values that are sampled at places that are computed, and of these.
+        routed: modules that read rows which values chose, as the experts of a mixture do.
         calls: every run of a module, in order; `plain` the shapes of what those return that return one tensor, alone
             or as the first of a tuple without others.
     """
@@ -190,6 +195,8 @@ class Tracking(TorchDispatchMode):
         self._numbers: Any = WeakIdKeyDictionary()
         self._examples: Any = WeakIdKeyDictionary()
         self.fed: Counter[str] = Counter()
+        self._chosen: Any = WeakIdKeyDictionary()
+        self.routed: set[str] = set()
         self._count = 0
         self._labels: Any = WeakIdKeyDictionary()
         self._made: Any = WeakIdKeyDictionary()
@@ -275,6 +282,13 @@ class Tracking(TorchDispatchMode):
             if isinstance(value, Tensor):
                 self._examples[value] = True
 
+    def _choose(self, name: str, args: Any, tensors: Sequence[Tensor], out: Any) -> None:
+        """Note what is as long as values say, and what is computed from it; what that is put into is not."""
+        masked = name == "index" and any(index is not None and index.dtype == torch.bool for index in args[1])
+        put = name in PUT and args[0] not in self._chosen
+        if name in CHOOSING or masked or (not put and any(value in self._chosen for value in tensors)):
+            self._chosen.update({value: True for value in tree_leaves(out) if isinstance(value, Tensor)})
+
     def _step(self, args: Sequence[Tensor], out: Any) -> None:
         made = [value for value in tree_leaves(out) if isinstance(value, Tensor)]
         reads, makes = (tuple(n for n in map(self.number, values) if n is not None) for values in (args, made))
@@ -291,14 +305,14 @@ class Tracking(TorchDispatchMode):
         self._step(tensors, out)
         if any(value in self._examples for value in tensors):
             self.of_examples(*tree_leaves(out))
+        name = func._schema.name.partition("::")[2]
+        name = name if name.startswith("_") else name.removesuffix("_")  # without that of those in place
+        self._choose(name, args, tensors, out)
         if any(self.labels(value) is not None or self.weight(value) is not None for value in tensors):
             from .rules import rule_of
 
-            name = func._schema.name.partition("::")[2]
-            in_place = name.endswith("_") and not name.startswith("_")
             with torch._C._DisableTorchDispatch():
-                call = Call(name.removesuffix("_") if in_place else name, func, args, kwargs or {}, out, tensors)
-                rule_of(call.name)(self, call)
+                rule_of(name)(self, Call(name, func, args, kwargs or {}, out, tensors))
         return out
 
     @contextlib.contextmanager
@@ -316,6 +330,8 @@ class Tracking(TorchDispatchMode):
                     self.read[name].append(tuple(first.shape) if isinstance(first, Tensor) else ())
                     if isinstance(first, Tensor) and first in self._examples:
                         self.fed[name] += 1
+                    if isinstance(first, Tensor) and first in self._chosen:
+                        self.routed.add(name)
                     self._summed(first, name, "input")
                 return self._given(module, name, args, kwargs)
 
@@ -328,6 +344,8 @@ class Tracking(TorchDispatchMode):
             if [isinstance(value, Tensor) for value in values] == [True] + [False] * (len(values) - 1):
                 self.plain[name] = tuple(values[0].shape)
             first = output[0] if isinstance(output, (tuple, list)) and output else output
+            if isinstance(module, Experts):  # what all of them made: the sum is of the mixture, not of one
+                self.set_made(first, Made(f"{name}.down_proj"))
             self._summed(first, name, "output")
             for value in tree_leaves(output):  # goes on from here to where nothing picks its slices
                 if id(value) in self.given:
