@@ -135,6 +135,7 @@ def test_flags_override_the_recipe(run, workspace, tmp_path):
     assert (saved.budget, saved.criterion, saved.seed) == ("50%", "magnitude", 4)
 
 
+@pytest.mark.slow
 def test_the_paper_preset_and_labels(run, workspace, tmp_path):
     common = (workspace / "dense", "--budget", "60%", "--data", workspace, "--out", tmp_path / "p", "--json")
     common += ("--overwrite",)

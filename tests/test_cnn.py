@@ -399,7 +399,7 @@ TORCHVISION = ("resnet18", "mobilenet_v2", "efficientnet_b0", "vgg11_bn", "convn
 @pytest.mark.parametrize(
     "name",
     slow_but(
-        ["timm:resnet18", "timm:mobilenetv2_035", "torchvision:vgg11_bn", "torchvision:convnext_tiny"],
+        ["timm:mobilenetv2_035", "torchvision:convnext_tiny"],
         [f"timm:{name}" for name in TIMM] + [f"torchvision:{name}" for name in TORCHVISION],
     ),
 )

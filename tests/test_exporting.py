@@ -170,6 +170,7 @@ def test_what_cannot_be_exported_is_said(bert, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_untrusted_and_damaged_exports_are_refused(bert, tmp_path):
     export(bert, tokens(bert), tmp_path / "pt2", "torch-export")
     with pytest.raises(InputError, match="unpickling"):
@@ -196,6 +197,7 @@ def test_untrusted_and_damaged_exports_are_refused(bert, tmp_path):
         optin.open_exported(tmp_path / "onnx")
 
 
+@pytest.mark.slow
 def test_exports_on_the_command_line(run, workspace, tmp_path):  # noqa: F811
     common = ("--data", workspace, "--examples", 32, "--quiet")
     assert run("prune", workspace / "dense", "--budget", "60%", "--out", tmp_path / "small", *common)[0] == 0

@@ -129,6 +129,7 @@ def test_times_like_macs_are_spent_like_macs(bert, batches, proportional):
         assert cost(plan.kept) == pytest.approx(1000 * macs(plan.kept), rel=0.02)
 
 
+@pytest.mark.slow
 def test_a_machine_that_slows_down_does_not_change_the_fit(bert, proportional, monkeypatch):
     space, macs, inputs = setting(bert)
     steady, timed = latency.fitted(bert, space, macs, inputs), latency.block_times
@@ -203,6 +204,7 @@ def test_sizes_are_rounded_for_speed(units, multiple):
     assert len(counts) >= min(units, 8) and all(count % multiple == 0 for count in counts - {units})
 
 
+@pytest.mark.slow
 def test_rounding_is_up_to_the_recipe(batches, proportional):
     sizes = {"hidden_size": 24, "intermediate_size": 256, "num_attention_heads": 4, "num_hidden_layers": 3}
     model = transformers.BertForSequenceClassification(transformers.BertConfig(vocab_size=60, **sizes)).eval()
@@ -248,6 +250,7 @@ def test_the_report_has_the_predicted_and_the_measured_time(bert, batches, propo
         Plan.from_dict({**data, "latency": {**data["latency"], "dense_ms": "fast"}})
 
 
+@pytest.mark.slow
 def test_latencies_that_cannot_be_are_refused(bert, batches):
     scores = optin.score(bert, batches, recipe=RECIPE)
     with pytest.raises(BudgetError, match="keeps at least a latency of .* ms|costs no less"):

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.slow import slow_but
+
 ROOT = Path(__file__).parent.parent
 INSTALL = ("-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--target")
 USE = (
@@ -30,7 +32,7 @@ def distributions(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("kind", ["*.whl", "*.tar.gz"])
+@pytest.mark.parametrize("kind", slow_but(["*.whl"], ["*.whl", "*.tar.gz"]))
 def test_distributions_install_and_work(kind, distributions, tmp_path):
     (file,) = distributions.glob(kind)
     site = tmp_path / "site"

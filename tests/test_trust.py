@@ -187,6 +187,7 @@ def test_no_change_of_another_configuration_breaks_the_loader(small_of_channels,
     is_read_or_refused(small_of_channels / "config.json", data, optin.load)
 
 
+@pytest.mark.slow
 @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_no_change_of_an_export_breaks_its_reader(exported, data):
@@ -218,6 +219,7 @@ def test_two_processes_make_the_same_network(tmp_path):
     assert (first / "config.json").read_text() == (second / "config.json").read_text()
 
 
+@pytest.mark.slow
 def test_two_processes_may_write_to_one_folder(tmp_path):
     folder = tmp_path / "small"
     writers = [subprocess.Popen([sys.executable, "-c", SAVER, str(folder), str(seed)]) for seed in (1, 2)]
