@@ -23,6 +23,7 @@ from optin.outputs import answers
 from optin.recipe import Recipe
 from tests.contract.test_architectures import random_plan
 from tests.networks import ATTENTION, HEADS, NEURONS, build, inputs, plan_of, tokens
+from tests.zoo import built
 
 RECIPE = Recipe().override(trajectory__draws=8)
 
@@ -73,9 +74,9 @@ def test_transformers_reads_the_configuration_and_refuses_the_weights(small):
 
 def test_auto_classes_load_it_in_a_fresh_process(tmp_path):
     expected = {}
-    for head in HEADS:
-        model = build("bert", head)
-        auto = "AutoModel" if head == "Model" else f"AutoModelFor{head}"
+    networks = {"AutoModel" if head == "Model" else f"AutoModelFor{head}": build("bert", head) for head in HEADS}
+    networks |= {"AutoModelForCausalLM": built("qwen2")}
+    for auto, model in networks.items():
         result = optin.apply(model, random_plan(model))
         result.save(tmp_path / auto / "small")
         torch.save(tokens(model), tmp_path / auto / "inputs.pt")

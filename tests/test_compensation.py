@@ -202,3 +202,36 @@ def test_the_head_is_refitted_in_the_order_in_which_it_runs():
             for small in (bare, refitted)
         )
     assert near < far and not torch.equal(refitted.last.weight, bare.last.weight)
+
+
+def test_positions_that_are_not_those_of_the_text(tmp_path):
+    """Of images beside texts of other lengths, and of texts whose tokens are pooled on their way (LXMERT, Funnel)."""
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 60, "num_attention_heads": 4}
+    lxmert = transformers.LxmertConfig(
+        **sizes, hidden_size=32, intermediate_size=48, l_layers=1, x_layers=1, r_layers=1, visual_feat_dim=16
+    )
+    funnel = transformers.FunnelConfig(vocab_size=60, d_model=32, block_sizes=[1, 1], d_inner=48, d_head=8, n_head=4)
+    mask = torch.ones(4, 12, dtype=torch.long)
+    mask[0, 8:] = mask[1, 5:] = mask[2, 9:] = 0
+    texts = [{"input_ids": torch.randint(5, 60, (4, 12)), "attention_mask": mask} for _ in range(3)]
+    beside = {"visual_feats": torch.randn(4, 5, 16), "visual_pos": torch.rand(4, 5, 4)}
+    for model, batches in (
+        (transformers.LxmertModel(lxmert), [text | beside for text in texts]),
+        (transformers.FunnelModel(funnel), texts),
+    ):
+        result = optin.prune(model.eval(), batches, "80%", recipe=Recipe().override(trajectory__draws=12))
+        assert result.plan.pruned.macs <= 0.8 * result.plan.dense.macs
+
+
+def test_a_scale_of_maps_has_axes_for_height_and_width():
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.SwiftFormerConfig(image_size=64, embed_dims=[16, 16, 32, 32], depths=[1, 1, 1, 1])
+    model = transformers.SwiftFormerForImageClassification(config).eval()
+    batches = [{"pixel_values": torch.randn(4, 3, 64, 64)} for _ in range(2)]
+    result = optin.prune(model, batches, "80%", recipe=Recipe().override(trajectory__draws=4))
+    assert result.plan.pruned.macs <= 0.8 * result.plan.dense.macs

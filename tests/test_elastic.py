@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -16,16 +17,20 @@ from tests.zoo import NETWORKS, built
 class Filling(nn.Module):
     """Attention as many write it: the width comes from the input, the size of a head from it and the count."""
 
-    def __init__(self, width: int = 32, heads: int = 4) -> None:
+    def __init__(self, width: int = 32, heads: int = 4, split: bool = False) -> None:
         super().__init__()
-        self.num_heads = heads
+        self.num_heads, self.split = heads, split
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         batch, tokens, width = x.shape
         x = x.view(torch.int32).view(torch.float32)  # views that are no reshapes
-        made = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, width // self.num_heads).permute(2, 0, 3, 1, 4)
-        query, key, value = made.unbind(0)
+        sizes = (batch, tokens, self.num_heads, width // self.num_heads)
+        if self.split:
+            query, key, value = (part.view(sizes).transpose(1, 2) for part in self.qkv(x).split(width, dim=-1))
+        else:
+            made = self.qkv(x).reshape(batch, tokens, 3, *sizes[2:]).permute(2, 0, 3, 1, 4)
+            query, key, value = made.unbind(0)
         weights = (query @ key.transpose(-2, -1) * (width // self.num_heads) ** -0.5).softmax(-1)
         return self.proj((weights @ value).transpose(1, 2).reshape(batch, tokens, width))
 
@@ -33,9 +38,9 @@ class Filling(nn.Module):
 class Small(nn.Module):
     """Two blocks of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, split: bool = False) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Filling() for _ in range(2))
+        self.layers = nn.ModuleList(Filling(split=split) for _ in range(2))
         self.norms, self.last = nn.ModuleList(nn.LayerNorm(32) for _ in range(2)), nn.Linear(32, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -48,9 +53,10 @@ def batches(count: int = 4) -> list[dict[str, torch.Tensor]]:
     return [{"x": torch.randn(4, 4, 32, generator=torch.Generator().manual_seed(seed))} for seed in range(count)]
 
 
-def test_heads_leave_a_forward_that_counts_them_by_the_width(tmp_path):
+@pytest.mark.parametrize("split", [False, True])
+def test_heads_leave_a_forward_that_counts_them_by_the_width(split, tmp_path):
     torch.manual_seed(0)
-    model = Small().eval()
+    model = Small(split).eval()
     before = copy.deepcopy(model.state_dict())
     result = optin.prune(model, batches(), "60%")
     assert result.plan.sizes == {"layers.0.proj.heads": 4, "layers.1.proj.heads": 4}
@@ -59,13 +65,15 @@ def test_heads_leave_a_forward_that_counts_them_by_the_width(tmp_path):
     cut = next(layer for layer in result.model.layers if layer.proj.in_features < 32)
     assert isinstance(cut, Elastic) and isinstance(cut, Filling)
     result.save(tmp_path / "small")
-    loaded = optin.load(tmp_path / "small", into=Small())
+    loaded = optin.load(tmp_path / "small", into=Small(split))
+    pickled = pickle.loads(pickle.dumps(result.model))
+    assert torch.equal(pickled(**batches(1)[0]), result.model(**batches(1)[0]))
     for size in (1, 4, 5):  # as many examples, or tokens, as there are heads
         x = torch.randn(size, size, 32)
         assert torch.equal(loaded(x), result.model(x))
     again = optin.prune(result.model, batches(), "80%")
     again.save(tmp_path / "again")
-    twice = optin.load(tmp_path / "again", into=Small())
+    twice = optin.load(tmp_path / "again", into=Small(split))
     assert torch.equal(twice(**batches(1)[0]), again.model(**batches(1)[0]))
     program = torch.export.export(result.model, (), batches(1)[0], strict=False).module()
     torch.testing.assert_close(program(**batches(1)[0]), result.model(**batches(1)[0]))

@@ -226,11 +226,6 @@ def split(batch: Batch, size: int) -> Iterator[Batch]:
         yield _trim({name: value[start : start + size] if batched(value) else value for name, value in batch.items()})
 
 
-def trimmed(batch: Batch, micro: Batch) -> int:
-    """Tokens of padding that `split` cut off."""
-    return token_mask(batch).shape[1] - token_mask(micro).shape[1] if "attention_mask" in batch else 0
-
-
 def tile(batch: Batch, times: int) -> Batch:
     """The batch repeated along its first axis."""
     return {

@@ -33,7 +33,7 @@ from .errors import ArchitectureError, CheckpointError, DependencyError, InputEr
 from .files import given, json_text, read_json, write_text
 from .folders import mark, new_folder
 from .merging import Merging
-from .modules import call, device_of, inference_mode_of
+from .modules import align, call, device_of, inference_mode_of
 from .other_models import fill, is_other, make_within, named, save_origin, save_other
 from .outputs import answers
 from .plans import Cost, Plan
@@ -52,6 +52,7 @@ SECTION = "optin"
 NETWORK, SCORES = "network", "scores"  # kinds of results; scores beside a network lie in a folder of that name
 REPORT = "report.html"
 STUB = "modeling_optin"
+GENERAL = ("PreTraining", "TextEncoding", "MultimodalLM")  # end the names of Auto classes that another stands for too
 
 
 def establish(model: nn.Module, plan: Plan, space: UnitSpace | None = None) -> None:
@@ -348,6 +349,7 @@ def load(folder: str | Path, *, into: nn.Module | None = None, **options: Any) -
     # The class that checked the weights has done its work: one that knows none may be saved and copied.
     model.__class__ = shrinking(name) if _auto_class(model) is not None else type(model).__mro__[1]
     loaded: nn.Module = model.eval()
+    align(loaded)
     return loaded
 
 
@@ -533,11 +535,9 @@ def _auto_class(model: Any) -> str | None:
     from transformers.models.auto import modeling_auto
 
     name = (model if isinstance(model, type) else type(model)).__name__
-    tables: dict[str, Any] = {
-        "AutoModelForSequenceClassification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-        "AutoModelForTokenClassification": modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
-        "AutoModelForQuestionAnswering": modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
-        "AutoModelForMaskedLM": modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-        "AutoModel": modeling_auto.MODEL_MAPPING_NAMES,
+    tables = {
+        auto: found._model_mapping._model_mapping
+        for auto in ("AutoModel", *sorted(vars(modeling_auto), key=lambda auto: auto.endswith(GENERAL)))
+        if auto.startswith("AutoModel") and hasattr(found := getattr(modeling_auto, auto), "_model_mapping")
     }
     return next((auto for auto, names in tables.items() if name in names.values()), None)

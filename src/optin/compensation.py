@@ -26,7 +26,7 @@ from .head import head_maps
 from .makers import makers, with_makers
 from .merging import State, merging_of
 from .modules import call, hidden_of, inference_mode_of, modules_run, with_hidden
-from .probe import TokenWeights, differentiate, micro_batches, trajectory_objective
+from .probe import TokenWeights, differentiate, micro_batches, padded, trajectory_objective
 from .progress import Track, silent
 from .recipe import Recipe, Refit
 from .regression import Folds
@@ -292,6 +292,8 @@ class _Walk:
             lack = torch.where(scale == 0, 0, lack / scale)
         mask = position_mask(batch, read)
         lack = lack.reshape(*read.shape[:-1], lack.shape[-1])  # a map of positions may be read as a list
+        if weights.dim() > 1 and weights.numel() < mask.numel():
+            weights = padded(weights, mask.numel() // len(weights))
         folds.add(read, lack, weights.reshape(mask.shape), mask)
 
     def _update(self, gate: Gate, folds: Folds) -> None:

@@ -104,7 +104,7 @@ def scale_of(model: nn.Module, gate: Gate) -> Tensor | None:
     if gate.scale is None:
         return None
     try:
-        return model.get_parameter(gate.scale).detach()
+        return model.get_parameter(gate.scale).detach().flatten()  # of maps it may have axes for height and width
     except AttributeError:
         norm: Any = model.get_submodule(gate.scale)
         factor = 1 if norm.weight is None else norm.weight.detach()

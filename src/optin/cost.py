@@ -193,7 +193,8 @@ def mac_cost(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any]) -> C
     if len(amounts.macs) != len(space.products):
         raise ArchitectureError(
             f"the forward of this {type(model).__name__} has {len(amounts.macs)} products at this size, and "
-            f"{len(space.products)} at the size that it was described at: its costs cannot be told."
+            f"{len(space.products)} at the size that it was described at: what it computes depends on lengths, "
+            "padding or values, and its costs cannot be told. Try batches of inputs of one length, without padding."
         )
     place = _places(space)
     found: dict[Term, int] = defaultdict(int)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
-from .batches import MICRO, Batch, Batches, batched, position_mask, size_of, split, tile, token_mask, trimmed
+from .batches import MICRO, Batch, Batches, batched, position_mask, size_of, split, tile, token_mask
 from .consumers import rows_made, rows_read
 from .errors import InputError, NumericalError, first_line
 from .gating import gated
@@ -114,14 +114,12 @@ class Micro:
     Attributes:
         batch: their inputs.
         index: the number of the batch that they are of.
-        padding: tokens cut off that no example here needs.
         again: they were drawn before.
         stack: draws that are made at once.
     """
 
     batch: Batch
     index: int
-    padding: int
     again: bool
     stack: int = 1
 
@@ -140,7 +138,7 @@ def micro_batches(batches: Batches, draws: int) -> Iterator[Micro]:
 def micro_batches_of(batch: Batch, index: int, size: int, again: bool, stack: int = 1) -> Iterator[Micro]:
     """One batch in micro-batches of at most `size` examples."""
     for micro in split(batch, size):
-        yield Micro(micro, index, trimmed(batch, micro), again, stack)
+        yield Micro(micro, index, again, stack)
 
 
 def passes(model: nn.Module, space: UnitSpace, batches: Batches, draws: int) -> list[int]:
@@ -286,6 +284,11 @@ def token_weights(probe: Probe, consumer: str, floor: float, balance: float) -> 
     return list(weights)
 
 
+def padded(weights: Tensor, count: int) -> Tensor:
+    """As many positions, with no weight for those that are added: padding is at the end."""
+    return nn.functional.pad(weights, (0, count - weights.shape[-1]))
+
+
 class TokenWeights:
     """The weight of every token at every consumer, from the first draw of each micro-batch.
 
@@ -317,7 +320,7 @@ class TokenWeights:
             weight, tokens = torch.stack(weights[name]), token_mask(micro.batch)
             if weight.dim() == 2 and weight.shape[1] == tokens.numel():  # all in a row
                 weight = weight.unflatten(1, tokens.shape)
-            parts.append(nn.functional.pad(weight, (0, micro.padding)) if weight.dim() > 2 else weight)
+            parts.append(weight)
 
     def put(self, index: int, weights: Mapping[str, Tensor]) -> None:
         """Keep those of a whole batch: per consumer, shape (call, batch, token)."""
@@ -331,5 +334,8 @@ class TokenWeights:
 
     def _finish(self) -> None:
         for name, parts in self.parts.items():
+            longest = max(part.shape[-1] for part in parts)
+            # Some are of fewer positions, since padding that none of their texts needs is cut.
+            parts = [padded(part, longest) for part in parts] if parts[0].dim() > 2 else parts
             self.store["weights", self.index, name] = torch.cat(parts, 1)
         self.parts = {}

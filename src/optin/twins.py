@@ -214,13 +214,19 @@ def _nonzero(share: Tensor, part: float) -> Tensor:
 
 def _are_experts(module: nn.Module) -> bool:
     """Whether a module follows the protocol that `Experts` does, all experts on one device."""
-    named = all(hasattr(module, name) for name in ("is_transposed", "has_gate", "has_bias", "num_experts"))
-    plain = not getattr(module, "has_post_expert_norm", False) and not getattr(module, "_is_expert_parallel", False)
-    return named and plain and isinstance(getattr(module, "down_proj", None), nn.Parameter)
+    facts = ("is_transposed", "has_gate", "has_bias", "num_experts", "_apply_gate", "_is_expert_parallel")
+    if not all(hasattr(module, name) for name in facts):
+        return False
+    plain = not getattr(module, "has_post_expert_norm", False) and not module._is_expert_parallel
+    return plain and isinstance(getattr(module, "down_proj", None), nn.Parameter)
 
 
 class Elastic(nn.Module):
     """A module of any class whose forward takes its heads to be as many as they were in sizes of reshapes alone."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle knows the class that it was."""
+        return _elastic_again, (type(self).__mro__[2],), vars(self)
 
     def heads(self, dense: int, kept: int) -> None:
         """Say how many heads the forward takes there to be, if nobody did before, and how many there are."""
@@ -240,8 +246,16 @@ def elastic(kind: type[nn.Module]) -> type[nn.Module]:
     return _mixed(Elastic, kind, forward=forward)
 
 
+def _elastic_again(kind: type[nn.Module]) -> nn.Module:
+    twin = elastic(kind)
+    return twin.__new__(twin)
+
+
 class _Reshapes(TorchFunctionMode):
-    """Sizes that do not fit because heads have left are made to: the count of the heads, or of all their features."""
+    """Sizes that do not fit because heads have left are made to: the count of the heads, or of all their features.
+
+    Those of splits are made to where heads that filled the width were several times as much as one part of it.
+    """
 
     def __init__(self, dense: int, kept: int) -> None:
         super().__init__()
@@ -253,7 +267,20 @@ class _Reshapes(TorchFunctionMode):
             sizes = list(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
             if all(isinstance(size, int) for size in sizes):  # a view may be as another type too
                 return func(value, self._fitting(value, sizes))
+        if func in SPLITS and self.kept < self.dense and len(args) > 1:
+            args = (args[0], self._parts(args[0], args[1], *args[2:3], **(kwargs or {})), *args[2:])
         return func(*args, **(kwargs or {}))
+
+    def _parts(self, value: Tensor, sizes: Any, dim: int = 0) -> Any:
+        """Sizes of a split of all that heads make: of queries, keys and values in a row."""
+        length, equal = value.shape[dim], isinstance(sizes, int)
+        if not equal and sum(sizes) * self.kept != length * self.dense:
+            return sizes
+        if equal and length * self.dense % (sizes * self.kept) != 0:
+            return sizes
+        fewer = [size // self.dense * self.kept for size in ([sizes] if equal else sizes)]
+        whole = all(size % self.dense == 0 for size in ([sizes] if equal else sizes))
+        return sizes if not whole else fewer[0] if equal else fewer
 
     def _fitting(self, value: Tensor, sizes: list[int]) -> list[int]:
         lacking = math.prod(sizes) * self.kept == value.numel() * self.dense
@@ -271,6 +298,7 @@ class _Reshapes(TorchFunctionMode):
 
 
 RESHAPES = (Tensor.reshape, Tensor.view, torch.reshape)
+SPLITS = (Tensor.split, torch.split)
 TWINS = (SelfAttention, MultiheadAttention, Elastic)  # those that have lost heads stay so
 
 
