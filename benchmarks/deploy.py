@@ -24,10 +24,10 @@ from text_tables import table
 from torch import nn
 
 import optin
-from optin.arch.inputs import example_inputs
-from optin.benchmark import side_by_side
-from optin.exporting import export_all
-from optin.modules import weight_bytes
+from optin.app.benchmark import side_by_side
+from optin.describing.inputs import example_inputs
+from optin.running.modules import weight_bytes
+from optin.storage.exporting import export_all
 
 BUDGET = "50%"
 PRESETS = {"minilm": "default", "dinov2": "tau"}

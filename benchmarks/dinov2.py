@@ -25,11 +25,11 @@ from rich.progress import track as progress
 from safetensors.torch import save_file
 from torch import Tensor
 
-from optin.assets import package_folder
-from optin.demo import logistic_regression
-from optin.files import cache_folder
-from optin.quiet import quiet
+from optin.app.assets import package_folder
+from optin.app.demo import logistic_regression
 from optin.recipe import Task
+from optin.storage.quiet import quiet
+from optin.support.files import cache_folder
 from optin.tasks import load_images, load_processor, task_spec
 from optin.tasks.vision import encode, evaluate
 

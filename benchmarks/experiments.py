@@ -26,16 +26,16 @@ from text_tables import KL_BARS, bar_table, mean_and_spread, table
 from torch import nn
 
 import optin
-from optin.arch import describe
-from optin.batches import Batches
-from optin.checkpoint import establish
-from optin.compensation import compensate
-from optin.criteria import Scoring
-from optin.criteria.exact import exact_parts
-from optin.criteria.sketch import balanced
-from optin.outputs import answers
-from optin.plans import Plan
+from optin.describing import describe
 from optin.recipe import Recipe
+from optin.refit.compensation import compensate
+from optin.running.batches import Batches
+from optin.running.outputs import answers
+from optin.scoring.criteria import Scoring
+from optin.scoring.exact import exact_parts
+from optin.scoring.sketch import balanced
+from optin.space.plans import Plan
+from optin.storage.checkpoint import establish
 from optin.tasks.metrics import divergence
 
 BUDGETS = (60, 50, 40)

@@ -2,7 +2,7 @@
 
     python benchmarks/finetune_text.py
 
-Writes a transformers folder under the cache (`optin.files.cache_folder()`) and prints its accuracy on
+Writes a transformers folder under the cache (`optin.support.files.cache_folder()`) and prints its accuracy on
 1,000 held-out sentences. A finished folder is reused. About four minutes on two cores.
 """
 
@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_linear_schedule_with_warmup
 
-from optin.assets import Sentences, minilm_folder, rotten_tomatoes
-from optin.files import cache_folder
+from optin.app.assets import Sentences, minilm_folder, rotten_tomatoes
+from optin.support.files import cache_folder
 
 EPOCHS, BATCH, RATE, SEED = 2, 32, 1e-4, 0
 

@@ -22,10 +22,10 @@ from text_tables import bar_table, table
 from torch import nn
 
 import optin
-from optin.arch import describe
-from optin.benchmark import side_by_side
-from optin.latency import now
-from optin.modules import inference_mode_of
+from optin.app.benchmark import side_by_side
+from optin.choosing.latency import now
+from optin.describing import describe
+from optin.running.modules import inference_mode_of
 
 Inputs = list[dict[str, torch.Tensor]]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -14,13 +14,13 @@ from rich.progress import track as progress
 from text_tables import table
 
 import optin
-from optin.arch import describe
-from optin.arch.inputs import image_input
-from optin.batches import Batches
-from optin.compensation import compensate, sensitivities
-from optin.outputs import answers
+from optin.describing import describe
+from optin.describing.inputs import image_input
 from optin.recipe import Recipe, Task
-from optin.store import Store
+from optin.refit.compensation import compensate, sensitivities
+from optin.running.batches import Batches
+from optin.running.outputs import answers
+from optin.running.store import Store
 from optin.tasks import Images, load_images, load_model, load_processor
 from optin.tasks.metrics import divergence, measure
 from optin.tasks.vision import calibration_batches, encode

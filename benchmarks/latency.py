@@ -29,8 +29,8 @@ from text_tables import bar_table, table
 from torch import nn
 
 import optin
-from optin.arch.inputs import example_inputs
-from optin.benchmark import side_by_side
+from optin.app.benchmark import side_by_side
+from optin.describing.inputs import example_inputs
 from optin.recipe import Recipe
 
 BATCHES = (1, 32)

@@ -25,8 +25,8 @@ from scaling import SMALL, inputs, network
 from text_tables import table
 
 import optin
-from optin.engines import Ray, in_order
 from optin.recipe import Recipe
+from optin.scoring.engines import Ray, in_order
 
 WORKERS = (1, 2)
 EMPTY_CALLS, BATCH = 2000, 8

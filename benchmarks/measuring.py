@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from optin.files import write_text
+from optin.support.files import write_text
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optin.modules import hooks
-from optin.statistics import Moments, factored
+from optin.running.modules import hooks
+from optin.scoring.statistics import Moments, factored
 
 RIDGE = 1e-4
 

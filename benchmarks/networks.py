@@ -26,9 +26,9 @@ from rich.progress import track as progress
 from text_tables import table
 
 import optin
-from optin.arch import describe
-from optin.modules import inference_mode_of
-from optin.outputs import tensors_of
+from optin.describing import describe
+from optin.running.modules import inference_mode_of
+from optin.running.outputs import tensors_of
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.zoo import NETWORKS, built

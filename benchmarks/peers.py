@@ -31,12 +31,12 @@ from text_tables import bar_table, mean_and_spread, table
 from torch_pruning_peer import macs, pruned
 
 import optin
-from optin.arch import describe
-from optin.benchmark import compare_speed
+from optin.app.benchmark import compare_speed
 from optin.checks import costs
-from optin.cost import CostModel
-from optin.plans import Cost, Plan
+from optin.describing import describe
 from optin.recipe import Recipe
+from optin.running.cost import CostModel
+from optin.space.plans import Cost, Plan
 
 BUDGETS = (80, 70, 60, 50, 40)
 SPEED, TOKENS = 50, 32  # budget at which throughput is measured, and on how many tokens a text

@@ -30,11 +30,11 @@ from text_tables import bar_table, table
 from torch import nn
 
 import optin
-from optin.arch import describe
-from optin.batches import Batches
-from optin.criteria import Scoring
-from optin.criteria.exact import exact_parts
+from optin.describing import describe
 from optin.recipe import Recipe
+from optin.running.batches import Batches
+from optin.scoring.criteria import Scoring
+from optin.scoring.exact import exact_parts
 
 TOKENS = 128
 BUDGET = "50%"

@@ -28,12 +28,12 @@ from torch import Tensor, nn
 from train_segmentation import CYCLES, HELD_OUT, TRAINING, foreground, load_trained, trained
 
 import optin
-from optin.arch import describe
-from optin.cost import mac_cost
-from optin.gating import gated, masks
-from optin.outputs import answers
-from optin.pictures import draw_scene
+from optin.app.pictures import draw_scene
+from optin.describing import describe
 from optin.recipe import PRESETS, Recipe
+from optin.running.cost import mac_cost
+from optin.running.gating import gated, masks
+from optin.running.outputs import answers
 from optin.tasks import load_processor, segmentation
 from optin.tasks.vision import calibration_batches
 

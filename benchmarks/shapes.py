@@ -24,7 +24,7 @@ from rich.progress import track as progress
 from text_tables import table
 
 import optin
-from optin.benchmark import compare_speed
+from optin.app.benchmark import compare_speed
 
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "deit-tiny": ("DeiT", {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}),

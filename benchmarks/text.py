@@ -28,22 +28,22 @@ from scipy.stats import spearmanr
 from text_tables import DEFAULT, render
 
 import optin
-from optin.arch import describe
-from optin.assets import rotten_tomatoes
-from optin.batches import Batches, split
-from optin.benchmark import compare_speed
-from optin.criteria import Scoring
-from optin.criteria.exact import exact_parts
-from optin.criteria.sketch import UnitTotals, balanced
-from optin.gating import gated
-from optin.modules import hidden_of, inference_mode_of
-from optin.probe import draw_probes, read_final
+from optin.app.assets import rotten_tomatoes
+from optin.app.benchmark import compare_speed
+from optin.describing import describe
 from optin.recipe import Calibration, Recipe
-from optin.replay import recorded_blocks
+from optin.running.batches import Batches, split
+from optin.running.gating import gated
+from optin.running.modules import hidden_of, inference_mode_of
+from optin.running.replay import recorded_blocks
+from optin.scoring.criteria import Scoring
+from optin.scoring.exact import exact_parts
+from optin.scoring.probe import draw_probes, read_final
+from optin.scoring.sketch import UnitTotals, balanced
+from optin.scoring.trajectory import Positions, manifold_loss, output_loss
+from optin.space.units import UnitSpace
 from optin.tasks import Examples, load_model, load_tokenizer, task_spec
 from optin.tasks.text import calibration_batches, evaluate
-from optin.trajectory import Positions, manifold_loss, output_loss
-from optin.units import UnitSpace
 
 BUDGETS = (70, 60, 50, 40, 30)
 SEEDS = (0, 1, 2)

@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from optin.arch import describe
-from optin.outputs import answers
+from optin.describing import describe
+from optin.running.outputs import answers
 
 STEPS = 60
 

@@ -22,8 +22,8 @@ from scenes import CLASSES, SIDE, scenes
 from torch import Tensor, nn
 from training import WEIGHTS, Loss, autocast, train
 
-from optin.files import cache_folder
-from optin.outputs import answers
+from optin.running.outputs import answers
+from optin.support.files import cache_folder
 from optin.tasks import load_model, load_processor, segmentation
 from optin.tasks.segmentation import Scenes
 

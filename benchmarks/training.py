@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from optin.files import cache_folder
+from optin.support.files import cache_folder
 
 WEIGHTS = Path(__file__).parent / "weights"  # of small networks, in half precision
 BATCH = 128

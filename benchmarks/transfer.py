@@ -23,7 +23,7 @@ from rich.progress import track as progress
 from text_tables import table
 
 import optin
-from optin.finetune import finetune
+from optin.app.finetune import finetune
 from optin.recipe import Task, Training
 from optin.tasks import Images, load_images, load_model, load_processor
 from optin.tasks.vision import calibration_batches

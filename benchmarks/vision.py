@@ -23,14 +23,14 @@ from measuring import Stored, forward_seconds
 from text_tables import bar_table, table
 
 import optin
-from optin.arch import describe
-from optin.batches import Batches
-from optin.benchmark import compare_speed
-from optin.criteria import Scoring
-from optin.criteria.exact import exact_parts
-from optin.gating import gated, masks
-from optin.merging import all_tokens
+from optin.app.benchmark import compare_speed
+from optin.describing import describe
 from optin.recipe import Recipe
+from optin.running.batches import Batches
+from optin.running.gating import gated, masks
+from optin.running.merging import all_tokens
+from optin.scoring.criteria import Scoring
+from optin.scoring.exact import exact_parts
 
 BUDGETS = (85, 75, 65, 50)
 ALONE = (85, 75, 65)  # budgets that merging alone is measured at

@@ -16,11 +16,11 @@ import torch
 import transformers
 
 import optin
-from optin.arch import describe
-from optin.batches import Batches
-from optin.criteria import Scoring
-from optin.modules import hooks
-from optin.scores import Curve, Scores
+from optin.describing import describe
+from optin.running.batches import Batches
+from optin.running.modules import hooks
+from optin.scoring.criteria import Scoring
+from optin.space.scores import Curve, Scores
 
 
 @torch.no_grad()

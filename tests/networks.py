@@ -10,10 +10,10 @@ import torch
 import transformers
 from torch import nn
 
-from optin.arch import describe
 from optin.checks import costs
-from optin.plans import Cost, Plan
-from optin.timm_models import create
+from optin.describing import describe
+from optin.space.plans import Cost, Plan
+from optin.storage.timm_models import create
 
 _COMMON = {
     "vocab_size": 60,

@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 import optin
 from optin import batches as module
-from optin.batches import Batches, position_mask, split
 from optin.recipe import Recipe
+from optin.running.batches import Batches, position_mask, split
 from tests.networks import build, tokens
 
 RECIPE = Recipe().override(trajectory__draws=8)

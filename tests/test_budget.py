@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optin.budget import Budget
 from optin.errors import BudgetError
+from optin.space.budget import Budget
 
 
 @pytest.mark.parametrize(

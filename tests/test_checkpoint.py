@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 
 import optin
 from optin import folders
-from optin.arch import describe
+from optin.describing import describe
 from optin.errors import CheckpointError, InputError
-from optin.outputs import answers
 from optin.recipe import Recipe
+from optin.running.outputs import answers
 from tests.contract.test_architectures import random_plan
 from tests.networks import ATTENTION, HEADS, NEURONS, build, inputs, plan_of, tokens
 from tests.zoo import built

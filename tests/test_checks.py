@@ -14,10 +14,10 @@ from torch import nn
 
 import optin
 from optin import cli, tables
+from optin.app.runs import Job, Placement, run_evaluate, run_prune, run_sweep
 from optin.errors import DependencyError, InputError
 from optin.recipe import Calibration, Recipe
-from optin.report import warnings
-from optin.runs import Job, Placement, run_evaluate, run_prune, run_sweep
+from optin.storage.report import warnings
 from optin.tasks import (
     Examples,
     Images,
@@ -269,7 +269,7 @@ def test_an_evaluation_that_cannot_be_is_refused_before_scoring(workspace, monke
     def scored(*_, **__):
         raise AssertionError("scored")
 
-    monkeypatch.setattr(optin.runs, "score", scored)
+    monkeypatch.setattr(optin.app.runs, "score", scored)
     wrong = recipe(workspace)
     for changes, message in (
         ({"task__label": "lable"}, "unknown column 'lable'"),

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import optin
 from optin import cli
-from optin.criteria.exact import Reference
+from optin.scoring.exact import Reference
 from tests.networks import NEURONS, WORDS, build, tokenizer
 
 

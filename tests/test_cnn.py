@@ -17,24 +17,24 @@ from transformers import BitImageProcessorPil
 
 import optin
 from optin import cli
-from optin.arch import describe
-from optin.arch.inputs import example_inputs, image_input
-from optin.batches import Batches
-from optin.compensation import compensate
-from optin.criteria.exact import Reference, exact_parts
-from optin.criteria.scoring import Scoring
+from optin.describing import describe
+from optin.describing.inputs import example_inputs, image_input
 from optin.errors import ArchitectureError, CheckpointError, InputError
-from optin.gating import gated, masks
-from optin.head import head_maps
-from optin.other_models import create, save_other
-from optin.outputs import answers
-from optin.plans import Plan
-from optin.probe import read_final, states
 from optin.recipe import Recipe
-from optin.replay import recorded_blocks
-from optin.surgery import shrink
+from optin.refit.compensation import compensate
+from optin.refit.head import head_maps
+from optin.running.batches import Batches
+from optin.running.gating import gated, masks
+from optin.running.outputs import answers
+from optin.running.replay import recorded_blocks
+from optin.running.surgery import shrink
+from optin.scoring.exact import Reference, exact_parts
+from optin.scoring.job import Scoring
+from optin.scoring.probe import read_final, states
+from optin.scoring.trajectory import manifold_loss, output_loss
+from optin.space.plans import Plan
+from optin.storage.other_models import create, save_other
 from optin.tasks import load_model, load_processor
-from optin.trajectory import manifold_loss, output_loss
 from tests.networks import plan_of, shaken
 from tests.slow import slow_but
 

@@ -7,15 +7,15 @@ import pytest
 import torch
 
 import optin
-from optin.arch import describe
-from optin.batches import Batches
-from optin.compensation import compensate
-from optin.gating import gated, masks
-from optin.head import head_maps
-from optin.makers import makers
-from optin.outputs import answers
+from optin.describing import describe
 from optin.recipe import Recipe
-from optin.surgery import shrink
+from optin.refit.compensation import compensate
+from optin.refit.head import head_maps
+from optin.refit.makers import makers
+from optin.running.batches import Batches
+from optin.running.gating import gated, masks
+from optin.running.outputs import answers
+from optin.running.surgery import shrink
 from tests.contract.test_architectures import random_plan
 from tests.networks import EAGER_ONLY, build, inputs, plan_of, tokens
 
@@ -154,7 +154,7 @@ def test_folds_do_not_depend_on_the_batches(bert):
 def test_results_do_not_depend_on_where_states_are_kept(bert, batches, monkeypatch):
     plan = random_plan(bert)
     in_memory = optin.apply(bert, plan, batches, recipe=RECIPE).model
-    monkeypatch.setattr("optin.store.Store.__init__.__defaults__", (1000,))
+    monkeypatch.setattr("optin.running.store.Store.__init__.__defaults__", (1000,))
     on_disk = optin.apply(bert, plan, batches, recipe=RECIPE).model
     assert all(torch.equal(value, on_disk.state_dict()[name]) for name, value in in_memory.state_dict().items())
 

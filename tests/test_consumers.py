@@ -8,8 +8,8 @@ from torch import nn
 
 import optin
 from optin import consumers
-from optin.consumers import add, matrix, rows_made, rows_read, without_units
-from optin.units import Gate
+from optin.running.consumers import add, matrix, rows_made, rows_read, without_units
+from optin.space.units import Gate
 
 CONVOLUTIONS = {
     "series": (nn.Conv1d(4, 6, 3, 2, 1, 2), (20,)),

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import torch
 
-from optin.arch import describe
 from optin.checks import costs
+from optin.describing import describe
 from tests.networks import ATTENTION, NEURONS, build
 
 

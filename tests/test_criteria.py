@@ -7,24 +7,24 @@ import torch
 from scipy.stats import spearmanr
 
 import optin
-from optin.arch import describe
-from optin.batches import Batches, split
-from optin.criteria.compensated import Reader, eliminate
-from optin.criteria.exact import Reference, exact_parts
-from optin.criteria.scoring import Scoring
-from optin.criteria.sketch import UnitTotals, balanced, part_scales
+from optin.describing import describe
 from optin.errors import CheckpointError, InputError, NumericalError
-from optin.gating import gated
-from optin.modules import hidden_of, inference_mode_of
-from optin.networks import resnet
-from optin.outputs import read_output
-from optin.probe import differentiate, draw_probes, token_weights, trajectory_objective
-from optin.progress import silent
 from optin.recipe import Recipe, Trajectory
-from optin.replay import recorded_blocks
-from optin.scores import Curve
-from optin.trajectory import Positions, draw_rows, gram, manifold_loss, output_loss, unit_rows
-from optin.units import Tap
+from optin.running.batches import Batches, split
+from optin.running.gating import gated
+from optin.running.modules import hidden_of, inference_mode_of
+from optin.running.outputs import read_output
+from optin.running.replay import recorded_blocks
+from optin.scoring.compensated import Reader, eliminate
+from optin.scoring.exact import Reference, exact_parts
+from optin.scoring.job import Scoring
+from optin.scoring.probe import differentiate, draw_probes, token_weights, trajectory_objective
+from optin.scoring.sketch import UnitTotals, balanced, part_scales
+from optin.scoring.trajectory import Positions, draw_rows, gram, manifold_loss, output_loss, unit_rows
+from optin.space.scores import Curve
+from optin.space.units import Tap
+from optin.storage.networks import resnet
+from optin.support.progress import silent
 from tests.networks import ATTENTION, EAGER_ONLY, HEADS, HEADS_OF, NEURONS, REPRESENTATIVE, build, inputs, tokens
 from tests.slow import slow_but
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from optin.assets import minilm_folder, package_folder, rotten_tomatoes
-from optin.demo import logistic_regression
+from optin.app.assets import minilm_folder, package_folder, rotten_tomatoes
+from optin.app.demo import logistic_regression
 from optin.errors import DependencyError
 
 

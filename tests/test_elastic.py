@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import optin
-from optin.twins import Elastic, elastic
+from optin.running.twins import Elastic, elastic
 from tests.zoo import NETWORKS, built
 
 

@@ -18,17 +18,17 @@ import torch
 
 import optin
 from optin import engines
-from optin.arch import describe
-from optin.batches import Batches
-from optin.criteria import Scoring
-from optin.criteria import partial as partial_sums
-from optin.criteria.compensated import Sensitivities
-from optin.criteria.draws import summed
-from optin.criteria.partial import forget
-from optin.engines import _Actor, check_address, engine, local
+from optin.describing import describe
 from optin.errors import CheckpointError, DependencyError, InputError
 from optin.recipe import Recipe
-from optin.versions import build
+from optin.running.batches import Batches
+from optin.scoring.compensated import Sensitivities
+from optin.scoring.criteria import Scoring
+from optin.scoring.criteria import partial as partial_sums
+from optin.scoring.draws import summed
+from optin.scoring.engines import _Actor, check_address, engine, local
+from optin.scoring.resume import forget
+from optin.support.versions import build
 from tests.networks import build as network
 from tests.networks import inputs
 
@@ -212,7 +212,7 @@ def test_token_costs_go_on_after_a_kill_without_scoring_anew(tmp_path, monkeypat
     expected = optin.score(model, batches, recipe=recipe)
     with pytest.raises(KeyboardInterrupt):
         optin.score(model, batches, recipe=recipe, resume=file, track=killed_at("token costs", 2))
-    monkeypatch.setattr("optin.criteria.draws.differentiate", None)  # no draw is made again
+    monkeypatch.setattr("optin.scoring.draws.differentiate", None)  # no draw is made again
     got = optin.score(model, batches, recipe=recipe, resume=file)
     assert torch.equal(got.tokens, expected.tokens)
     forget(file)
@@ -364,7 +364,7 @@ def test_a_cluster_that_is_started_here_is_reached_from_here_alone(tmp_path):
     pytest.importorskip("ray")
     program = (
         "import torch\n"
-        "from optin.engines import Ray\n"
+        "from optin.scoring.engines import Ray\n"
         "torch.set_num_threads(1)\n"
         "def listening():\n"
         "    rows = [line.split() for name in ('tcp', 'tcp6') for line in open(f'/proc/net/{name}')]\n"

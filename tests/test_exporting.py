@@ -12,14 +12,14 @@ import transformers
 
 import optin
 from optin import exporting
-from optin.arch import describe
+from optin.describing import describe
 from optin.errors import CheckpointError, DependencyError, InputError, OptinError
-from optin.exporting import export, export_all
-from optin.merging import Merging
-from optin.other_models import create
 from optin.recipe import Recipe
-from optin.runtimes import FILES
-from optin.surgery import shrink
+from optin.running.merging import Merging
+from optin.running.surgery import shrink
+from optin.storage.exporting import export, export_all
+from optin.storage.other_models import create
+from optin.storage.runtimes import FILES
 from tests.contract.test_architectures import random_plan
 from tests.networks import EAGER_ONLY, HEADS_OF, build, inputs, tokenizer, tokens
 from tests.slow import slow_but

@@ -9,11 +9,11 @@ from PIL import Image
 from transformers import ViTImageProcessorPil
 
 import optin
+from optin.app.finetune import finetune, follow
 from optin.errors import InputError, NumericalError
-from optin.finetune import finetune, follow
-from optin.merging import merging_of
-from optin.plans import Plan
 from optin.recipe import Recipe, Training
+from optin.running.merging import merging_of
+from optin.space.plans import Plan
 from optin.tasks import Images, load_model
 from optin.tasks.images import Unreadable
 from tests.networks import build, inputs

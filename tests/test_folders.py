@@ -10,8 +10,8 @@ import pytest
 
 from optin import folders
 from optin.errors import CheckpointError, InputError
-from optin.files import write_text
-from optin.folders import MARKER, check_apart, check_new, new_folder
+from optin.support.files import write_text
+from optin.support.folders import MARKER, check_apart, check_new, new_folder
 
 
 def put(target, kind="network", overwrite=False, **files):

@@ -12,10 +12,10 @@ from transformers import ViTImageProcessorPil
 
 import optin
 from optin import cli
-from optin.benchmark import compare_speed
+from optin.app.benchmark import compare_speed
+from optin.app.runs import Placement, run_evaluate, run_prune
 from optin.errors import DependencyError, InputError
 from optin.recipe import Calibration, Recipe, Task
-from optin.runs import Placement, run_evaluate, run_prune
 from optin.tasks import load_images, load_processor, task_spec
 from optin.tasks.images import Unreadable
 from optin.tasks.vision import Both, ZeroShot, calibration_batches, class_indices, evaluate
@@ -174,7 +174,7 @@ def test_a_torchvision_that_does_not_match_torch(library, tmp_path, monkeypatch)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, library, raising=False)
     with pytest.raises(DependencyError, match=r"\(operator torchvision::nms does not exist\)"):
-        optin.runs.load_model(f"{library}:resnet18")
+        optin.app.runs.load_model(f"{library}:resnet18")
 
 
 def test_class_names_are_those_of_the_model(tree):
@@ -233,7 +233,7 @@ def test_a_timm_model_from_a_folder(tree, tmp_path):
     assert run_evaluate(str(tmp_path / "small"), recipe, Placement())["skipped"] == 1
     assert load_processor(str(tmp_path / "small")).crop_size["height"] == 16
     with pytest.raises(InputError, match="unknown timm model 'vit_nothing'"):
-        optin.runs.load_model("timm:vit_nothing")
+        optin.app.runs.load_model("timm:vit_nothing")
 
 
 def test_an_image_size_that_the_model_does_not_accept():

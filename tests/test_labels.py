@@ -14,18 +14,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import optin
 from optin import labels
-from optin.arch import describe
-from optin.arch.inputs import example_inputs, image_input
 from optin.checks import costs
+from optin.describing import describe
+from optin.describing.classes import Classes
+from optin.describing.inputs import example_inputs, image_input
+from optin.describing.remembered import likeliest
+from optin.describing.rules import RULES, rule
 from optin.errors import ArchitectureError, InputError
-from optin.gating import gated, masks
-from optin.labels.classes import Classes
-from optin.labels.remembered import likeliest
-from optin.labels.rules import RULES, rule
-from optin.outputs import answers
-from optin.plans import Cost
 from optin.recipe import Recipe
-from optin.surgery import shrink
+from optin.running.gating import gated, masks
+from optin.running.outputs import answers
+from optin.running.surgery import shrink
+from optin.space.plans import Cost
 from tests.networks import plan_of, shaken
 from tests.slow import slow_but
 

@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import optin
 from optin import labels
-from optin.arch import describe
+from optin.describing import describe
 from tests.zoo import NETWORKS, built
 
 

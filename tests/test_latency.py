@@ -14,17 +14,17 @@ from hypothesis import strategies as st
 
 import optin
 from optin import latency
-from optin.arch import describe
-from optin.arch.inputs import example_inputs
-from optin.budget import PER_MS
-from optin.cost import CostModel, mac_cost
+from optin.choosing.latency import block_times, coefficients, latency_cost, multiple_of, nonnegative, sizes_to_time
+from optin.choosing.search import Choices
+from optin.describing import describe
+from optin.describing.inputs import example_inputs
 from optin.errors import BudgetError, CheckpointError, InputError
-from optin.latency import block_times, coefficients, latency_cost, multiple_of, nonnegative, sizes_to_time
-from optin.plans import Plan
 from optin.recipe import Recipe
-from optin.scores import Curve
-from optin.search import Choices
-from optin.units import UnitGroup, lies_in
+from optin.running.cost import CostModel, mac_cost
+from optin.space.budget import PER_MS
+from optin.space.plans import Plan
+from optin.space.scores import Curve
+from optin.space.units import UnitGroup, lies_in
 from tests.networks import NEURONS, build
 from tests.slow import slow_but
 

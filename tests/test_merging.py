@@ -7,16 +7,16 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import optin
-from optin.arch import describe
-from optin.arch.inputs import example_inputs
-from optin.batches import Batches
 from optin.checks import costs
-from optin.criteria import Scoring
+from optin.choosing.schedule import Steps, constant, schedule_cost, token_costs
+from optin.describing import describe
+from optin.describing.inputs import example_inputs
 from optin.errors import BudgetError, CheckpointError, InputError
-from optin.merging import Merging, all_tokens, match, merge, most
-from optin.outputs import answers
 from optin.recipe import Recipe
-from optin.schedule import Steps, constant, schedule_cost, token_costs
+from optin.running.batches import Batches
+from optin.running.merging import Merging, all_tokens, match, merge, most
+from optin.running.outputs import answers
+from optin.scoring.criteria import Scoring
 from tests.contract.test_architectures import random_plan, run
 from tests.networks import REPRESENTATIVE, VISION, build, inputs, plan_of
 from tests.slow import slow_but

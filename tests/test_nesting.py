@@ -8,7 +8,7 @@ from torch import nn
 
 import optin
 from optin.errors import InputError
-from optin.nesting import leaves, nested
+from optin.running.nesting import leaves, nested
 
 
 def test_leaves_and_back():

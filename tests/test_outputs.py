@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import optin
-from optin.outputs import Output, answers, field_reader, read_output
 from optin.recipe import Recipe
-from optin.trajectory import Positions, output_loss
+from optin.running.outputs import Output, answers, field_reader, read_output
+from optin.scoring.trajectory import Positions, output_loss
 
 RECIPE = Recipe().override(trajectory__draws=8)
 BATCH = {"x": torch.randn(2, 6)}

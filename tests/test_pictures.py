@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 import optin
-from optin.arch import describe
+from optin.app.pictures import _block, _kind, draw, draw_tokens, merged_groups
+from optin.describing import describe
 from optin.errors import InputError
-from optin.pictures import _block, _kind, draw, draw_tokens, merged_groups
 from optin.recipe import Recipe
 from optin.tasks import Images
 from tests.networks import build, inputs, plan_of

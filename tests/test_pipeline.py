@@ -9,11 +9,11 @@ from torch import nn
 
 import optin
 from optin import compensation
-from optin.arch import describe
 from optin.checks import costs, self_check
+from optin.describing import describe
 from optin.errors import BudgetError, CheckpointError, InputError, NumericalError, OptinError
-from optin.plans import Plan
 from optin.recipe import Recipe
+from optin.space.plans import Plan
 from tests.contract.test_architectures import random_plan
 from tests.networks import build, tokens
 

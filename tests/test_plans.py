@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import optin
-from optin.arch import describe
+from optin.describing import describe
 from optin.errors import CheckpointError, InputError
-from optin.plans import Cost, Plan, from_ranges, to_ranges
+from optin.space.plans import Cost, Plan, from_ranges, to_ranges
 from tests.networks import ATTENTION, NEURONS, plan_of
 
 JSON = st.recursive(

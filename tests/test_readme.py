@@ -15,7 +15,7 @@ import pytest
 import typer
 
 import optin
-from optin.cli import app
+from optin.app.cli import app
 from tests.networks import WORDS, build, tokenizer
 
 ROOT = Path(__file__).parent.parent

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from optin.app.runs import Placement, run_prune
 from optin.errors import InputError, OptinError
 from optin.recipe import PRESETS, Recipe, Training, preset
-from optin.runs import Placement, run_prune
 from optin.tasks import TASKS, task_spec
 from tests.networks import WORDS, build, tokenizer
 from tests.slow import slow_but

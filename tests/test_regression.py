@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from optin.errors import NumericalError
-from optin.regression import refit, refit_validated, rescaled
-from optin.statistics import Moments, ridged
+from optin.refit.regression import refit, refit_validated, rescaled
+from optin.scoring.statistics import Moments, ridged
 
 CPU = torch.device("cpu")
 

@@ -5,13 +5,13 @@ import torch
 from torch import nn
 
 import optin
-from optin.arch import describe
+from optin.describing import describe
 from optin.errors import ArchitectureError
-from optin.modules import hidden_of, patched_forward
-from optin.outputs import answers
 from optin.recipe import Recipe
-from optin.replay import Recorder, Trail, check_replay, recorded_blocks, resumed_at, run_block, standing_in
-from optin.units import Tap
+from optin.running.modules import hidden_of, patched_forward
+from optin.running.outputs import answers
+from optin.running.replay import Recorder, Trail, check_replay, recorded_blocks, resumed_at, run_block, standing_in
+from optin.space.units import Tap
 from tests.networks import HEADS_OF, build, inputs, tokens
 
 

@@ -11,7 +11,7 @@ import yaml
 
 import optin
 from optin.recipe import Recipe
-from optin.report import layers, plot, render, shown
+from optin.storage.report import layers, plot, render, shown
 from tests.networks import tokenizer
 from tests.test_cli import run, workspace  # noqa: F401
 

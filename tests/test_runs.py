@@ -11,10 +11,10 @@ import pytest
 
 import optin
 from optin import runs
-from optin.criteria.exact import Reference
+from optin.app.runs import Placement, run_draw, run_plan, run_prune, run_report, run_score, run_sweep
 from optin.errors import BudgetError, InputError, NumericalError, OptinError
 from optin.recipe import Recipe
-from optin.runs import Placement, run_draw, run_plan, run_prune, run_report, run_score, run_sweep
+from optin.scoring.exact import Reference
 from tests.networks import build, inputs
 from tests.test_cli import workspace  # noqa: F401
 
@@ -149,7 +149,7 @@ def test_where_a_result_may_not_be(run, place, recipe, tmp_path, counted):
     model, data = recipe.model, recipe.task.data
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
-    with optin.folders.new_folder(tmp_path / "other", "sweep"):
+    with optin.support.folders.new_folder(tmp_path / "other", "sweep"):
         pass
     out, words = {
         "model": (model, "is read"),
@@ -248,8 +248,8 @@ def test_an_interrupt_while_libraries_are_imported(name, code):
 
 def test_sigterm_cleans_up(tmp_path):
     """As in a command that has begun: the folder that was being written goes, and the code is that of the signal."""
-    from optin.folders import new_folder
-    from optin.interrupts import handled, loaded
+    from optin.support.folders import new_folder
+    from optin.support.interrupts import handled, loaded
 
     with pytest.raises(SystemExit) as end, handled():
         loaded()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from optin.errors import CheckpointError
-from optin.samples import looks_of, made_of
+from optin.running.samples import looks_of, made_of
 
 BATCH = {
     "input_ids": torch.tensor([[2, 17, 30, 3, 0, 0], [2, 9, 8, 7, 6, 3]]),

@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optin.budget import Budget
-from optin.cost import CostModel, Term
+from optin.choosing.search import SEARCHES, find, rearranged
 from optin.errors import BudgetError, InputError
-from optin.scores import Curve
-from optin.search import SEARCHES, find, rearranged
-from optin.units import UnitGroup, UnitSpace
+from optin.running.cost import CostModel, Term
+from optin.space.budget import Budget
+from optin.space.scores import Curve
+from optin.space.units import UnitGroup, UnitSpace
 
 FIXED = 50
 

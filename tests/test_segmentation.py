@@ -12,9 +12,9 @@ from transformers import SegformerImageProcessorPil
 
 import optin
 from optin import cli
+from optin.app.runs import Placement, run_draw, run_evaluate
 from optin.errors import InputError
 from optin.recipe import Task
-from optin.runs import Placement, run_draw, run_evaluate
 from optin.tasks import load_scenes, segmentation, task_spec
 from optin.tasks.images import open_image
 from optin.tasks.metrics import intersections

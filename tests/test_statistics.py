@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from optin.statistics import Moments, ridged
-from optin.store import Store
+from optin.running.store import Store
+from optin.scoring.statistics import Moments, ridged
 
 CPU = torch.device("cpu")
 

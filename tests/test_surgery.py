@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from optin.arch import describe
+from optin.describing import describe
 from optin.errors import CheckpointError
-from optin.gating import gated, masks
-from optin.plans import Cost, Plan
-from optin.surgery import shrink
-from optin.units import Cut, Gate, UnitGroup, UnitSpace
+from optin.running.gating import gated, masks
+from optin.running.surgery import shrink
+from optin.space.plans import Cost, Plan
+from optin.space.units import Cut, Gate, UnitGroup, UnitSpace
 from tests.networks import NEURONS, build, tokens
 
 BERT = build("bert")

@@ -7,7 +7,7 @@ import torch
 
 from optin import threads
 from optin.errors import InputError
-from optin.threads import allowed, quotas, use_threads
+from optin.support.threads import allowed, quotas, use_threads
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from optin.errors import ArchitectureError
-from optin.outputs import Output, answers, pool, read_output
-from optin.trajectory import (
+from optin.running.outputs import Output, answers, pool, read_output
+from optin.scoring.trajectory import (
     Positions,
     draw_rows,
     gram,

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 import optin
 from optin.errors import CheckpointError, OptinError
-from optin.other_models import create
 from optin.recipe import Recipe
-from optin.timm_models import ARGUMENTS
+from optin.storage.other_models import create
+from optin.storage.timm_models import ARGUMENTS
 from tests.contract.test_architectures import random_plan
 from tests.networks import build, tokens
 from tests.test_plans import JSON

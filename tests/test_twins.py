@@ -11,7 +11,7 @@ from torch import nn
 
 import optin
 from optin.recipe import Recipe
-from optin.twins import MultiheadAttention, twinned
+from optin.running.twins import MultiheadAttention, twinned
 
 RECIPE = Recipe().override(trajectory__draws=8)
 

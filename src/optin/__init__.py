@@ -7,9 +7,6 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .batches import Batches
-    from .budget import Budget
-    from .checkpoint import load, load_scores, save_scores
     from .errors import (
         ArchitectureError,
         BudgetError,
@@ -19,14 +16,26 @@ if TYPE_CHECKING:
         NumericalError,
         OptinError,
     )
-    from .exporting import export
-    from .pipeline import Result, apply, describe, inspect, plan, prune, score, sweep
-    from .plans import Plan
-    from .progress import rich_track
+    from .pipeline import (
+        Result,
+        apply,
+        describe,
+        inspect,
+        plan,
+        prune,
+        score,
+        sweep,
+    )
     from .recipe import PRESETS, Recipe
-    from .runtimes import open_exported
-    from .scores import Scores
-    from .units import UnitSpace
+    from .running.batches import Batches
+    from .space.budget import Budget
+    from .space.plans import Plan
+    from .space.scores import Scores
+    from .space.units import UnitSpace
+    from .storage.checkpoint import load, load_scores, save_scores
+    from .storage.exporting import export
+    from .storage.runtimes import open_exported
+    from .support.progress import rich_track
 
 __all__ = [
     "PRESETS",
@@ -60,18 +69,18 @@ __all__ = [
 ]
 
 _NAMES = {
-    "batches": ("Batches",),
-    "budget": ("Budget",),
-    "checkpoint": ("load", "load_scores", "save_scores"),
+    "running.batches": ("Batches",),
+    "space.budget": ("Budget",),
+    "storage.checkpoint": ("load", "load_scores", "save_scores"),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
-    "exporting": ("export",),
+    "storage.exporting": ("export",),
     "pipeline": ("Result", "apply", "describe", "inspect", "plan", "prune", "score", "sweep"),
-    "plans": ("Plan",),
-    "progress": ("rich_track",),
+    "space.plans": ("Plan",),
+    "support.progress": ("rich_track",),
     "recipe": ("PRESETS", "Recipe"),
-    "runtimes": ("open_exported",),
-    "scores": ("Scores",),
-    "units": ("UnitSpace",),
+    "storage.runtimes": ("open_exported",),
+    "space.scores": ("Scores",),
+    "space.units": ("UnitSpace",),
 }
 _PLACES = {name: module for module, names in _NAMES.items() for name in names}
 

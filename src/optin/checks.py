@@ -12,23 +12,42 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .arch.inputs import inputs_like, max_positions, planned_inputs
-from .arch.refusals import check_hooks
-from .batches import Batch, Batches, batched, shapes_of, size_of, split, token_mask
-from .cost import CostModel, counted_macs, mac_cost, parameter_cost
-from .errors import CheckpointError, InputError, NumericalError, OptinError, refused
-from .gating import gated, masks
-from .merging import all_tokens
-from .modules import call, inference_mode_of, modules_run
-from .outputs import answers
-from .plans import Plan
-from .probe import check_activations, read_final, states
+from .describing.inputs import inputs_like, max_positions, planned_inputs
+from .describing.refusals import check_hooks
+from .errors import (
+    CheckpointError,
+    InputError,
+    NumericalError,
+    OptinError,
+    refused,
+)
 from .recipe import Recipe
-from .replay import check_replay, recorded_blocks
-from .scores import Scores
-from .trajectory import Positions, distance, tolerance_of
-from .twins import on_twins, plain
-from .units import UnitSpace
+from .running.batches import (
+    Batch,
+    Batches,
+    batched,
+    shapes_of,
+    size_of,
+    split,
+    token_mask,
+)
+from .running.cost import (
+    CostModel,
+    counted_macs,
+    mac_cost,
+    parameter_cost,
+)
+from .running.gating import gated, masks
+from .running.merging import all_tokens
+from .running.modules import call, inference_mode_of, modules_run
+from .running.outputs import answers, distance, tolerance_of
+from .running.replay import check_replay, recorded_blocks
+from .running.twins import on_twins, plain
+from .scoring.probe import check_activations, read_final, states
+from .scoring.trajectory import Positions
+from .space.plans import Plan
+from .space.scores import Scores
+from .space.units import UnitSpace
 
 # What a forward of the user's own network may raise on inputs that it does not take.
 FAILURES = (ValueError, RuntimeError, TypeError, IndexError, KeyError, AttributeError, AssertionError, MemoryError)

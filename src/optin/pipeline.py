@@ -14,32 +14,64 @@ from typing import Any
 import torch
 from torch import nn
 
-from .arch import describe as describe_network
-from .arch.inputs import default_length, forward_names, inputs_like, planned_inputs
-from .arch.refusals import check_network
-from .batches import Batches
-from .budget import PER_MS, Budget
-from .checkpoint import attach, establish, save, section_of
-from .checks import check_costs, check_inputs, check_sample, costs, self_check
-from .compensation import compensate
-from .cost import CostModel
-from .criteria import SPREAD, Scoring, criterion
-from .engines import Engine, local
-from .engines import engine as find_engine
+from .checks import (
+    check_costs,
+    check_inputs,
+    check_sample,
+    costs,
+    self_check,
+)
+from .choosing.latency import latency_cost, milliseconds, multiple_of
+from .choosing.schedule import (
+    constant,
+    find_jointly,
+    token_costs,
+    token_space,
+)
+from .choosing.search import find, rearranged
+from .describing import describe as describe_network
+from .describing.inputs import (
+    default_length,
+    forward_names,
+    inputs_like,
+    planned_inputs,
+)
+from .describing.refusals import check_network
 from .errors import InputError, NumericalError
-from .latency import latency_cost, milliseconds, multiple_of
-from .merging import merging_of
-from .modules import check_weights, device_of, fingerprint, weight_bytes, without_autocast
-from .outputs import Reader, reading
-from .plans import Cost, Latency, Plan
-from .progress import Callback, Track, silent, unheard
 from .recipe import Recipe, names_in, recipe_of
-from .schedule import constant, find_jointly, token_costs, token_space
-from .scores import Curve, Scores
-from .search import find, rearranged
-from .twins import on_twins, plain_again
-from .units import UnitSpace
-from .versions import versions
+from .refit.compensation import compensate
+from .running.batches import Batches
+from .running.cost import CostModel
+from .running.merging import merging_of
+from .running.modules import (
+    check_weights,
+    device_of,
+    fingerprint,
+    weight_bytes,
+    without_autocast,
+)
+from .running.outputs import Reader, reading
+from .running.twins import on_twins, plain_again
+from .scoring.criteria import SPREAD, Scoring, criterion
+from .scoring.engines import Engine, local
+from .scoring.engines import engine as find_engine
+from .space.budget import PER_MS, Budget
+from .space.plans import Cost, Latency, Plan
+from .space.scores import Curve, Scores
+from .space.units import UnitSpace
+from .storage.checkpoint import (
+    attach,
+    establish,
+    save,
+    section_of,
+)
+from .support.progress import (
+    Callback,
+    Track,
+    silent,
+    unheard,
+)
+from .support.versions import versions
 
 CURVE = 33  # points of a removal curve in a report
 
@@ -61,7 +93,7 @@ class Result:
     recipe: Recipe = field(default_factory=Recipe)
 
     def save(self, folder: str | Path, tokenizer: Any = None, *, overwrite: bool = False) -> Path:
-        """Write a folder that `optin.load` and transformers can read. See `optin.checkpoint.save`."""
+        """Write a folder that `optin.load` and transformers can read. See `optin.storage.checkpoint.save`."""
         return save(self, folder, tokenizer, overwrite=overwrite)
 
 
@@ -158,7 +190,7 @@ def score(
 
     Args:
         output: what of the network's output is compared: the name of a field, or a function of what the forward
-            returns. See `optin.outputs` for what is read without it.
+            returns. See `optin.running.outputs` for what is read without it.
         resume: a file in which partial sums are kept, so that a run that was killed continues; those of tokens lie
             beside it.
         engine: "local", or "ray" to spread the work over the actors of a Ray cluster: units of `exact`, calibration

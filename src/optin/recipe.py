@@ -15,10 +15,10 @@ from typing import Any
 
 import yaml
 
-from .budget import Budget
 from .errors import InputError, unknown
-from .files import given, write_text
-from .yaml_text import read_options
+from .space.budget import Budget
+from .support.files import given, write_text
+from .support.yaml_text import read_options
 
 MANY = 10**6  # more than any run asks for, of batches, lengths and draws
 SHARES = 10**9  # above any weight, temperature or floor
@@ -73,7 +73,7 @@ class Trajectory:
         embeddings: which are compared: "all" from the unit's block on, or the "last" block's alone.
         pooling: how a bare encoder's output is read: mean over tokens, the first token, or its own pooler.
         output: the field of the network's output that is compared ("out", "0", "boxes.scores"); empty leaves it to
-            `optin.outputs`.
+            `optin.running.outputs`.
     """
 
     rows: int = 64
@@ -242,9 +242,9 @@ class Recipe:
 
     Attributes:
         model: local folder or hub id.
-        budget: see `optin.budget.Budget`.
+        budget: see `optin.space.budget.Budget`.
         criterion: key of `optin.criteria.CRITERIA`.
-        search: key of `optin.search.SEARCHES`.
+        search: key of `optin.choosing.search.SEARCHES`.
         rearrange: choose the units of each group anew for the counts found, by how their removals add up; needs
             scores of the fisher criterion.
         round_to: kept counts of neurons and channels are multiples of this; None takes what processors like

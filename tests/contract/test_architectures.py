@@ -11,12 +11,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import optin
-from optin.arch import describe
-from optin.arch.inputs import example_inputs
-from optin.gating import gated, masks
-from optin.outputs import answers
-from optin.plans import Cost, Plan
-from optin.surgery import shrink
+from optin.describing import describe
+from optin.describing.inputs import example_inputs
+from optin.running.gating import gated, masks
+from optin.running.outputs import answers
+from optin.running.surgery import shrink
+from optin.space.plans import Cost, Plan
 from tests.networks import EAGER_ONLY, HEADS_OF, REPRESENTATIVE, build, inputs, plan_of
 from tests.slow import slow_but
 
@@ -88,7 +88,7 @@ def test_saved_equals_loaded_in_a_fresh_process(tmp_path):
         expected[architecture] = run(result.model, batch)
     code = (
         "import pathlib, sys, torch, optin\n"
-        "from optin.outputs import answers\n"
+        "from optin.running.outputs import answers\n"
         "torch.set_num_threads(1)\n"  # as here: another number may round otherwise
         "for folder in pathlib.Path(sys.argv[1]).iterdir():\n"
         "    inputs = torch.load(folder / 'inputs.pt', weights_only=True)\n"

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import optin
-from optin.arch import describe
-from optin.arch.inputs import image_input
-from optin.gating import gated, masks
-from optin.outputs import answers
-from optin.surgery import shrink
+from optin.describing import describe
+from optin.describing.inputs import image_input
+from optin.running.gating import gated, masks
+from optin.running.outputs import answers
+from optin.running.surgery import shrink
 from tests.networks import build, inputs
 from tests.test_cnn import NETWORKS
 

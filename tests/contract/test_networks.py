@@ -9,16 +9,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import optin
-from optin.arch import describe
-from optin.arch.inputs import planned_inputs
+from optin.describing import describe
+from optin.describing.inputs import planned_inputs
 from optin.errors import OptinError
-from optin.gating import gated, masks
-from optin.modules import inference_mode_of
-from optin.outputs import tensors_of
-from optin.plans import Cost, Plan
 from optin.recipe import Recipe
-from optin.surgery import shrink
-from optin.twins import twinned
+from optin.running.gating import gated, masks
+from optin.running.modules import inference_mode_of
+from optin.running.outputs import tensors_of
+from optin.running.surgery import shrink
+from optin.running.twins import twinned
+from optin.space.plans import Cost, Plan
 from tests.slow import slow_but
 from tests.zoo import NETWORKS, REFUSED, built
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from optin import cli
 from optin.errors import unknown
-from optin.files import cache_folder
+from optin.support.files import cache_folder
 from tests.networks import build, tokenizer
 from tests.test_cli import run  # noqa: F401
 

@@ -11,17 +11,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import optin
-from optin.arch import describe
-from optin.batches import Batches
-from optin.criteria.exact import exact_parts
-from optin.criteria.scoring import Scoring
+from optin.app.runs import run_report
+from optin.choosing.latency import _stored
+from optin.describing import describe
 from optin.errors import CheckpointError, InputError, OptinError
-from optin.files import json_text, read_json
-from optin.folders import MARKER, read_marker
-from optin.latency import _stored
-from optin.progress import silent
 from optin.recipe import Recipe
-from optin.runs import run_report
+from optin.running.batches import Batches
+from optin.scoring.exact import exact_parts
+from optin.scoring.job import Scoring
+from optin.support.files import json_text, read_json
+from optin.support.folders import MARKER, read_marker
+from optin.support.progress import silent
 from tests.contract.test_architectures import random_plan
 from tests.networks import ATTENTION, build, tokens
 

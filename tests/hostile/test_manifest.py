@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 import optin
+from optin.app.runs import Placement
 from optin.errors import CheckpointError, InputError, OptinError
-from optin.other_models import create
-from optin.runs import Placement
-from optin.timm_models import describe_creation
-from optin.untrusted import check_source
+from optin.storage.other_models import create
+from optin.storage.timm_models import describe_creation
+from optin.storage.untrusted import check_source
 from tests.contract.test_architectures import random_plan
 from tests.networks import ATTENTION, build, tokens
 

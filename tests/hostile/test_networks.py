@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 import optin
-from optin.arch.refusals import check_network
+from optin.describing.refusals import check_network
 from optin.errors import ArchitectureError, CheckpointError, InputError
 from optin.recipe import Recipe
 from tests.networks import build, inputs, shaken, tokens

@@ -7,11 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..arch.inputs import default_length, example_inputs, image_input, takes
-from ..batches import Batch, to_device, token_mask
+from ..describing.inputs import (
+    default_length,
+    example_inputs,
+    image_input,
+    takes,
+)
 from ..errors import InputError, first_line
-from ..modules import device_of, inference_mode_of
-from ..outputs import answers, projected
+from ..running.batches import Batch, to_device, token_mask
+from ..running.modules import device_of, inference_mode_of
+from ..running.outputs import answers, projected
 from . import segmentation, text, vision
 from .data import Examples
 from .images import Images, Unreadable

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DependencyError, InputError, first_line
-from ..quiet import quiet
 from ..recipe import Task
+from ..storage.quiet import quiet
 from .rows import FORMATS, Rows, read_rows
 from .specs import ALIASES, TaskSpec
 

@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import nn
 
-from ..checkpoint import SECTION, load
 from ..errors import InputError, OptinError
-from ..files import read_json
-from ..other_models import load_dense, of_other, processor_settings
-from ..quiet import quiet
-from ..runtimes import of_export, open_exported
+from ..storage.checkpoint import SECTION, load
+from ..storage.other_models import load_dense, of_other, processor_settings
+from ..storage.quiet import quiet
+from ..storage.runtimes import of_export, open_exported
+from ..support.files import read_json
 from .sentences import sentence_tokenizer
 from .specs import TaskSpec
 from .vision import Both

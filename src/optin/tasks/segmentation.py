@@ -14,14 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..arch.inputs import image_input
-from ..batches import to_device
+from ..describing.inputs import image_input
 from ..errors import InputError, first_line
-from ..modules import device_of, inference_mode_of
-from ..outputs import answers
-from ..progress import Track, silent
 from ..recipe import Task
-from .data import data_path, file_errors, part_names, shown
+from ..running.batches import to_device
+from ..running.modules import device_of, inference_mode_of
+from ..running.outputs import answers
+from ..support.progress import Track, silent
+from .data import (
+    data_path,
+    file_errors,
+    part_names,
+    shown,
+)
 from .decoding import mask_values, open_image
 from .images import Images, Unreadable, image_files
 from .metrics import divergence, intersections

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import InputError, first_line
-from ..files import write_bytes
+from ..support.files import write_bytes
 from .data import shown
 
 MODULES = "modules.json"

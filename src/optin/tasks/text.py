@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..arch.inputs import max_positions
-from ..batches import Batch, to_device, token_mask
+from ..describing.inputs import max_positions
 from ..errors import InputError
-from ..modules import device_of, inference_mode_of
-from ..outputs import pool, pooled
-from ..progress import Track, silent
 from ..recipe import Calibration
+from ..running.batches import Batch, to_device, token_mask
+from ..running.modules import device_of, inference_mode_of
+from ..running.outputs import pool, pooled
+from ..support.progress import Track, silent
 from .data import Examples, listed, shown
 from .labels import class_names
 from .metrics import divergence, measure

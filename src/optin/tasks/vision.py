@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..arch import describe
-from ..arch.inputs import image_input
-from ..batches import Batch, to_device
+from ..describing import describe
+from ..describing.inputs import image_input
 from ..errors import InputError, first_line
-from ..modules import device_of, inference_mode_of, modules_run
-from ..outputs import pool, pooled, projected
-from ..progress import Track, silent
 from ..recipe import Calibration
+from ..running.batches import Batch, to_device
+from ..running.modules import device_of, inference_mode_of, modules_run
+from ..running.outputs import pool, pooled, projected
+from ..support.progress import Track, silent
 from .data import listed
 from .images import Images, Unreadable, check_labels
 from .labels import class_names

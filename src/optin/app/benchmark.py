@@ -1,0 +1,106 @@
+"""Throughput, latency and size of two networks, measured side by side in one run."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..checks import costs
+from ..choosing.latency import forward_ms
+from ..describing import describe
+from ..describing.inputs import example_inputs, image_input, takes
+from ..errors import InputError
+from ..running.batches import Batch
+from ..running.modules import call, inference_mode_of
+from ..storage.checkpoint import input_shape
+from ..support.progress import Track, silent
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Dense and pruned network on the same inputs.
+
+    Attributes:
+        batch, length: shape of the inputs.
+        dense_ms, pruned_ms: median time of one forward, in milliseconds.
+        speedup: median over rounds of dense time over pruned time; each round times both in turn.
+        ideal: dense MACs over pruned MACs at this length.
+    """
+
+    batch: int
+    length: int
+    dense_ms: float
+    pruned_ms: float
+    speedup: float
+    ideal: float
+
+    @property
+    def share_of_ideal(self) -> float:
+        """Speed-up over what the MACs promise."""
+        return self.speedup / self.ideal
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures."""
+        return {**asdict(self), "share_of_ideal": self.share_of_ideal}
+
+
+def compare_speed(
+    dense: nn.Module,
+    pruned: nn.Module,
+    *,
+    batch: int = 32,
+    lengths: Sequence[int] | None = None,
+    width: int | None = None,
+    rounds: int = 15,
+    track: Track = silent,
+) -> list[Speed]:
+    """Time both networks in turn on random inputs without padding.
+
+    Args:
+        lengths: tokens of a text (32 and 128 by default) or pixels of an image side (what the plan was made for, else
+            the model's own).
+        width: in pixels, of images that are not square.
+    """
+    results = []
+    space = describe(dense)
+    if lengths is None and image_input(dense):
+        length, planned = input_shape(pruned)
+        lengths, width = (length,), width or planned
+    for length in lengths or (32, 128):
+        inputs = example_inputs(dense, length, batch, width)
+        if strange := [name for name in inputs if not takes(pruned, name)]:
+            raise InputError(f"the second network takes no {strange[0]!r}: it was not made from the first one.")
+        times = side_by_side((dense, pruned), inputs, rounds, track)
+        ideal = costs(dense, space, length, width)[0].dense / costs(pruned, describe(pruned), length, width)[0].dense
+        results.append(
+            Speed(
+                batch,
+                length,
+                statistics.median(one for one, _ in times),
+                statistics.median(other for _, other in times),
+                statistics.median(one / other for one, other in times),
+                ideal,
+            )
+        )
+    return results
+
+
+def side_by_side(
+    networks: Sequence[nn.Module], inputs: Batch, rounds: int = 15, track: Track = silent
+) -> list[tuple[float, ...]]:
+    """Milliseconds of one forward of each network, in rounds that take all of them in turn."""
+    with contextlib.ExitStack() as stack:
+        for network in networks:
+            stack.enter_context(inference_mode_of(network))
+        stack.enter_context(torch.inference_mode())
+        for network in networks:
+            call(network, inputs)
+        return [
+            tuple(forward_ms(network, inputs) for network in networks) for _ in track(range(rounds), "speed", rounds)
+        ]

@@ -1,0 +1,1 @@
+"""How much of each group is kept under a budget."""

@@ -1,0 +1,1 @@
+"""Closed-form refit of what stays."""

@@ -1,0 +1,351 @@
+"""Random projections of the trajectory and their gradients: what `sketch` and everything built on it share.
+
+One forward of a micro-batch and two backward passes, one for the manifold part and one for the output part,
+give for ALL units the derivative of <v, phi> by the unit's multiplier, and for every consumer the derivative
+by its output, token by token. No weight needs a gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointError
+
+from ..errors import InputError, NumericalError, first_line
+from ..recipe import Recipe, Trajectory
+from ..running.batches import (
+    MICRO,
+    Batch,
+    Batches,
+    batched,
+    position_mask,
+    size_of,
+    split,
+    tile,
+    token_mask,
+)
+from ..running.consumers import rows_made, rows_read
+from ..running.gating import gated
+from ..running.modules import call, hidden_of, inference_mode_of
+from ..running.outputs import Output, field_reader, read_output
+from ..running.replay import Recorder, recorded_blocks
+from ..running.store import Store
+from ..space.units import Tap, UnitSpace
+from ..support.progress import Track, silent
+from .trajectory import Positions, manifold_probe, output_probe
+
+PARTS = ("manifold", "output")
+STACKED = 16  # examples at most in one forward of small inputs that are drawn for again and again
+SMALL = 2**14  # values of one such input at most
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One micro-batch seen through one random projection.
+
+    Attributes:
+        masks: per consumer, shape (batch, token), bool: positions that are not padding.
+        real: per consumer, shape (row,): their places among all positions in a row.
+        inputs: per consumer and call, the rows that it read: shape (batch, token, features).
+        units: per part and group, d<v, phi> / dm: shape (size,), or (draw, size) of several draws at once.
+        outputs: per part and consumer, for each call d<v, phi> / dy: shape (batch, token, dim).
+    """
+
+    masks: dict[str, Tensor]
+    real: dict[str, Tensor]
+    inputs: dict[str, list[Tensor]]
+    units: dict[str, dict[str, Tensor]]
+    outputs: dict[str, dict[str, list[Tensor]]]
+
+
+class Objective(Protocol):
+    """Scalars to differentiate, by part, from the network's output and its blocks' hidden states."""
+
+    def __call__(self, batch: Batch, output: Any, hidden: list[Tensor], stack: int = 1) -> dict[str, Tensor]:
+        """Of `stack` copies of the batch, each with a random projection of its own."""
+
+
+def trajectory_objective(
+    model: nn.Module, space: UnitSpace, options: Trajectory, generator: torch.Generator
+) -> Objective:
+    """<v, phi> of the manifold and of the output map, with v and the token rows drawn afresh at each call.
+
+    Raises (when called):
+        NumericalError: NaN or infinity in a block's output; names the block.
+    """
+
+    def objective(batch: Batch, output: Any, hidden: list[Tensor], stack: int = 1) -> dict[str, Tensor]:
+        positions = Positions(batch, options.rows, generator, space.channels_first)
+        check_activations(space.blocks, [state[: len(state) // stack] for state in hidden], positions)
+        maps = [positions.manifold(hidden[place], stack) for place in options.compared(len(space.body))]
+        final = read_final(model, output, positions, options, stack)
+        probes = [manifold_probe(phi, generator) for phi in maps]
+        return {
+            "manifold": torch.stack(probes).sum(),
+            "output": output_probe(final, options.temperature, generator),
+        }
+
+    return objective
+
+
+def read_final(model: nn.Module, output: Any, positions: Positions, options: Trajectory, stack: int = 1) -> Output:
+    """The final output of `stack` networks on one batch, read as the model's configuration says."""
+    problem = getattr(getattr(model, "config", None), "problem_type", None)
+    if getattr(model, "num_classes", None) == 0:  # timm's way to say that the output is an embedding
+        problem = "regression"
+    output = field_reader(options.output)(output) if options.output else output
+    return read_output(output, positions, stack=stack, pooling=options.pooling, problem=problem)
+
+
+def check_activations(blocks: Sequence[str], hidden: Sequence[Tensor], positions: Positions) -> None:
+    """Refuse activations that no statistic survives.
+
+    Raises:
+        NumericalError: names the block.
+    """
+    # One answer for all blocks: a GPU is waited for once.
+    fine = [(torch.isfinite(state).all(-1) | ~positions.mask(state)).all() for state in hidden]
+    if fine and not torch.stack(fine).all():
+        name = next(block for block, good in zip(blocks, fine, strict=True) if not good)
+        raise NumericalError(
+            f"the output of {name!r} contains NaN or infinity on the calibration inputs. "
+            "Try --dtype float32, or look for inputs that the network cannot take."
+        )
+
+
+@dataclass(frozen=True)
+class Micro:
+    """A few examples that are differentiated at once.
+
+    Attributes:
+        batch: their inputs.
+        index: the number of the batch that they are of.
+        again: they were drawn before.
+        stack: draws that are made at once.
+    """
+
+    batch: Batch
+    index: int
+    again: bool
+    stack: int = 1
+
+
+def micro_batches(batches: Batches, draws: int) -> Iterator[Micro]:
+    """The calibration set in micro-batches, over and over until there are at least `draws` of them."""
+    size, count, again = batches.micro_size(draws), 0, False
+    while count < draws:
+        for index, batch in enumerate(batches):
+            for micro in micro_batches_of(batch, index, size, again):
+                count += 1
+                yield micro
+        again = True
+
+
+def micro_batches_of(batch: Batch, index: int, size: int, again: bool, stack: int = 1) -> Iterator[Micro]:
+    """One batch in micro-batches of at most `size` examples."""
+    for micro in split(batch, size):
+        yield Micro(micro, index, again, stack)
+
+
+def passes(model: nn.Module, space: UnitSpace, batches: Batches, draws: int) -> list[int]:
+    """How many draws each pass over the calibration set makes of every micro-batch: one, then several at once."""
+    size = batches.micro_size(draws)
+    left = -(-draws // sum(-(-size_of(batch) // size) for batch in batches)) - 1
+    if not left:
+        return [1]
+    micro = next(split(next(iter(batches)), size))
+    values = max(value[0].numel() for value in micro.values() if batched(value))
+    most = max(1, (STACKED if values <= SMALL else MICRO) // size)
+    most = most if most > 1 and _stackable(model, space, micro) else 1
+    return [1, *[most] * (left // most), *[left % most] * (left % most > 0)]
+
+
+def _stackable(model: nn.Module, space: UnitSpace, batch: Batch) -> bool:
+    """Whether every consumer and every block works on twice as much where the batch is there twice."""
+    sizes = []
+    for times in (1, 2):
+        recorder = Recorder([Tap(gate.module, "input") for group in space for gate in group.gates])
+        outputs: list[Any] = []
+        with (
+            inference_mode_of(model),
+            torch.inference_mode(),
+            recorder.recording(model),
+            recorded_blocks(model, space.blocks, outputs),
+        ):
+            call(model, tile(batch, times))
+        gates = {gate.module: gate.examples for group in space for gate in group.gates}
+        read = [value.shape[gates[tap.module]] for tap, calls in recorder.calls.items() for value in calls]
+        sizes.append([*read, *(len(state) for state in states(space, outputs))])
+    return [2 * size for size in sizes[0]] == sizes[1]
+
+
+def draw_probes(
+    model: nn.Module,
+    space: UnitSpace,
+    batches: Batches,
+    options: Trajectory,
+    seed: int,
+    track: Track = silent,
+    description: str = "sketch",
+) -> Iterator[tuple[Micro, Probe]]:
+    """At least `options.draws` probes of the trajectory; every example is used equally often."""
+    objective = trajectory_objective(model, space, options, torch.Generator().manual_seed(seed))
+    micro = micro_batches(batches, options.draws)
+    for part in track(micro, description, options.draws):
+        yield part, differentiate(model, space, part.batch, objective)
+
+
+def states(space: UnitSpace, outputs: Sequence[Any]) -> list[Tensor]:
+    """The hidden state in what each block returned, the examples first."""
+    return [
+        hidden_of(output).transpose(0, 1) if name in space.transposed else hidden_of(output)
+        for name, output in zip(space.blocks, outputs, strict=True)
+    ]
+
+
+def differentiate(model: nn.Module, space: UnitSpace, batch: Batch, objective: Objective, stack: int = 1) -> Probe:
+    """One forward, and one backward for each part of the objective.
+
+    Args:
+        stack: copies of the batch that are drawn for at once, see `passes`.
+    """
+    like, copies = next(model.parameters()), () if stack == 1 else (stack,)
+    multipliers = {group.name: like.new_ones((*copies, group.size)).requires_grad_() for group in space}
+    given = {name: m if stack == 1 else m.repeat_interleave(size_of(batch), 0) for name, m in multipliers.items()}
+    whole = tile(batch, stack)
+    gates = {gate.module: gate for group in space for gate in group.gates}
+    modules = {name: model.get_submodule(name) for name in gates}
+    recorder = Recorder([Tap(name, side) for name in modules for side in ("input", "output")])
+    blocks: list[Any] = []
+    with inference_mode_of(model), torch.enable_grad():
+        with (
+            gated(model, space, given),
+            recorder.recording(model),
+            recorded_blocks(model, space.blocks, blocks),
+        ):
+            output = call(model, whole)
+        objectives = objective(batch, output, states(space, blocks), *copies)
+        calls = {name: recorder.calls[Tap(name, "output")] for name in modules}
+        flat = [value for values in calls.values() for value in values]
+        units, outputs = {}, {}
+        for index, (part, scalar) in enumerate(objectives.items()):
+            try:
+                gradients = torch.autograd.grad(
+                    scalar,
+                    [*multipliers.values(), *flat],
+                    retain_graph=index + 1 < len(objectives),
+                    materialize_grads=True,
+                )
+            except CheckpointError as error:
+                raise InputError(
+                    "the network checkpoints its gradients: turn that off for the time of this."
+                ) from error
+            except RuntimeError as error:
+                if "does not require grad" in str(error):
+                    raise InputError(
+                        f"no gradient reaches the {part} of this network: what is compared must be computed from its "
+                        "weights by differentiable operations, with gradients allowed. Name another output (output=)."
+                    ) from error
+                if "inplace operation" not in str(error):
+                    raise
+                raise InputError(
+                    f"an operation in place overwrites what a gradient needs ({first_line(error):.160}): write "
+                    "y = f(y) in the network's forward instead."
+                ) from error
+            units[part] = dict(zip(multipliers, gradients, strict=False))
+            rest = iter(gradients[len(multipliers) :])
+            outputs[part] = {
+                name: [rows_made(modules[name], gates[name], next(rest)) for _ in values]
+                for name, values in calls.items()
+            }
+    inputs = {
+        name: [rows_read(module, gates[name], value.detach()) for value in recorder.calls[Tap(name, "input")]]
+        for name, module in modules.items()
+    }
+    masks, real = dict[str, Tensor](), dict[str, Tensor]()
+    known: dict[torch.Size, tuple[Tensor, Tensor]] = {}  # found once for every shape
+    for name, values in inputs.items():
+        shape = values[0].shape[:-1]
+        if shape not in known:
+            mask = position_mask(whole, values[0])
+            known[shape] = mask, mask.flatten().nonzero().squeeze(1)
+        masks[name], real[name] = known[shape]
+    return Probe(masks, real, inputs, units, outputs)
+
+
+def token_weights(probe: Probe, consumer: str, floor: float, balance: float) -> list[Tensor]:
+    """How much each token matters to the trajectory, call by call (METHOD section 5).
+
+    Shape (batch, token): the squared norm of d<v, phi> / dy, each part at mean 1 over the tokens that are not
+    padding, mixed as `balance` : 1, plus `floor`; 0 at padding.
+    """
+    shares = {"manifold": balance / (1 + balance), "output": 1 / (1 + balance)}
+    mask, parts = probe.masks[consumer], []
+    for part, share in shares.items():
+        squares = torch.stack([g.float().square().sum(-1) for g in probe.outputs[part][consumer]])
+        real = squares * mask
+        mean = real.sum() / (mask.sum() * len(squares))
+        parts.append(share * real / mean.clamp_min(torch.finfo(torch.float32).tiny))
+    weights = (torch.stack(parts).sum(0) + floor) * mask
+    return list(weights)
+
+
+def padded(weights: Tensor, count: int) -> Tensor:
+    """As many positions, with no weight for those that are added: padding is at the end."""
+    return nn.functional.pad(weights, (0, count - weights.shape[-1]))
+
+
+class TokenWeights:
+    """The weight of every token at every consumer, from the first draw of each micro-batch.
+
+    Args:
+        store: keeps them.
+    """
+
+    def __init__(self, space: UnitSpace, recipe: Recipe, store: Store) -> None:
+        self.consumers = list(dict.fromkeys(gate.module for group in space for gate in group.gates))
+        self.floor, self.balance = recipe.refit.floor, recipe.trajectory.balance
+        self.store = store
+        self.index, self.parts = -1, dict[str, list[Tensor]]()
+
+    @property
+    def drawn(self) -> bool:
+        """Whether there are any."""
+        return self.index >= 0
+
+    def of(self, probe: Probe) -> dict[str, list[Tensor]]:
+        """Those of one draw, by consumer: see `token_weights`."""
+        return {name: token_weights(probe, name, self.floor, self.balance) for name in self.consumers}
+
+    def add(self, micro: Micro, weights: Mapping[str, list[Tensor]]) -> None:
+        """Keep those of a first draw; the micro-batches of a batch come one after the other."""
+        if micro.index != self.index:
+            self._finish()
+            self.index, self.parts = micro.index, {name: [] for name in self.consumers}
+        for name, parts in self.parts.items():
+            weight, tokens = torch.stack(weights[name]), token_mask(micro.batch)
+            if weight.dim() == 2 and weight.shape[1] == tokens.numel():  # all in a row
+                weight = weight.unflatten(1, tokens.shape)
+            parts.append(weight)
+
+    def put(self, index: int, weights: Mapping[str, Tensor]) -> None:
+        """Keep those of a whole batch: per consumer, shape (call, batch, token)."""
+        self._finish()
+        self.index, self.parts = index, {name: [value] for name, value in weights.items()}
+
+    def __call__(self, index: int, consumer: str) -> list[Tensor]:
+        """For every call of a consumer in a batch, shape (batch, token)."""
+        self._finish()
+        return list(self.store["weights", index, consumer])
+
+    def _finish(self) -> None:
+        for name, parts in self.parts.items():
+            longest = max(part.shape[-1] for part in parts)
+            # Some are of fewer positions, since padding that none of their texts needs is cut.
+            parts = [padded(part, longest) for part in parts] if parts[0].dim() > 2 else parts
+            self.store["weights", self.index, name] = torch.cat(parts, 1)
+        self.parts = {}

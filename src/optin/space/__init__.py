@@ -1,0 +1,1 @@
+"""What can be removed, planned and scored, as plain data: no network is needed."""

@@ -1,0 +1,267 @@
+"""What can be removed from a network, as plain data.
+
+A description names parameters and modules instead of holding them, so it can be saved, compared and tested
+without a network. `optin.describing` writes descriptions; everything else only reads them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+
+
+def lies_in(module: str, path: str) -> bool:
+    """Whether a module is the one at a path or inside it."""
+    return f"{module}.".startswith(f"{path}.")
+
+
+def pattern(path: str) -> str:
+    """The place of a module in its block: its path without the numbers of lists."""
+    return re.sub(r"\b\d+\b", "N", path)
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """One axis of one parameter that shrinks with a group.
+
+    Unit `u` owns the indices `offset + u * block` up to `offset + (u + 1) * block` of that axis. A fused
+    query-key-value matrix is three cuts with three offsets. Where the units do not lie evenly, behind a shuffle of
+    channels, `entries` says which they own: `block` of each, unit by unit.
+    """
+
+    parameter: str
+    dim: int
+    block: int = 1
+    offset: int = 0
+    entries: tuple[int, ...] | None = None
+
+    def indices(self, size: int) -> Tensor:
+        """Which entries each of `size` units owns: shape (unit, block)."""
+        if self.entries is not None:
+            return torch.tensor(self.entries, device="cpu").view(size, self.block)
+        return self.offset + torch.arange(size * self.block, device="cpu").view(size, self.block)
+
+    def last(self, size: int) -> int:
+        """The last entry that any of `size` units owns."""
+        return self.offset + size * self.block - 1 if self.entries is None else max(self.entries)
+
+
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """A place where a hidden state can be read: the first input or the output of a module."""
+
+    module: str
+    side: Literal["input", "output"]
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """Multiply the INPUT of a consumer along `dim`: the soft form of the removal.
+
+    The consumer is the linear map that reads the units: `block` consecutive features belong to each unit.
+    `total` is where its output can be read with the residual stream added, before any normalisation.
+    `scale` names what multiplies its output before that sum: a parameter (LayerScale) or a batch norm. `shift`
+    names a buffer that is subtracted from its output, where a consumer without a bias can hold one. `examples` is
+    the axis of what it reads and makes that runs over the examples. `start` is the first feature of the first unit,
+    where the consumer reads several groups one behind the other.
+    """
+
+    module: str
+    dim: int = -1
+    block: int = 1
+    total: Tap | None = None
+    scale: str | None = None
+    shift: str | None = None
+    examples: int = 0
+    start: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """An integer attribute of a module that counts the units kept, times `per_unit`.
+
+    `place` is that of the integer in a tuple or list. A name with a dot is an entry of the settings that the module
+    holds, of which it gets a copy of its own.
+    """
+
+    module: str
+    name: str
+    per_unit: int = 1
+    place: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """A tensor that a module is called with and that has one slice per unit along `dim`.
+
+    MPNet computes one position bias for all layers; each layer must pick the slices of its own heads.
+    """
+
+    module: str
+    name: str
+    position: int
+    dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A product of a forward, and which groups its MACs grow with.
+
+    `parts` are what it is proportional to: entries made, entries read, slices of a batch. Each says how many of its
+    entries belong to which group; those of no group have an empty name. `pairs` says that activations are multiplied,
+    as queries with keys: it grows with pairs of positions.
+    """
+
+    module: str
+    parts: tuple[tuple[tuple[str, int], ...], ...] = ()
+    pairs: bool = False
+
+    def without(self, gone: Collection[str]) -> Product:
+        """Of a network in which some groups stay whole."""
+
+        def named(part: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
+            counts: dict[str, int] = {}
+            for name, count in part:
+                owner = "" if name in gone else name
+                counts[owner] = counts.get(owner, 0) + count
+            return tuple(counts.items())
+
+        return dataclasses.replace(self, parts=tuple(map(named, self.parts)))
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSpace:
+    """Where the tokens of a network can be merged: before each of its blocks but the first.
+
+    `keys` is the path, inside a block, of the map whose output are the attention keys; `attention` that of the
+    module that takes an additive `attention_mask`. `heads` names the group of heads of each block. `protected`
+    leading tokens (class, distillation, registers) never merge. `averaged` is the module whose output a head
+    averages over tokens, if one does.
+    """
+
+    blocks: tuple[str, ...]
+    keys: str
+    attention: str
+    heads: tuple[str, ...]
+    protected: int
+    averaged: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UnitGroup:
+    """Interchangeable units of one layer: its attention heads, its feed-forward neurons.
+
+    `name` is that of the map that makes its units, or reads its heads. `layer` is the first block, in
+    order of execution, in which the group works. `shared` says that it works in several blocks at once. `twins`
+    are modules that compute with fewer units only as their twins (`running/twins.py`). What it keeps is a `multiple`,
+    where the kernels of its network take no other number.
+    """
+
+    name: str
+    kind: str
+    size: int
+    layer: int
+    cuts: tuple[Cut, ...]
+    gates: tuple[Gate, ...]
+    attributes: tuple[Attribute, ...] = ()
+    arguments: tuple[Argument, ...] = ()
+    shared: bool = False
+    min_keep: int = 1
+    twins: tuple[str, ...] = ()
+    multiple: int = 1
+
+
+@dataclass(frozen=True)
+class UnitSpace:
+    """Everything that can be removed from one network.
+
+    `blocks` are module names in order of execution; a block that runs several times is named as often.
+    `channels_first` says that maps have their features along dim 1, as convolutions do. `chained` says that each
+    block reads nothing but what the one before it returned, beside what all of them get alike, so that one state can
+    stand in for all before it. `transposed` are blocks whose states have the examples along dim 1. `products` are all
+    those of a forward in order of execution, attention taken apart, where that is known. `whole` says by the map that
+    reads them why some units must stay. `head` is how many of the last blocks are the network's head: what those
+    return is no embedding, and is not compared.
+    """
+
+    architecture: str
+    groups: tuple[UnitGroup, ...]
+    blocks: tuple[str, ...]
+    tokens: TokenSpace | None = None
+    channels_first: bool = False
+    chained: bool = True
+    transposed: tuple[str, ...] = ()
+    products: tuple[Product, ...] = ()
+    whole: Mapping[str, str] = field(default_factory=dict)
+    head: int = 0
+
+    def __getitem__(self, name: str) -> UnitGroup:
+        return self.by_name[name]
+
+    def __iter__(self) -> Iterator[UnitGroup]:
+        return iter(self.groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    @property
+    def body(self) -> tuple[str, ...]:
+        """The blocks before the head."""
+        return self.blocks[: len(self.blocks) - self.head]
+
+    def in_body(self, module: str) -> bool:
+        """Whether a module lies in a block of the body."""
+        return any(lies_in(module, block) for block in self.body)
+
+    def without(self, names: Iterable[str], reason: str = "excluded") -> UnitSpace:
+        """The description without some groups: those of these names, and all whose units these modules make or read.
+
+        Raises:
+            InputError: a name of nothing.
+        """
+        gone = dict[str, UnitGroup]()
+        for name in names:
+            touched = {
+                group.name: group
+                for group in self
+                if group.name == name
+                or any(lies_in(gate.module, name) for gate in group.gates)
+                or any(lies_in(cut.parameter, name) for cut in group.cuts)
+            }
+            if not touched:
+                known = ", ".join([group.name for group in self][:6])
+                raise InputError(f"{name!r:.80} is excluded, and no group is of that name or module: {known}, ...")
+            gone |= touched
+        if self.groups and len(gone) == len(self.groups):
+            raise InputError("everything that could lose units is excluded: leave something out of 'exclude'.")
+        tokens = self.tokens if self.tokens is None or not gone.keys() & set(self.tokens.heads) else None
+        return dataclasses.replace(
+            self,
+            groups=tuple(group for group in self if group.name not in gone),
+            products=tuple(product.without(gone) for product in self.products),
+            tokens=tokens,
+            whole={**self.whole, **{gate.module: reason for group in gone.values() for gate in group.gates}},
+        )
+
+    def block_of(self, module: str) -> str:
+        """The block that a module lies in."""
+        return next(block for block in self.blocks if lies_in(module, block))
+
+    @cached_property
+    def by_name(self) -> Mapping[str, UnitGroup]:
+        """The groups by name, in order of execution."""
+        return {group.name: group for group in self.groups}
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Units per group in the dense network."""
+        return {group.name: group.size for group in self.groups}

@@ -1,0 +1,1 @@
+"""Folders of pruned networks, reports and exports."""
