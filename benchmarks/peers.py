@@ -8,7 +8,7 @@ Networks, calibration and test data of the other benchmarks: MiniLM on sentences
 Fashion-MNIST. Every row and seed runs in a process of its own, all budgets in turn, so that its peak memory is its
 own. Peers that need labels get those of the calibration set; optin gets none. Needs `pip install torch-pruning`.
 Rows that are done are kept, so a run can be continued. Prints the tables, and stores them in docs/results/peers.md
-and in the README, the figures in docs/results/peers.json, and for each network a picture of quality against MACs.
+and that of MiniLM in the README, the figures in docs/results/peers.json, and for each network a picture of quality against MACs.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ PEERS = ("paper", "kwon", MAGNITUDE, TAYLOR, UNIFORM, RANDOM)
 FIXED = {MAGNITUDE, UNIFORM, MERGING}  # rows that draw nothing: run on the first seed alone
 METRICS = ("accuracy", "kl")
 README = RESULTS.parent.parent / "README.md"
-BEGIN, END = "<!-- benchmarks/peers.py -->", "<!-- end -->"  # between them the README holds the tables
+BEGIN, END = "<!-- benchmarks/peers.py -->", "<!-- end -->"  # between them the README holds the first table
 
 
 def rows(name: str) -> list[str]:
@@ -275,8 +275,9 @@ def main() -> None:
     tables = render(results)
     results.show(tables)
     head, _, rest = README.read_text().partition(BEGIN)
+    table = tables.partition("## minilm\n")[2].partition("## dinov2")[0].strip()
     README.write_text(
-        f"{head}{BEGIN}\n{tables.replace('](peers-', '](docs/results/peers-')}{END}{rest.partition(END)[2]}"
+        f"{head}{BEGIN}\n{table.replace('](peers-', '](docs/results/peers-')}\n{END}{rest.partition(END)[2]}"
     )
 
 

@@ -12,7 +12,7 @@ import hypothesis
 import pytest
 import torch
 
-from optin import labels
+from optin.describing import labels
 from tests.networks import HEADS_OF, REPRESENTATIVE, build, tokens
 from tests.slow import slow_but
 

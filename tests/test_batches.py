@@ -9,8 +9,8 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 import optin
-from optin import batches as module
 from optin.recipe import Recipe
+from optin.running import batches as module
 from optin.running.batches import Batches, position_mask, split
 from tests.networks import build, tokens
 

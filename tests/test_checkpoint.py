@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import optin
-from optin import folders
 from optin.describing import describe
 from optin.errors import CheckpointError, InputError
 from optin.recipe import Recipe
 from optin.running.outputs import answers
+from optin.support import folders
 from tests.contract.test_architectures import random_plan
 from tests.networks import ATTENTION, HEADS, NEURONS, build, inputs, plan_of, tokens
 from tests.zoo import built

@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import nn
 
 import optin
-from optin import cli, tables
+from optin.app import cli, tables
 from optin.app.runs import Job, Placement, run_evaluate, run_prune, run_sweep
 from optin.errors import DependencyError, InputError
 from optin.recipe import Calibration, Recipe

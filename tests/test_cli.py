@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import optin
-from optin import cli
+from optin.app import cli
 from optin.scoring.exact import Reference
 from tests.networks import NEURONS, WORDS, build, tokenizer
 

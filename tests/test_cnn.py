@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BitImageProcessorPil
 
 import optin
-from optin import cli
+from optin.app import cli
 from optin.describing import describe
 from optin.describing.inputs import example_inputs, image_input
 from optin.errors import ArchitectureError, CheckpointError, InputError

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import optin
-from optin import consumers
+from optin.running import consumers
 from optin.running.consumers import add, matrix, rows_made, rows_read, without_units
 from optin.space.units import Gate
 

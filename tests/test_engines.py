@@ -17,14 +17,14 @@ import pytest
 import torch
 
 import optin
-from optin import engines
 from optin.describing import describe
 from optin.errors import CheckpointError, DependencyError, InputError
 from optin.recipe import Recipe
 from optin.running.batches import Batches
+from optin.scoring import engines
+from optin.scoring import resume as partial_sums
 from optin.scoring.compensated import Sensitivities
 from optin.scoring.criteria import Scoring
-from optin.scoring.criteria import partial as partial_sums
 from optin.scoring.draws import summed
 from optin.scoring.engines import _Actor, check_address, engine, local
 from optin.scoring.resume import forget

@@ -11,12 +11,12 @@ import torch
 import transformers
 
 import optin
-from optin import exporting
 from optin.describing import describe
 from optin.errors import CheckpointError, DependencyError, InputError, OptinError
 from optin.recipe import Recipe
 from optin.running.merging import Merging
 from optin.running.surgery import shrink
+from optin.storage import exporting
 from optin.storage.exporting import export, export_all
 from optin.storage.other_models import create
 from optin.storage.runtimes import FILES

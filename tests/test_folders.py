@@ -8,8 +8,8 @@ import os
 
 import pytest
 
-from optin import folders
 from optin.errors import CheckpointError, InputError
+from optin.support import folders
 from optin.support.files import write_text
 from optin.support.folders import MARKER, check_apart, check_new, new_folder
 

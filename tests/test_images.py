@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import ViTImageProcessorPil
 
 import optin
-from optin import cli
+from optin.app import cli
 from optin.app.benchmark import compare_speed
 from optin.app.runs import Placement, run_evaluate, run_prune
 from optin.errors import DependencyError, InputError

@@ -13,9 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import optin
-from optin import labels
 from optin.checks import costs
-from optin.describing import describe
+from optin.describing import describe, labels
 from optin.describing.classes import Classes
 from optin.describing.inputs import example_inputs, image_input
 from optin.describing.remembered import likeliest

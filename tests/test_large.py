@@ -7,8 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import optin
-from optin import labels
-from optin.describing import describe
+from optin.describing import describe, labels
 from tests.zoo import NETWORKS, built
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import optin
-from optin import latency
+from optin.choosing import latency
 from optin.choosing.latency import block_times, coefficients, latency_cost, multiple_of, nonnegative, sizes_to_time
 from optin.choosing.search import Choices
 from optin.describing import describe

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import optin
+from optin.support.versions import versions
 from tests.slow import slow_but
 
 ROOT = Path(__file__).parent.parent
@@ -51,3 +54,14 @@ def test_distributions_install_and_work(kind, distributions, tmp_path):
     assert {"model.safetensors", "report.html", "README.md"} <= {path.name for path in (tmp_path / "small").iterdir()}
     command = [sys.executable, "-m", "optin", "--version"]
     assert subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True).stdout
+
+
+def test_the_version_is_that_of_the_changelog():
+    """A version in development has its changes under "Unreleased", a release under its own number."""
+    first = re.search(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert first is not None
+    released = "Unreleased" if "dev" in optin.__version__ else optin.__version__
+    assert first[1].split(" ")[0] == released
+    assert versions()["optin"] == optin.__version__
+    cited = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert cited is not None and ("dev" in optin.__version__ or cited[1] == optin.__version__)

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 import optin
-from optin import compensation
 from optin.checks import costs, self_check
 from optin.describing import describe
 from optin.errors import BudgetError, CheckpointError, InputError, NumericalError, OptinError
 from optin.recipe import Recipe
+from optin.refit import compensation
 from optin.space.plans import Plan
 from tests.contract.test_architectures import random_plan
 from tests.networks import build, tokens

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 import optin
-from optin import runs
+from optin.app import runs
 from optin.app.runs import Placement, run_draw, run_plan, run_prune, run_report, run_score, run_sweep
 from optin.errors import BudgetError, InputError, NumericalError, OptinError
 from optin.recipe import Recipe

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import SegformerImageProcessorPil
 
 import optin
-from optin import cli
+from optin.app import cli
 from optin.app.runs import Placement, run_draw, run_evaluate
 from optin.errors import InputError
 from optin.recipe import Task

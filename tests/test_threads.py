@@ -5,8 +5,8 @@ import os
 import pytest
 import torch
 
-from optin import threads
 from optin.errors import InputError
+from optin.support import threads
 from optin.support.threads import allowed, quotas, use_threads
 
 

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from .storage.runtimes import open_exported
     from .support.progress import rich_track
 
+__version__ = "0.2.0.dev0"
+
 __all__ = [
     "PRESETS",
     "ArchitectureError",

@@ -243,7 +243,7 @@ class Recipe:
     Attributes:
         model: local folder or hub id.
         budget: see `optin.space.budget.Budget`.
-        criterion: key of `optin.criteria.CRITERIA`.
+        criterion: key of `CRITERIA` in `scoring/criteria.py`.
         search: key of `optin.choosing.search.SEARCHES`.
         rearrange: choose the units of each group anew for the counts found, by how their removals add up; needs
             scores of the fisher criterion.

@@ -8,7 +8,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from optin import cli
+from optin.app import cli
 from optin.errors import unknown
 from optin.support.files import cache_folder
 from tests.networks import build, tokenizer

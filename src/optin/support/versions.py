@@ -6,11 +6,13 @@ import hashlib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from .. import __version__
+
 
 def versions() -> dict[str, str]:
     """Installed versions of optin, torch and transformers."""
-    found = {}
-    for name in ("optin", "torch", "transformers"):
+    found = {"optin": __version__}
+    for name in ("torch", "transformers"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -20,7 +22,7 @@ def versions() -> dict[str, str]:
 
 def build() -> dict[str, str]:
     """What computes the same as this process does: `versions`, and SHA-256 of the package's own source."""
-    digest, folder = hashlib.sha256(), Path(__file__).parent
+    digest, folder = hashlib.sha256(), Path(__file__).parent.parent
     for file in sorted(folder.rglob("*.py")):
         digest.update(f"{file.relative_to(folder)}".encode())
         digest.update(file.read_bytes())
