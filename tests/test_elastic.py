@@ -10,7 +10,10 @@ import torch
 from torch import nn
 
 import optin
+from optin.running.gating import gated, masks
+from optin.running.surgery import shrink
 from optin.running.twins import Elastic, elastic
+from optin.space.plans import Cost, Plan
 from tests.zoo import NETWORKS, built
 
 
@@ -28,6 +31,8 @@ class Filling(nn.Module):
         sizes = (batch, tokens, self.num_heads, width // self.num_heads)
         if self.split:
             query, key, value = (part.view(sizes).transpose(1, 2) for part in self.qkv(x).split(width, dim=-1))
+            one, other = query.split(sizes[-1] // 2, dim=-1)  # as rotary angles do: no part is of all heads
+            query = torch.cat([-other, one], -1)
         else:
             made = self.qkv(x).reshape(batch, tokens, 3, *sizes[2:]).permute(2, 0, 3, 1, 4)
             query, key, value = made.unbind(0)
@@ -38,10 +43,10 @@ class Filling(nn.Module):
 class Small(nn.Module):
     """Two blocks of it."""
 
-    def __init__(self, split: bool = False) -> None:
+    def __init__(self, split: bool = False, width: int = 32, heads: int = 4) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Filling(split=split) for _ in range(2))
-        self.norms, self.last = nn.ModuleList(nn.LayerNorm(32) for _ in range(2)), nn.Linear(32, 3)
+        self.layers = nn.ModuleList(Filling(width, heads, split) for _ in range(2))
+        self.norms, self.last = nn.ModuleList(nn.LayerNorm(width) for _ in range(2)), nn.Linear(width, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer, norm in zip(self.layers, self.norms, strict=True):
@@ -77,6 +82,22 @@ def test_heads_leave_a_forward_that_counts_them_by_the_width(split, tmp_path):
     assert torch.equal(twice(**batches(1)[0]), again.model(**batches(1)[0]))
     program = torch.export.export(result.model, (), batches(1)[0], strict=False).module()
     torch.testing.assert_close(program(**batches(1)[0]), result.model(**batches(1)[0]))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kept", [1, 2, 3, 4, 5])
+def test_any_number_of_heads_may_leave_a_split(kept):
+    """Also such as leave a number of features that the old size divides."""
+    torch.manual_seed(0)
+    model = Small(split=True, width=48, heads=6).eval()
+    batch = {"x": torch.randn(4, 4, 48)}
+    space = optin.describe(model, batch)
+    keep = {name: tuple(range(kept)) for name in space.sizes}
+    plan = Plan(space.architecture, space.sizes, keep, Cost(1, 1), Cost(1, 1), 1)
+    with gated(model, space, masks(model, plan)):
+        expected = model(**batch)
+    shrink(model, space, plan)
+    torch.testing.assert_close(model(**batch), expected)
 
 
 def test_one_class_a_kind():

@@ -108,11 +108,18 @@ def described(model: nn.Module, inputs: Mapping[str, Any], architecture: str) ->
         kind = "head" if group.head else _kind(model, makers or [gate.module for gate in gates])
         name = _name(track, group, kind, makers, gates[0].module)
         first[name] = makers[0] if makers and kind != "head" else gates[0].module
+        mixture = isinstance(model.get_submodule(gates[0].module), ExpertMap)
         groups[number] = UnitGroup(
-            name, kind, group.size, 0, cuts, gates, arguments=arguments, twins=_twins(model, cuts)
+            name,
+            kind,
+            group.size,
+            0,
+            cuts,
+            gates,
+            arguments=arguments,
+            twins=_twins(model, cuts),
+            multiple=math.gcd(group.size, 8) if mixture else 1,  # grouped products take 16 bytes at once
         )
-        if isinstance(model.get_submodule(gates[0].module), ExpertMap):  # grouped products take 16 bytes at once
-            groups[number] = dataclasses.replace(groups[number], multiple=math.gcd(group.size, 8))
     if not groups:
         raise _nothing(model, track, seen)
     channels = any(group.kind == "channel" for group in groups.values()) or _convolves(model, track, groups.values())

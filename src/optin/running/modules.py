@@ -95,12 +95,9 @@ def forget(model: nn.Module) -> None:
     """Empty the caches of tensors in modules (`attention_bias_cache` of LeViT): they hold what other weights made."""
     for module in model.modules():
         for name, value in vars(module).items():
-            if (
-                "cache" in name
-                and isinstance(value, dict)
-                and all(isinstance(entry, Tensor) for entry in value.values())
-            ):
-                setattr(module, name, type(value)())
+            cache = "cache" in name and isinstance(value, dict)
+            if cache and all(isinstance(entry, Tensor) for entry in value.values()):
+                value.clear()
 
 
 @contextlib.contextmanager

@@ -92,7 +92,7 @@ def _adjust(model: nn.Module, group: UnitGroup, units: tuple[int, ...]) -> None:
         if attribute.name == "groups" and isinstance(module, nn.modules.conv._ConvNd):
             module.in_channels = module.weight.shape[1] * module.groups
     for path in group.twins:
-        become_twin(model, path, group.size, len(units))
+        become_twin(model, path, group.size, len(units), max(cut.block for cut in group.cuts))
     for argument in group.arguments:
         select = _Select(argument, units)
         model.get_submodule(argument.module).register_forward_pre_hook(select, with_kwargs=True)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 PLAIN = "_optin_plain"  # where a twin remembers the class that it was
-HEADS = "_optin_heads"  # where an elastic one remembers how many heads there were, and are
+HEADS = "_optin_heads"  # where an elastic one remembers how many heads there were, and are, and how wide all were
 EXPERT = "optin_expert_"  # before the number of an expert: the name of the module that reads its neurons
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -190,7 +190,7 @@ class ExpertMap(nn.Module):
         """What is added to it in place is where it belongs."""
 
     def forward(self, read: Tensor, rows: Tensor) -> Tensor:
-        """Neurons of shape (position, neuron), none of them zero in `rows` alone."""
+        """Neurons of shape (position, neuron), zero at all positions but `rows`."""
         made = F.linear(read[rows], self.weight)
         return read.new_zeros(len(read), made.shape[-1]).index_put((rows,), made)
 
@@ -228,10 +228,14 @@ class Elastic(nn.Module):
         """Pickle knows the class that it was."""
         return _elastic_again, (type(self).__mro__[2],), vars(self)
 
-    def heads(self, dense: int, kept: int) -> None:
-        """Say how many heads the forward takes there to be, if nobody did before, and how many there are."""
-        first = vars(self).get(HEADS, (dense, dense))[0]
-        setattr(self, HEADS, (first, kept))
+    def heads(self, dense: int, kept: int, features: int) -> None:
+        """Say how many heads the forward takes there to be, if nobody did before, and how many there are.
+
+        Args:
+            features: of each.
+        """
+        first, _, width = vars(self).get(HEADS, (dense, dense, dense * features))
+        setattr(self, HEADS, (first, kept, width))
 
 
 def elastic(kind: type[nn.Module]) -> type[nn.Module]:
@@ -240,7 +244,7 @@ def elastic(kind: type[nn.Module]) -> type[nn.Module]:
 
     @functools.wraps(plain)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with _Reshapes(*vars(self).get(HEADS, (1, 1))):
+        with _Reshapes(*vars(self).get(HEADS, (1, 1, 1))):
             return plain(self, *args, **kwargs)
 
     return _mixed(Elastic, kind, forward=forward)
@@ -254,12 +258,12 @@ def _elastic_again(kind: type[nn.Module]) -> nn.Module:
 class _Reshapes(TorchFunctionMode):
     """Sizes that do not fit because heads have left are made to: the count of the heads, or of all their features.
 
-    Those of splits are made to where heads that filled the width were several times as much as one part of it.
+    Those of splits are made to where each part was of all heads: of queries, keys and values in a row.
     """
 
-    def __init__(self, dense: int, kept: int) -> None:
+    def __init__(self, dense: int, kept: int, width: int) -> None:
         super().__init__()
-        self.dense, self.kept = dense, kept
+        self.dense, self.kept, self.width = dense, kept, width
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in RESHAPES and self.kept < self.dense and not kwargs:
@@ -272,15 +276,13 @@ class _Reshapes(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def _parts(self, value: Tensor, sizes: Any, dim: int = 0) -> Any:
-        """Sizes of a split of all that heads make: of queries, keys and values in a row."""
-        length, equal = value.shape[dim], isinstance(sizes, int)
-        if not equal and sum(sizes) * self.kept != length * self.dense:
+        """The sizes of a split, one for all parts or a list; others than of all heads stay."""
+        parts, before = [sizes] if isinstance(sizes, int) else sizes, value.shape[dim] * self.dense
+        evenly = before % (sizes * self.kept) == 0 if isinstance(sizes, int) else sum(sizes) * self.kept == before
+        if not evenly or any(part % self.width for part in parts):
             return sizes
-        if equal and length * self.dense % (sizes * self.kept) != 0:
-            return sizes
-        fewer = [size // self.dense * self.kept for size in ([sizes] if equal else sizes)]
-        whole = all(size % self.dense == 0 for size in ([sizes] if equal else sizes))
-        return sizes if not whole else fewer[0] if equal else fewer
+        fewer = [part // self.dense * self.kept for part in parts]
+        return fewer[0] if isinstance(sizes, int) else fewer
 
     def _fitting(self, value: Tensor, sizes: list[int]) -> list[int]:
         lacking = math.prod(sizes) * self.kept == value.numel() * self.dense
@@ -314,19 +316,20 @@ def twin_of(module: nn.Module) -> type[nn.Module] | None:
     return SelfAttention if type(module).__name__ == "Mask2FormerAttention" else None
 
 
-def become_twin(model: nn.Module, path: str, dense: int, kept: int) -> None:
+def become_twin(model: nn.Module, path: str, dense: int, kept: int, features: int) -> None:
     """Exchange a module of a network that lost units for its twin.
 
     Args:
         dense: heads that it had.
         kept: heads that it has.
+        features: of each.
     """
     module = model.get_submodule(path)
     _exchange(module)
     if twin_of(module) is None:
         module.__class__ = elastic(type(module))
     if isinstance(module, Elastic):
-        module.heads(dense, kept)
+        module.heads(dense, kept, features)
     for around in model.modules():
         if isinstance(around, nn.TransformerEncoder) and module in around.modules():
             around.use_nested_tensor = False  # only the fast path of its layers can read one
@@ -334,7 +337,7 @@ def become_twin(model: nn.Module, path: str, dense: int, kept: int) -> None:
 
 def _exchange(module: nn.Module) -> None:
     twin = twin_of(module)
-    if twin is not None and not isinstance(module, (*TWINS, Experts)):
+    if twin not in (None, type(module)):
         vars(module)[PLAIN] = type(module)
         module.__class__ = twin
         for place in range(module.num_experts if isinstance(module, Experts) else 0):
@@ -344,8 +347,7 @@ def _exchange(module: nn.Module) -> None:
 @contextlib.contextmanager
 def twinned(model: nn.Module) -> Iterator[None]:
     """The modules that have twins as these, until the block ends; those that have lost heads stay twins."""
-    plain = [module for module in model.modules() if not isinstance(module, (*TWINS, Experts))]
-    changed = [module for module in plain if twin_of(module) is not None]
+    changed = [module for module in model.modules() if twin_of(module) not in (None, type(module))]
     for module in changed:
         _exchange(module)
     try:

@@ -326,8 +326,9 @@ class TokenWeights:
         if micro.index != self.index:
             self._finish()
             self.index, self.parts = micro.index, {name: [] for name in self.consumers}
+        tokens = token_mask(micro.batch)
         for name, parts in self.parts.items():
-            weight, tokens = torch.stack(weights[name]), token_mask(micro.batch)
+            weight = torch.stack(weights[name])
             if weight.dim() == 2 and weight.shape[1] == tokens.numel():  # all in a row
                 weight = weight.unflatten(1, tokens.shape)
             parts.append(weight)
