@@ -7,8 +7,9 @@
 Networks, calibration and test data of the other benchmarks: MiniLM on sentences, DINOv2 ViT-S/14 and ResNet-56 on
 Fashion-MNIST. Every row and seed runs in a process of its own, all budgets in turn, so that its peak memory is its
 own. Peers that need labels get those of the calibration set; optin gets none. Needs `pip install torch-pruning`.
-Rows that are done are kept, so a run can be continued. Prints the tables, and stores them in docs/results/peers.md
-and that of MiniLM in the README, the figures in docs/results/peers.json, and for each network a picture of quality against MACs.
+Rows that are done are kept, so a run can be continued. Prints the tables, and stores them in docs/results/peers.md,
+that of MiniLM in the README as well, the figures in docs/results/peers.json, and for each network a picture of quality
+against MACs.
 """
 
 from __future__ import annotations

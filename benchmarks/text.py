@@ -32,7 +32,8 @@ from optin.app.assets import rotten_tomatoes
 from optin.app.benchmark import compare_speed
 from optin.describing import describe
 from optin.recipe import Calibration, Recipe
-from optin.running.batches import Batches, split
+from optin.running.batch import split
+from optin.running.batches import Batches
 from optin.running.gating import gated
 from optin.running.modules import hidden_of, inference_mode_of
 from optin.running.replay import recorded_blocks

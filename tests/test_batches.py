@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, IterableDataset
 import optin
 from optin.recipe import Recipe
 from optin.running import batches as module
-from optin.running.batches import Batches, position_mask, split
+from optin.running.batch import position_mask, split
+from optin.running.batches import Batches
 from tests.networks import build, tokens
 
 RECIPE = Recipe().override(trajectory__draws=8)

@@ -10,7 +10,8 @@ import optin
 from optin.describing import describe
 from optin.errors import CheckpointError, InputError, NumericalError
 from optin.recipe import Recipe, Trajectory
-from optin.running.batches import Batches, split
+from optin.running.batch import split
+from optin.running.batches import Batches
 from optin.running.gating import gated
 from optin.running.modules import hidden_of, inference_mode_of
 from optin.running.outputs import read_output
@@ -18,8 +19,9 @@ from optin.running.replay import recorded_blocks
 from optin.scoring.compensated import Reader, eliminate
 from optin.scoring.exact import Reference, exact_parts
 from optin.scoring.job import Scoring
-from optin.scoring.probe import differentiate, draw_probes, token_weights, trajectory_objective
+from optin.scoring.probe import differentiate, draw_probes, trajectory_objective
 from optin.scoring.sketch import UnitTotals, balanced, part_scales
+from optin.scoring.token_weights import token_weights
 from optin.scoring.trajectory import Positions, draw_rows, gram, manifold_loss, output_loss, unit_rows
 from optin.space.scores import Curve
 from optin.space.units import Tap
@@ -43,7 +45,8 @@ def naive(model, space, batch, group, unit, options, seed):
     with gated(model, space, {group.name: multiplier}), recorded_blocks(model, space.blocks, masked):
         output = model(**batch)
     middle = 0.0
-    for a, b in zip(map(hidden_of, dense), map(hidden_of, masked), strict=True):
+    body = len(space.body)  # what pools behind it is no block whose embeddings are compared
+    for a, b in zip(map(hidden_of, dense[:body]), map(hidden_of, masked[:body]), strict=True):
         rows = positions.rows(a)
         middle += manifold_loss(gram(unit_rows(b, rows)), gram(unit_rows(a, rows)))
     read = [read_output(value, positions) for value in (output, reference)]

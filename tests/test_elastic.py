@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import optin
+from optin.running.elastic import Elastic, elastic
 from optin.running.gating import gated, masks
 from optin.running.surgery import shrink
-from optin.running.twins import Elastic, elastic
 from optin.space.plans import Cost, Plan
 from tests.zoo import NETWORKS, built
 

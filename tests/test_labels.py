@@ -18,7 +18,7 @@ from optin.describing import describe, labels
 from optin.describing.classes import Classes
 from optin.describing.inputs import example_inputs, image_input
 from optin.describing.remembered import likeliest
-from optin.describing.rules import RULES, rule
+from optin.describing.rules.table import RULES, rule
 from optin.errors import ArchitectureError, InputError
 from optin.recipe import Recipe
 from optin.running.gating import gated, masks

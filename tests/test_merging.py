@@ -8,7 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import optin
 from optin.checks import costs
-from optin.choosing.schedule import Steps, constant, schedule_cost, token_costs
+from optin.choosing.merging_costs import token_costs
+from optin.choosing.schedule import Steps, constant, schedule_cost
 from optin.describing import describe
 from optin.describing.inputs import example_inputs
 from optin.errors import BudgetError, CheckpointError, InputError

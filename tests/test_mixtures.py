@@ -13,7 +13,8 @@ from torch.nn import functional as F
 import optin
 from optin.errors import ArchitectureError, InputError
 from optin.recipe import Recipe
-from optin.running.twins import ExpertMap, plain, twinned
+from optin.running.experts import ExpertMap
+from optin.running.twins import plain, twinned
 from tests.zoo import NETWORKS, built
 
 KINDS = ("qwen3-moe", "gpt-oss")  # the second with biases, stored the other way round, gates and values in turn

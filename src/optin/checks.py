@@ -22,15 +22,8 @@ from .errors import (
     refused,
 )
 from .recipe import Recipe
-from .running.batches import (
-    Batch,
-    Batches,
-    batched,
-    shapes_of,
-    size_of,
-    split,
-    token_mask,
-)
+from .running.batch import Batch, batched, shapes_of, size_of, split, token_mask
+from .running.batches import Batches
 from .running.cost import (
     CostModel,
     counted_macs,

@@ -22,12 +22,8 @@ from .checks import (
     self_check,
 )
 from .choosing.latency import latency_cost, milliseconds, multiple_of
-from .choosing.schedule import (
-    constant,
-    find_jointly,
-    token_costs,
-    token_space,
-)
+from .choosing.merging_costs import token_costs, token_space
+from .choosing.schedule import constant, find_jointly
 from .choosing.search import find, rearranged
 from .describing import describe as describe_network
 from .describing.inputs import (

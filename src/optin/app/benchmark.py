@@ -16,7 +16,7 @@ from ..choosing.latency import forward_ms
 from ..describing import describe
 from ..describing.inputs import example_inputs, image_input, takes
 from ..errors import InputError
-from ..running.batches import Batch
+from ..running.batch import Batch
 from ..running.modules import call, inference_mode_of
 from ..storage.checkpoint import input_shape
 from ..support.progress import Track, silent

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..pipeline import prune
 from ..recipe import Calibration, Recipe
-from ..running.batches import without_labels
+from ..running.batch import without_labels
 from ..storage.checkpoint import NETWORK, load, update_figures
 from ..storage.quiet import quiet
 from ..support.folders import check_new

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..describing import describe
 from ..describing.inputs import image_input
 from ..errors import DependencyError, InputError
-from ..running.batches import to_device
+from ..running.batch import to_device
 from ..running.merging import merging_of
 from ..running.modules import device_of, inference_mode_of
 from ..space.plans import Plan

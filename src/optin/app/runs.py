@@ -34,7 +34,8 @@ from ..pipeline import (
     sweep,
 )
 from ..recipe import Recipe, Trajectory
-from ..running.batches import Batch, Batches
+from ..running.batch import Batch
+from ..running.batches import Batches
 from ..running.modules import device_of, fingerprint
 from ..scoring.resume import forget
 from ..space.budget import Budget

@@ -34,7 +34,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import OptinError
-from ..running.batches import Batch
+from ..running.batch import Batch
 from ..running.cost import CostModel, Term
 from ..running.modules import (
     call,

@@ -39,3 +39,27 @@ class Classes:
         pairs = torch.cat(self._pairs, 1).numpy() if self._pairs else np.empty((2, 0), dtype=np.int64)
         joined = coo_array((np.ones(pairs.shape[1], dtype=bool), (pairs[0], pairs[1])), (self.count, self.count))
         return torch.from_numpy(connected_components(joined, directed=False)[1].astype(np.int64))
+
+
+def varying(labels: Tensor) -> list[int]:
+    """The axes on which entries are told apart."""
+    return [axis for axis, length in enumerate(labels.shape) if length > 1]
+
+
+def compressed(labels: Tensor) -> Tensor:
+    """One entry along every axis on which all are alike."""
+    for axis in varying(labels):
+        first = labels.narrow(axis, 0, 1)
+        if bool((labels == first).all()):
+            labels = first
+    return labels
+
+
+def ranked(labels: Tensor, rank: int) -> Tensor:
+    """With axes of one entry in front, as operations on entries broadcast."""
+    return labels.reshape((1,) * (rank - labels.dim()) + tuple(labels.shape))
+
+
+def nothing(rank: int) -> Tensor:
+    """The labels of a value that has none."""
+    return torch.full((1,) * rank, NONE)

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .tracking import Tracking, varying
+from .classes import varying
+from .tracking import Tracking
 
 
 @dataclass

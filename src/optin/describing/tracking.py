@@ -11,8 +11,7 @@ import bisect
 import contextlib
 import inspect
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,136 +22,24 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..running.cost import PRODUCTS
-from ..running.twins import Experts
+from ..running.experts import Experts
 from ..space.units import Argument
-from .classes import NONE, Classes
+from .classes import Classes, compressed, varying
+from .records import Call, Forbidden, Given, Made, Product, Step, Sum, Weight
 
 CHOOSING = ("nonzero", "masked_select", "unique_consecutive", "_unique2")  # what they return is as long as values say
 PUT = ("index_put", "_index_put_impl", "index_add", "index_copy", "scatter", "scatter_add", "masked_scatter", "copy")
 
 
-@dataclass(frozen=True)
-class Weight:
-    """A parameter or a buffer, or a view of one.
-
-    Attributes:
-        name: of the parameter.
-        axes: for each of its axes that has more than one entry the labels, in the rank of the view.
-    """
-
-    name: str
-    axes: tuple[Tensor, ...]
-
-    def along(self, axis: int) -> Tensor | None:
-        """The labels that tell the entries of one axis apart, as a row."""
-        return next((labels.flatten() for labels in self.axes if varying(labels) == [axis]), None)
-
-
-@dataclass(frozen=True)
-class Forbidden:
-    """Labels that must not be told apart along an axis: no cut goes through it there."""
-
-    labels: Tensor
-    axis: int
-    reason: str
-
-
-@dataclass
-class Product:
-    """A product that costs MACs, in order of execution.
-
-    Attributes:
-        parts: labels of what it grows with: entries made, entries read, or slices of a batch.
-        activations: whether both factors are values: all in one slice leaves together, that is a head.
-    """
-
-    module: str
-    parts: list[Tensor] = field(default_factory=list)
-    activations: bool = False
-
-
-@dataclass(frozen=True)
-class Sum:
-    """Where the output of a map is added to something: the first module that reads or returns it.
-
-    Attributes:
-        scale: the parameter, or the batch norm, that multiplies the output before.
-    """
-
-    module: str
-    side: str
-    scale: str | None
-
-
-@dataclass(frozen=True)
-class Step:
-    """An operation of the forward, in order of execution.
-
-    Attributes:
-        reads, makes: its values by number; parameters have none.
-        modules: those that it belongs to, from the outside in.
-    """
-
-    reads: tuple[int, ...]
-    makes: tuple[int, ...]
-    modules: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Made:
-    """Whose output a value is.
-
-    Attributes:
-        weight: of the map that made it.
-        scale: the parameter, or the batch norm, that multiplied it.
-        shift: the buffer that was subtracted from it.
-        summed: whether something was added.
-    """
-
-    weight: str
-    scale: str | None = None
-    shift: str | None = None
-    summed: bool = False
-
-
-@dataclass(frozen=True)
-class Given:
-    """A value that modules are called with, the same for all examples.
-
-    Attributes:
-        value: itself.
-        labels: by axis those that tell its entries apart along this axis alone.
-        to: the modules that work on it and do not return it, with the name and the position of the argument.
-    """
-
-    value: Tensor
-    labels: dict[int, Tensor]
-    to: dict[str, tuple[str, int]] = field(default_factory=dict)
-
-
-@dataclass
-class Call:
-    """An operation that meets labels."""
-
-    name: str
-    func: Any
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    out: Any
-    tensors: Sequence[Tensor] = field(default_factory=list)
-
-    @property
-    def first(self) -> Any:
-        """What it returns, or the first of several values."""
-        return self.out[0] if isinstance(self.out, (tuple, list)) else self.out
-
-    def argument(self, place: int, name: str, default: Any = None) -> Any:
-        """By place or by name."""
-        return self.args[place] if len(self.args) > place else self.kwargs.get(name, default)
+Rule = Callable[["Tracking", Call], None]
 
 
 class Tracking(TorchDispatchMode):
     """What the labels of one forward meet.
+
+    Args:
+        rule_of: what an operation does with labels, by its name.
+        apart: what several modules are called with that gets labels of its own in each.
 
     Attributes:
         classes: which labels leave together.
@@ -171,8 +58,9 @@ class Tracking(TorchDispatchMode):
             or as the first of a tuple without others.
     """
 
-    def __init__(self, model: nn.Module, apart: Collection[Argument] = ()) -> None:
+    def __init__(self, model: nn.Module, rule_of: Callable[[str], Rule], apart: Collection[Argument] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.rule_of = rule_of
         self.apart = {(argument.module, argument.name): argument for argument in apart}
         self.arguments: dict[str, Argument] = {}
         self.given: dict[int, Given] = {}
@@ -309,10 +197,8 @@ class Tracking(TorchDispatchMode):
         name = name if name.startswith("_") else name.removesuffix("_")  # without that of those in place
         self._choose(name, args, tensors, out)
         if any(self.labels(value) is not None or self.weight(value) is not None for value in tensors):
-            from .rules import rule_of
-
             with torch._C._DisableTorchDispatch():
-                rule_of(name)(self, Call(name, func, args, kwargs or {}, out, tensors))
+                self.rule_of(name)(self, Call(name, func, args, kwargs or {}, out, tensors))
         return out
 
     @contextlib.contextmanager
@@ -403,27 +289,3 @@ class Tracking(TorchDispatchMode):
         for origin in self.made(value):
             if origin.summed and module:
                 self.sums.setdefault(origin.weight, Sum(module, side, origin.scale))
-
-
-def varying(labels: Tensor) -> list[int]:
-    """The axes on which entries are told apart."""
-    return [axis for axis, length in enumerate(labels.shape) if length > 1]
-
-
-def compressed(labels: Tensor) -> Tensor:
-    """One entry along every axis on which all are alike."""
-    for axis in varying(labels):
-        first = labels.narrow(axis, 0, 1)
-        if bool((labels == first).all()):
-            labels = first
-    return labels
-
-
-def ranked(labels: Tensor, rank: int) -> Tensor:
-    """With axes of one entry in front, as operations on entries broadcast."""
-    return labels.reshape((1,) * (rank - labels.dim()) + tuple(labels.shape))
-
-
-def nothing(rank: int) -> Tensor:
-    """The labels of a value that has none."""
-    return torch.full((1,) * rank, NONE)

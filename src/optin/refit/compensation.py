@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from ..errors import ArchitectureError
 from ..recipe import Recipe, Refit
-from ..running.batches import Batch, Batches, position_mask
+from ..running.batch import Batch, position_mask
+from ..running.batches import Batches
 from ..running.consumers import (
     add,
     can_shift,
@@ -49,13 +50,8 @@ from ..running.replay import (
     standing_in,
 )
 from ..running.store import Store
-from ..scoring.probe import (
-    TokenWeights,
-    differentiate,
-    micro_batches,
-    padded,
-    trajectory_objective,
-)
+from ..scoring.probe import differentiate, micro_batches, trajectory_objective
+from ..scoring.token_weights import TokenWeights, padded
 from ..space.units import Gate, Tap, UnitSpace
 from ..support.progress import Track, silent
 from .head import head_maps

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..running.batches import Batch
+from ..running.batch import Batch
 from ..running.modules import call, hooks, inference_mode_of
 from ..space.units import (
     Gate,

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from ..running.batches import Batch
+from ..running.batch import Batch
 from ..running.modules import call, inference_mode_of
 from ..running.replay import Recorder
 from ..space.units import (

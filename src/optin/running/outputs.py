@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import ArchitectureError
-from .batches import Batch, size_of
+from .batch import Batch, size_of
 
 MASKED = -1e4  # logit of what can be no answer
 PIXELS = 256  # of a map of classes that are compared, per example

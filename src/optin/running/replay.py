@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 
 from ..errors import ArchitectureError
 from ..space.units import Tap
-from .batches import Batch
+from .batch import Batch
 from .modules import (
     call,
     first_of,

@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
+
+from .elastic import Elastic, elastic, mixed
+from .experts import EXPERT, ExpertMap, Experts, are_experts
 
 PLAIN = "_optin_plain"  # where a twin remembers the class that it was
-HEADS = "_optin_heads"  # where an elastic one remembers how many heads there were, and are, and how wide all were
-EXPERT = "optin_expert_"  # before the number of an expert: the name of the module that reads its neurons
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -128,179 +128,6 @@ class MultiheadAttention(nn.MultiheadAttention):
         return weights @ value, weights
 
 
-class Experts(nn.Module):
-    """The experts of a mixture as transformers keeps them, all in one parameter (`use_experts_implementation`).
-
-    Each works on the positions that are routed to it alone, in order, and what it weighs is in its neurons already:
-
-        y_t = sum_e W_e ( p_te h_e(x_t) )
-    """
-
-    num_experts: int
-    has_gate: bool
-    has_bias: bool
-    is_transposed: bool
-    down_proj: nn.Parameter
-    down_proj_bias: nn.Parameter
-    act_fn: Callable[[Tensor], Tensor]
-    _apply_gate: Callable[[Tensor], Tensor]
-
-    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        """States of shape (position, feature), and for each the experts that it is routed to, with their shares."""
-        # What is routed to no expert has a number behind the last.
-        shares = hidden_states.new_zeros(len(hidden_states), self.num_experts + 1)
-        shares = shares.scatter_add(1, top_k_index, top_k_weights.to(shares.dtype))
-        result = torch.zeros_like(hidden_states)
-        for place in range(self.num_experts):
-            share = shares[:, place, None]
-            rows = _nonzero(share[:, 0], top_k_index.shape[-1] / self.num_experts)
-            neurons = self._neurons(hidden_states[rows], place) * share[rows]
-            read = hidden_states.new_zeros(len(hidden_states), neurons.shape[-1]).index_put((rows,), neurons)
-            result = result + self.get_submodule(f"{EXPERT}{place}")(read, rows)
-            if self.has_bias:
-                result = result + share * self.down_proj_bias[place]
-        return result
-
-    def _neurons(self, states: Tensor, place: int) -> Tensor:
-        name = "gate_up_proj" if self.has_gate else "up_proj"
-        weight = getattr(self, name)[place]
-        bias = getattr(self, f"{name}_bias")[place] if self.has_bias else None
-        made = F.linear(states, weight.mT if self.is_transposed else weight, bias)
-        return self._apply_gate(made) if self.has_gate else self.act_fn(made)
-
-
-class ExpertMap(nn.Module):
-    """The map that reads the neurons of one expert; its weight lies in the parameter of all."""
-
-    bias = None
-
-    def __init__(self, experts: nn.Module, place: int) -> None:
-        super().__init__()
-        self.of: tuple[Any, int] = (experts, place)  # in a tuple, so that they do not become a module of this one
-
-    @property
-    def weight(self) -> Tensor:
-        """Shape (feature, neuron)."""
-        experts, place = self.of
-        stored: Tensor = experts.down_proj[place]
-        return stored.mT if experts.is_transposed else stored
-
-    @weight.setter
-    def weight(self, value: Tensor) -> None:
-        """What is added to it in place is where it belongs."""
-
-    def forward(self, read: Tensor, rows: Tensor) -> Tensor:
-        """Neurons of shape (position, neuron), zero at all positions but `rows`."""
-        made = F.linear(read[rows], self.weight)
-        return read.new_zeros(len(read), made.shape[-1]).index_put((rows,), made)
-
-
-_made: dict[tuple[type, type], type[nn.Module]] = {}
-
-
-def _mixed(twin: type[nn.Module], kind: type[nn.Module], **own: Any) -> type[nn.Module]:
-    """The one class that is both a twin and what a module was."""
-    if (twin, kind) not in _made:
-        _made[twin, kind] = type(kind.__name__, (twin, kind), {**own, "__module__": kind.__module__})
-    return _made[twin, kind]
-
-
-def _nonzero(share: Tensor, part: float) -> Tensor:
-    """Where an expert has a share; without values as many positions as each has if all have as many."""
-    if share.is_meta:
-        return torch.arange(int(len(share) * part), device="meta")
-    return share.nonzero()[:, 0]
-
-
-def _are_experts(module: nn.Module) -> bool:
-    """Whether a module follows the protocol that `Experts` does, all experts on one device."""
-    facts = ("is_transposed", "has_gate", "has_bias", "num_experts", "_apply_gate", "_is_expert_parallel")
-    if not all(hasattr(module, name) for name in facts):
-        return False
-    plain = not getattr(module, "has_post_expert_norm", False) and not module._is_expert_parallel
-    return plain and isinstance(getattr(module, "down_proj", None), nn.Parameter)
-
-
-class Elastic(nn.Module):
-    """A module of any class whose forward takes its heads to be as many as they were in sizes of reshapes alone."""
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Pickle knows the class that it was."""
-        return _elastic_again, (type(self).__mro__[2],), vars(self)
-
-    def heads(self, dense: int, kept: int, features: int) -> None:
-        """Say how many heads the forward takes there to be, if nobody did before, and how many there are.
-
-        Args:
-            features: of each.
-        """
-        first, _, width = vars(self).get(HEADS, (dense, dense, dense * features))
-        setattr(self, HEADS, (first, kept, width))
-
-
-def elastic(kind: type[nn.Module]) -> type[nn.Module]:
-    """The class of the elastic twin of a module of some class."""
-    plain: Any = kind.forward
-
-    @functools.wraps(plain)
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with _Reshapes(*vars(self).get(HEADS, (1, 1, 1))):
-            return plain(self, *args, **kwargs)
-
-    return _mixed(Elastic, kind, forward=forward)
-
-
-def _elastic_again(kind: type[nn.Module]) -> nn.Module:
-    twin = elastic(kind)
-    return twin.__new__(twin)
-
-
-class _Reshapes(TorchFunctionMode):
-    """Sizes that do not fit because heads have left are made to: the count of the heads, or of all their features.
-
-    Those of splits are made to where each part was of all heads: of queries, keys and values in a row.
-    """
-
-    def __init__(self, dense: int, kept: int, width: int) -> None:
-        super().__init__()
-        self.dense, self.kept, self.width = dense, kept, width
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in RESHAPES and self.kept < self.dense and not kwargs:
-            value, *sizes = args
-            sizes = list(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
-            if all(isinstance(size, int) for size in sizes):  # a view may be as another type too
-                return func(value, self._fitting(value, sizes))
-        if func in SPLITS and self.kept < self.dense and len(args) > 1:
-            args = (args[0], self._parts(args[0], args[1], *args[2:3], **(kwargs or {})), *args[2:])
-        return func(*args, **(kwargs or {}))
-
-    def _parts(self, value: Tensor, sizes: Any, dim: int = 0) -> Any:
-        """The sizes of a split, one for all parts or a list; others than of all heads stay."""
-        parts, before = [sizes] if isinstance(sizes, int) else sizes, value.shape[dim] * self.dense
-        evenly = before % (sizes * self.kept) == 0 if isinstance(sizes, int) else sum(sizes) * self.kept == before
-        if not evenly or any(part % self.width for part in parts):
-            return sizes
-        fewer = [part // self.dense * self.kept for part in parts]
-        return fewer[0] if isinstance(sizes, int) else fewer
-
-    def _fitting(self, value: Tensor, sizes: list[int]) -> list[int]:
-        lacking = math.prod(sizes) * self.kept == value.numel() * self.dense
-        if min(sizes, default=-1) < 0 or not lacking:
-            return sizes
-        # What comes before and behind is as it was.
-        pairs = zip(sizes, value.shape, strict=False)
-        start = next((place for place, (size, own) in enumerate(pairs) if size != own), 0)
-        places = [place for place in range(start, len(sizes)) if sizes[place] % self.dense == 0]
-        exact = [place for place in places if sizes[place] == self.dense]
-        if place := (exact or places)[-1:]:
-            sizes = [*sizes]
-            sizes[place[0]] = sizes[place[0]] // self.dense * self.kept
-        return sizes
-
-
-RESHAPES = (Tensor.reshape, Tensor.view, torch.reshape)
-SPLITS = (Tensor.split, torch.split)
 TWINS = (SelfAttention, MultiheadAttention, Elastic)  # those that have lost heads stay so
 
 
@@ -308,8 +135,8 @@ def twin_of(module: nn.Module) -> type[nn.Module] | None:
     """The class of a module's twin; None if it has none of its own: see `elastic` for those."""
     if isinstance(module, (*TWINS, Experts)):
         return type(module)
-    if _are_experts(module):
-        return _mixed(Experts, type(module))
+    if are_experts(module):
+        return mixed(Experts, type(module))
     if type(module) is nn.MultiheadAttention:
         plain = module.bias_k is None and not module.add_zero_attn
         return MultiheadAttention if plain else None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..running.batches import Batch, split, without_labels
+from ..running.batch import Batch, split, without_labels
 from ..running.modules import tensor_of
 from ..space.scores import Curve
 from .job import Scoring

@@ -16,25 +16,16 @@ from torch.utils._pytree import tree_map
 
 from ..errors import CheckpointError
 from ..recipe import Recipe
-from ..running.batches import Batch, batched, tile
+from ..running.batch import Batch, batched, tile
 from ..running.modules import call, inference_mode_of
 from ..running.replay import recorded_blocks
 from ..running.store import Store
 from ..space.units import UnitSpace
 from .engines import local
 from .job import Scoring
-from .probe import (
-    Micro,
-    Objective,
-    Probe,
-    TokenWeights,
-    differentiate,
-    micro_batches_of,
-    passes,
-    states,
-    trajectory_objective,
-)
+from .probe import Micro, Objective, Probe, differentiate, micro_batches_of, passes, states, trajectory_objective
 from .resume import Partial
+from .token_weights import TokenWeights
 
 Weights = Callable[[], Mapping[str, list[Tensor]]]
 

@@ -16,13 +16,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ..recipe import Trajectory
-from ..running.batches import (
-    Batch,
-    Batches,
-    size_of,
-    split,
-    tile,
-)
+from ..running.batch import Batch, size_of, split, tile
+from ..running.batches import Batches
 from ..running.consumers import without_units
 from ..running.gating import gated
 from ..running.modules import (

@@ -15,7 +15,7 @@ from ..running.store import Store
 from ..space.units import UnitSpace
 from ..support.progress import Track, silent
 from .engines import Engine, local
-from .probe import TokenWeights
+from .token_weights import TokenWeights
 
 
 @dataclass(frozen=True)

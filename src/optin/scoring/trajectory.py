@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..running.batches import Batch, position_mask
+from ..running.batch import Batch, position_mask
 from ..running.outputs import Output
 
 

@@ -64,7 +64,7 @@ class Scores:
         curves: per group.
         length: the calibration set's mean length, at which MACs are counted by default.
         provenance: the criterion, the recipe, the digest of the calibration data and versions.
-        tokens: what merging tokens costs, if that was measured: see `optin.choosing.schedule.token_costs`.
+        tokens: what merging tokens costs, if that was measured: see `optin.choosing.merging_costs.token_costs`.
         width: in pixels, of images that are not square.
         weights: for every batch and consumer those of its tokens, if they were drawn on the way: they spare the refit
             a pass. Not stored with the scores.

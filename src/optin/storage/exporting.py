@@ -27,12 +27,7 @@ from ..errors import (
     first_line,
     unknown,
 )
-from ..running.batches import (
-    Batch,
-    size_of,
-    split,
-    without_labels,
-)
+from ..running.batch import Batch, size_of, split, without_labels
 from ..running.merging import merging_of
 from ..running.modules import call, inference_mode_of
 from ..support.files import (

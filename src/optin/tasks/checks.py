@@ -14,7 +14,7 @@ from ..describing.inputs import (
     takes,
 )
 from ..errors import InputError, first_line
-from ..running.batches import Batch, to_device, token_mask
+from ..running.batch import Batch, to_device, token_mask
 from ..running.modules import device_of, inference_mode_of
 from ..running.outputs import answers, projected
 from . import segmentation, text, vision

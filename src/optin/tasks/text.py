@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..describing.inputs import max_positions
 from ..errors import InputError
 from ..recipe import Calibration
-from ..running.batches import Batch, to_device, token_mask
+from ..running.batch import Batch, to_device, token_mask
 from ..running.modules import device_of, inference_mode_of
 from ..running.outputs import pool, pooled
 from ..support.progress import Track, silent

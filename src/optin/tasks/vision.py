@@ -16,7 +16,7 @@ from ..describing import describe
 from ..describing.inputs import image_input
 from ..errors import InputError, first_line
 from ..recipe import Calibration
-from ..running.batches import Batch, to_device
+from ..running.batch import Batch, to_device
 from ..running.modules import device_of, inference_mode_of, modules_run
 from ..running.outputs import pool, pooled, projected
 from ..support.progress import Track, silent
