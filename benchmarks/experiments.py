@@ -35,7 +35,7 @@ from optin.scoring.criteria import Scoring
 from optin.scoring.exact import exact_parts
 from optin.scoring.sketch import balanced
 from optin.space.plans import Plan
-from optin.storage.checkpoint import establish
+from optin.storage.planned import cut_to_plan
 from optin.tasks.metrics import divergence
 
 BUDGETS = (60, 50, 40)
@@ -95,7 +95,7 @@ def two_rounds(setting: Setting, recipe: Recipe, batches: Inputs) -> dict[int, n
         half = optin.apply(dense, plan, batches, recipe=recipe, scores=scores).model
         again = optin.score(half, batches, recipe=recipe)
         plan = optin.plan(half, again, f"{plan.dense.macs * budget // 100} MACs", recipe=recipe)
-        establish(half, plan)
+        cut_to_plan(half, plan)
         compensate(dense, half, describe(dense), calibration, recipe, plan.keep, weights=scores.weights)
         made[budget] = half
     return made

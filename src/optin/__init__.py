@@ -16,25 +16,18 @@ if TYPE_CHECKING:
         NumericalError,
         OptinError,
     )
-    from .pipeline import (
-        Result,
-        apply,
-        describe,
-        inspect,
-        plan,
-        prune,
-        score,
-        sweep,
-    )
+    from .pipeline import apply, describe, inspect, plan, prune, score, sweep
     from .recipe import PRESETS, Recipe
+    from .result import Result
     from .running.batches import Batches
     from .space.budget import Budget
     from .space.plans import Plan
     from .space.scores import Scores
     from .space.units import UnitSpace
-    from .storage.checkpoint import load, load_scores, save_scores
     from .storage.exporting import export
+    from .storage.loading import load
     from .storage.runtimes import open_exported
+    from .storage.scores import load_scores, save_scores
     from .support.progress import rich_track
 
 __version__ = "0.2.0.dev0"
@@ -73,10 +66,12 @@ __all__ = [
 _NAMES = {
     "running.batches": ("Batches",),
     "space.budget": ("Budget",),
-    "storage.checkpoint": ("load", "load_scores", "save_scores"),
+    "storage.loading": ("load",),
+    "storage.scores": ("load_scores", "save_scores"),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
     "storage.exporting": ("export",),
-    "pipeline": ("Result", "apply", "describe", "inspect", "plan", "prune", "score", "sweep"),
+    "result": ("Result",),
+    "pipeline": ("apply", "describe", "inspect", "plan", "prune", "score", "sweep"),
     "space.plans": ("Plan",),
     "support.progress": ("rich_track",),
     "recipe": ("PRESETS", "Recipe"),

@@ -1,5 +1,5 @@
-"""Where the `modeling_optin.py` in folders that optin 0.1.0 wrote finds what it needs."""
+"""Where the `modeling_optin.py` in every folder that optin wrote finds what it needs: this name does not change."""
 
-from .storage.checkpoint import shrinking
+from .storage.planned import shrinking
 
 __all__ = ["shrinking"]

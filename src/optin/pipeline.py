@@ -7,7 +7,6 @@ import copy
 import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from .describing.refusals import check_network
 from .errors import InputError, NumericalError
 from .recipe import Recipe, names_in, recipe_of
 from .refit.compensation import compensate
+from .result import Result, summary
 from .running.batches import Batches
 from .running.cost import CostModel
 from .running.merging import merging_of
@@ -55,12 +55,7 @@ from .space.budget import PER_MS, Budget
 from .space.plans import Cost, Latency, Plan
 from .space.scores import Curve, Scores
 from .space.units import UnitSpace
-from .storage.checkpoint import (
-    attach,
-    establish,
-    save,
-    section_of,
-)
+from .storage.planned import cut_to_plan, record_plan, section_of
 from .support.progress import (
     Callback,
     Track,
@@ -70,27 +65,6 @@ from .support.progress import (
 from .support.versions import versions
 
 CURVE = 33  # points of a removal curve in a report
-
-
-@dataclass(frozen=True)
-class Result:
-    """A pruned network and how it came about.
-
-    Attributes:
-        model: the small network, ready to run.
-        plan: the units it keeps.
-        report: figures for people: costs before and after, units per group, seconds per stage.
-        recipe: the effective options.
-    """
-
-    model: nn.Module
-    plan: Plan
-    report: dict[str, Any]
-    recipe: Recipe = field(default_factory=Recipe)
-
-    def save(self, folder: str | Path, tokenizer: Any = None, *, overwrite: bool = False) -> Path:
-        """Write a folder that `optin.load` and transformers can read. See `optin.storage.checkpoint.save`."""
-        return save(self, folder, tokenizer, overwrite=overwrite)
 
 
 def prune(
@@ -381,7 +355,7 @@ def apply(
     # The dense network is the teacher of the refit, so in place it is the copy that stays dense.
     other = copy.deepcopy(model)
     dense, pruned = (other, model) if inplace else (model, other)
-    establish(pruned, plan, space)
+    cut_to_plan(pruned, plan, space)
     if calibration is not None:
         self_check(dense, pruned, space, plan, next(iter(calibration)))
         clock.lap("shrink")
@@ -392,7 +366,7 @@ def apply(
             clock.lap("compensate")
     plain_again(pruned)
     report = {**summary(plan), **_figures(dense, pruned, space, plan, scores), "seconds": clock.laps}
-    attach(pruned, plan, report.get("original"))
+    record_plan(pruned, plan, report.get("original"))
     if plan.latency is not None:
         inputs = planned_inputs(pruned, plan, plan.latency.batch)
         report["latency"]["measured_ms"] = milliseconds(pruned, inputs)
@@ -472,21 +446,6 @@ def inspect(
         ],
         "whole": dict(space.whole),
         "breakdown": macs.breakdown(macs.sizes),
-    }
-
-
-def summary(plan: Plan) -> dict[str, Any]:
-    """The figures of a plan."""
-    return {
-        "macs": {"dense": plan.dense.macs, "pruned": plan.pruned.macs},
-        "parameters": {"dense": plan.dense.parameters, "pruned": plan.pruned.parameters},
-        "length": plan.length,
-        **({} if plan.width is None else {"width": plan.width}),
-        "budget": plan.provenance.get("budget"),
-        **({"compared": said} if (said := plan.provenance.get("compared")) else {}),
-        "groups": {name: {"kept": kept, "of": plan.sizes[name]} for name, kept in plan.kept.items()},
-        **({"tokens": list(plan.tokens)} if plan.tokens else {}),
-        **({} if plan.latency is None else {"latency": dataclasses.asdict(plan.latency)}),
     }
 
 

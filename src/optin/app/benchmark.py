@@ -18,7 +18,7 @@ from ..describing.inputs import example_inputs, image_input, takes
 from ..errors import InputError
 from ..running.batch import Batch
 from ..running.modules import call, inference_mode_of
-from ..storage.checkpoint import input_shape
+from ..storage.planned import input_shape
 from ..support.progress import Track, silent
 
 

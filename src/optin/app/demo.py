@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from ..pipeline import prune
 from ..recipe import Calibration, Recipe
 from ..running.batch import without_labels
-from ..storage.checkpoint import NETWORK, load, update_figures
+from ..storage.loading import load
 from ..storage.quiet import quiet
+from ..storage.saving import NETWORK, update_figures
 from ..support.folders import check_new
 from ..support.progress import Track, silent
 from ..tasks import Examples, load_tokenizer, task_spec

@@ -15,15 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import DependencyError, InputError, NumericalError
-from ..pipeline import Result, summary
 from ..recipe import Training
+from ..result import Result, summary
 from ..running.modules import call, device_of
 from ..running.outputs import Output
 from ..scoring.trajectory import output_loss
 from ..space.plans import Plan
-from ..storage.checkpoint import SECTION, save
 from ..storage.other_models import is_other
+from ..storage.planned import SECTION
 from ..storage.quiet import quiet
+from ..storage.saving import save
 from ..support.folders import new_folder
 from ..tasks import Images, check_evaluation, task_spec
 from ..tasks.images import Unreadable, check_labels

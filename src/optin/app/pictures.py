@@ -19,7 +19,7 @@ from ..running.batch import to_device
 from ..running.merging import merging_of
 from ..running.modules import device_of, inference_mode_of
 from ..space.plans import Plan
-from ..storage.checkpoint import manifest
+from ..storage.loading import manifest
 from ..storage.report import measured
 from ..support.files import given, write_bytes
 from ..support.folders import (

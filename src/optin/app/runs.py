@@ -24,16 +24,9 @@ from ..errors import (
     first_line,
     unknown,
 )
-from ..pipeline import (
-    Result,
-    apply,
-    inspect,
-    plan,
-    score,
-    summary,
-    sweep,
-)
+from ..pipeline import apply, inspect, plan, score, sweep
 from ..recipe import Recipe, Trajectory
+from ..result import Result, summary
 from ..running.batch import Batch
 from ..running.batches import Batches
 from ..running.modules import device_of, fingerprint
@@ -41,22 +34,13 @@ from ..scoring.resume import forget
 from ..space.budget import Budget
 from ..space.plans import Plan, is_plan
 from ..space.scores import Curve, Scores
-from ..storage.checkpoint import (
-    NETWORK,
-    REPORT,
-    SCORES,
-    input_shape,
-    keep_scores,
-    load_scores,
-    save,
-    save_scores,
-    section_of,
-    update_figures,
-)
 from ..storage.exporting import EXPORT, check_formats, export_all
 from ..storage.figures import read_report, read_sweep
+from ..storage.planned import input_shape, section_of
 from ..storage.report import PICTURES, is_report, render
 from ..storage.runtimes import open_exported
+from ..storage.saving import NETWORK, REPORT, save, update_figures
+from ..storage.scores import SCORES, keep_scores, load_scores, save_scores
 from ..storage.untrusted import check_source
 from ..support.files import (
     cache_folder,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
+from ..result import Result
 from ..support.files import given
 from .other_models import is_other
 from .report import share_of
@@ -23,9 +24,6 @@ TASKS = {
     "ForSemanticSegmentation": "image-segmentation",
     "ForUniversalSegmentation": "image-segmentation",
 }
-
-if TYPE_CHECKING:
-    from ..pipeline import Result
 
 
 def model_card(result: Result, name: str, auto: str | None) -> str:

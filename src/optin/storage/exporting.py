@@ -38,9 +38,9 @@ from ..support.files import (
 )
 from ..support.folders import check_new, new_folder, scratch_beside
 from ..support.progress import Track, silent
-from .checkpoint import save_configuration
 from .quiet import quiet
 from .runtimes import DESCRIPTION, FILES, open_exported
+from .saving import save_configuration
 
 PACKAGES = {
     "onnx": ("onnxscript", "onnxruntime"),

@@ -8,8 +8,8 @@ from typing import Any
 
 def __getattr__(name: str) -> Any:
     """The class of transformers of that name, whose objects are cut to the plan in their config.json."""
+    from optin.checkpoint import shrinking
     from optin.errors import ArchitectureError
-    from optin.storage.checkpoint import shrinking
 
     try:
         return shrinking(name)

@@ -10,8 +10,9 @@ from typing import Any
 from torch import nn
 
 from ..errors import InputError, OptinError
-from ..storage.checkpoint import SECTION, load
+from ..storage.loading import load
 from ..storage.other_models import load_dense, of_other, processor_settings
+from ..storage.planned import SECTION
 from ..storage.quiet import quiet
 from ..storage.runtimes import of_export, open_exported
 from ..support.files import read_json
