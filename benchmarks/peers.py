@@ -8,8 +8,8 @@ Networks, calibration and test data of the other benchmarks: MiniLM on sentences
 Fashion-MNIST. Every row and seed runs in a process of its own, all budgets in turn, so that its peak memory is its
 own. Peers that need labels get those of the calibration set; optin gets none. Needs `pip install torch-pruning`.
 Rows that are done are kept, so a run can be continued. Prints the tables, and stores them in docs/results/peers.md,
-that of MiniLM in the README as well, the figures in docs/results/peers.json, and for each network a picture of quality
-against MACs.
+that of MiniLM in the README too, the figures in docs/results/peers.json, and a picture of quality against MACs for
+each network.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from text_tables import bar_table, mean_and_spread, table
 from torch_pruning_peer import macs, pruned
 
 import optin
+from optin.accounting import costs
 from optin.app.benchmark import compare_speed
-from optin.checks import costs
 from optin.describing import describe
 from optin.recipe import Recipe
 from optin.running.cost import CostModel

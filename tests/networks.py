@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import nn
 
-from optin.checks import costs
+from optin.accounting import costs
 from optin.describing import describe
 from optin.space.plans import Cost, Plan
 from optin.storage.timm_models import create

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from optin.checks import costs
+from optin.accounting import costs
 from optin.describing import describe
 from tests.networks import ATTENTION, NEURONS, build
 

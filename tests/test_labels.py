@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import optin
-from optin.checks import costs
+from optin.accounting import costs
 from optin.describing import describe, labels
 from optin.describing.classes import Classes
 from optin.describing.inputs import example_inputs, image_input

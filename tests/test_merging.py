@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import optin
-from optin.checks import costs
+from optin.accounting import costs
 from optin.choosing.merging_costs import token_costs
 from optin.choosing.schedule import Steps, constant, schedule_cost
 from optin.describing import describe

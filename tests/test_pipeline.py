@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 import optin
-from optin.checks import costs, self_check
+from optin.accounting import costs
+from optin.checks import self_check
 from optin.describing import describe
 from optin.errors import BudgetError, CheckpointError, InputError, NumericalError, OptinError
 from optin.recipe import Recipe

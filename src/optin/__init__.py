@@ -16,7 +16,8 @@ if TYPE_CHECKING:
         NumericalError,
         OptinError,
     )
-    from .pipeline import apply, describe, inspect, plan, prune, score, sweep
+    from .inspection import describe, inspect
+    from .pipeline import apply, plan, prune, score, sweep
     from .recipe import PRESETS, Recipe
     from .result import Result
     from .running.batches import Batches

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .describing.inputs import inputs_like, max_positions, planned_inputs
+from .describing.inputs import max_positions
 from .describing.refusals import check_hooks
 from .errors import (
-    CheckpointError,
+    FAILURES,
     InputError,
     NumericalError,
     OptinError,
@@ -24,26 +24,17 @@ from .errors import (
 from .recipe import Recipe
 from .running.batch import Batch, batched, shapes_of, size_of, split, token_mask
 from .running.batches import Batches
-from .running.cost import (
-    CostModel,
-    counted_macs,
-    mac_cost,
-    parameter_cost,
-)
 from .running.gating import gated, masks
-from .running.merging import all_tokens
-from .running.modules import call, inference_mode_of, modules_run
+from .running.merging import all_tokens, merging_of
+from .running.modules import call, fingerprint, inference_mode_of, modules_run
 from .running.outputs import answers, distance, tolerance_of
 from .running.replay import check_replay, recorded_blocks
-from .running.twins import on_twins, plain
+from .running.twins import plain
 from .scoring.probe import check_activations, read_final, states
 from .scoring.trajectory import Positions
 from .space.plans import Plan
 from .space.scores import Scores
 from .space.units import UnitSpace
-
-# What a forward of the user's own network may raise on inputs that it does not take.
-FAILURES = (ValueError, RuntimeError, TypeError, IndexError, KeyError, AttributeError, AssertionError, MemoryError)
 
 
 def check_inputs(model: nn.Module, space: UnitSpace, batches: Batches, recipe: Recipe) -> str:
@@ -202,30 +193,6 @@ def _check_output(
     return said
 
 
-@on_twins
-def costs(
-    model: nn.Module,
-    space: UnitSpace,
-    length: int,
-    width: int | None = None,
-    known: Plan | Scores | None = None,
-) -> tuple[CostModel, CostModel]:
-    """MACs of one example of `length` tokens or pixels a side, and parameters.
-
-    Args:
-        width: in pixels, of images that are not square.
-        known: says what the inputs look like.
-
-    Raises:
-        InputError: the model does not take inputs of that length.
-    """
-    inputs = inputs_like(model, known, length, width)
-    try:
-        return mac_cost(model, space, inputs), parameter_cost(model, space)
-    except FAILURES as error:
-        raise refused(f"the network does not take inputs of length {length}", error) from error
-
-
 def self_check(dense: nn.Module, pruned: nn.Module, space: UnitSpace, plan: Plan, batch: Batch) -> None:
     """Compare the shrunk network with the masked dense one on up to four examples.
 
@@ -253,21 +220,26 @@ def self_check(dense: nn.Module, pruned: nn.Module, space: UnitSpace, plan: Plan
         )
 
 
-@on_twins
-def check_costs(pruned: nn.Module, plan: Plan) -> None:
-    """Compare the costs that a plan promises with those that torch counts in the network that it made.
+def checked_before(model: nn.Module, scores: Scores | None, calibration: Batches, recipe: Recipe) -> bool:
+    """Whether a scoring of this network by the same recipe has seen the same inputs."""
+    if scores is None:
+        return False
+    known, data = scores.provenance, scores.provenance.get("data", {})
+    same = data.get("sha256") == calibration.digest and known.get("recipe") == recipe.to_dict()
+    return same and known.get("network") == fingerprint(model)
 
-    Raises:
-        CheckpointError: they differ: the plan says something wrong.
-    """
-    inputs = planned_inputs(pruned, plan)
-    parameters = sum(parameter.numel() for parameter in pruned.parameters())
-    for what, said, found in (
-        ("MACs", plan.pruned.macs, counted_macs(pruned, inputs)),
-        ("parameters", plan.pruned.parameters, parameters),
-    ):
-        if said != found:
-            raise CheckpointError(
-                f"the plan promises {said:,} {what} and the network that it makes has {found:,}. "
-                "Make the plan anew, with optin.plan."
-            )
+
+def check_merging(model: nn.Module, recipe: Recipe) -> None:
+    """Refuse what a network that merges tokens cannot do: merge more of them, and resume behind blocks."""
+    if merging_of(model) is None:
+        return
+    if recipe.tokens.merge != "none":
+        raise InputError(
+            "this network merges tokens already, on a schedule that was chosen for all of them. Prune its units "
+            "alone (preset 'beta'), or the dense network with both."
+        )
+    if recipe.refit.enabled or recipe.criterion == "exact":
+        raise InputError(
+            "this network merges tokens by the keys of the block before, so that it cannot go on behind a block. "
+            "Prune the dense network with both, or this one by 'compensated' without a refit (refit.enabled: false)."
+        )

@@ -5,6 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+TYPO = 0.75  # of the letters that two names must share; "ernie" is no slip of the pen for "upernet"
+NOT_TYPED = ("architecture",)  # kinds of names that programs write: what looks like another is another
+# What a forward of the user's own network may raise on inputs that it does not take.
+FAILURES = (ValueError, RuntimeError, TypeError, IndexError, KeyError, AttributeError, AssertionError, MemoryError)
+
 
 class OptinError(Exception):
     """Base of every error that a user can cause. `exit_code` is what the command line returns."""
@@ -46,10 +51,6 @@ class DependencyError(OptinError):
     """An optional package that is needed here and is not installed."""
 
     exit_code = 7
-
-
-TYPO = 0.75  # of the letters that two names must share; "ernie" is no slip of the pen for "upernet"
-NOT_TYPED = ("architecture",)  # kinds of names that programs write: what looks like another is another
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..checks import costs
+from ..accounting import costs
 from ..choosing.latency import forward_ms
 from ..describing import describe
 from ..describing.inputs import example_inputs, image_input, takes

@@ -24,7 +24,8 @@ from ..errors import (
     first_line,
     unknown,
 )
-from ..pipeline import apply, inspect, plan, score, sweep
+from ..inspection import inspect
+from ..pipeline import apply, plan, score, sweep
 from ..recipe import Recipe, Trajectory
 from ..result import Result, summary
 from ..running.batch import Batch

@@ -145,6 +145,17 @@ class Batches:
                 raise InputError("this criterion needs labels: add them to every batch, or choose another one.")
             yield to_device(batch, self.device)
 
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What scores and plans say of the inputs that they were made on."""
+        return {
+            "examples": self.examples,
+            "sha256": self.digest,
+            "inputs": self.looks,
+            **({"keywords": dict(self.keywords)} if self.keywords else {}),
+            **({"left_out": list(self.left_out)} if self.left_out else {}),
+        }
+
     def micro_size(self, draws: int) -> int:
         """Examples per micro-batch so that one pass gives at least about `draws` of them."""
         return min(max(1, self.examples // draws), MICRO)

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 
-from ..errors import InputError, unknown
+from ..errors import InputError, NumericalError, unknown
 from ..space.scores import Curve
+from ..space.units import UnitSpace
 from . import baselines
 from .compensated import compensated
 from .exact import exact
@@ -46,3 +47,15 @@ def criterion(name: str) -> Criterion:
         loaded: Criterion = published[name].load()
         return loaded
     raise InputError(unknown("criterion", name, [*CRITERIA, *published]))
+
+
+def check_curves(criterion: str, space: UnitSpace, curves: Mapping[str, Curve]) -> None:
+    """Refuse what a criterion gives that is no removal curve of every group: a search would make something of it.
+
+    Raises:
+        NumericalError: names the group.
+    """
+    for group in space:
+        if group.name not in curves or (problem := curves[group.name].problem(group.size)):
+            said = "no removal curve" if group.name not in curves else f"a removal curve that {problem}"
+            raise NumericalError(f"the criterion {criterion!r} gives {said} for {group.name!r}.")

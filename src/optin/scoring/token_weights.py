@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..recipe import Recipe
 from ..running.batch import token_mask
+from ..running.batches import Batches
 from ..running.store import Store
+from ..space.scores import Scores
 from ..space.units import UnitSpace
 from .probe import Micro, Probe
 
@@ -87,3 +90,13 @@ class TokenWeights:
             parts = [padded(part, longest) for part in parts] if parts[0].dim() > 2 else parts
             self.store["weights", self.index, name] = torch.cat(parts, 1)
         self.parts = {}
+
+
+def drawn_before(scores: Scores | None, calibration: Batches, recipe: Recipe) -> Any:
+    """The weights that a scoring drew, if the refit would draw the same."""
+    if scores is None or scores.weights is None:
+        return None
+    was, digest = Recipe.from_dict(scores.provenance["recipe"]), scores.provenance["data"]["sha256"]
+    drawn = (digest, was.seed, was.trajectory, was.refit.floor)
+    wanted = (calibration.digest, recipe.seed, recipe.trajectory, recipe.refit.floor)
+    return scores.weights if drawn == wanted else None

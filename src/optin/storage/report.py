@@ -52,7 +52,7 @@ def render(
         tokens=plan.tokens,
         seconds=report.get("seconds") or {},
         recipe=yaml.safe_dump(recipe.to_dict(), sort_keys=False),
-        data=_calibration(provenance.get("data")),
+        data=calibration_of(provenance.get("data")),
         versions=versions if isinstance(versions := provenance.get("versions"), dict) else {},
         warnings=warnings(report),
     )
@@ -89,7 +89,7 @@ def _share(part: float, whole: float) -> str:
     return f"{part / whole:.1%}" if whole > 0 else ""
 
 
-def _calibration(data: Any) -> dict[str, Any]:
+def calibration_of(data: Any) -> dict[str, Any]:
     """What a plan says about the calibration data, if it says it as optin does."""
     known = isinstance(data, dict) and isinstance(data.get("sha256"), str) and "examples" in data
     return data if known else {}

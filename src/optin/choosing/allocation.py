@@ -1,0 +1,43 @@
+"""How many units each group keeps under a budget, how many tokens merge, and which units these are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..errors import InputError
+from ..recipe import Recipe
+from ..running.cost import CostModel
+from ..space.budget import Budget
+from ..space.scores import Scores
+from ..space.units import UnitSpace
+from .merging_costs import token_space
+from .schedule import constant, find_jointly
+from .search import find, rearranged
+
+
+def kept_units(scores: Scores, kept: Mapping[str, int], recipe: Recipe) -> dict[str, tuple[int, ...]]:
+    """So many units of each group: the last of its removal curve, or rearranged."""
+    if not recipe.rearrange:
+        return {name: scores.curves[name].keep(count) for name, count in kept.items()}
+    if not scores.gradients:
+        raise InputError("these scores hold no gradients to rearrange by. Score with 'fisher' and 'rearrange: true'.")
+    return {name: rearranged(scores.curves[name], scores.gradients[name], count) for name, count in kept.items()}
+
+
+def allocate(
+    space: UnitSpace,
+    scores: Scores,
+    cost: CostModel,
+    budget: Budget,
+    recipe: Recipe,
+    multiples: Mapping[str, int],
+) -> tuple[dict[str, int], tuple[int, ...]]:
+    """Units to keep per group, and the token schedule."""
+    if recipe.tokens.merge == "search":
+        if scores.tokens is None:
+            raise InputError("the scores say nothing about tokens. Score again with tokens.merge 'search'.")
+        return find_jointly(space, scores.curves, scores.tokens, cost, budget, multiples)
+    if recipe.tokens.merge == "constant":
+        token_space(space)
+        return dict(space.sizes), constant(cost, budget.limit(cost.dense))
+    return find(space, scores.curves, cost, budget, recipe.search, multiples), ()

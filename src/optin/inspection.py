@@ -1,0 +1,87 @@
+"""Look at a network without changing it: what can be removed, and where its costs are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+from .accounting import costs
+from .checks import check_sample
+from .describing import describe as describe_network
+from .describing.inputs import default_length, forward_names
+from .describing.refusals import check_network
+from .running.batches import Batches
+from .running.modules import device_of
+from .running.twins import on_twins
+from .space.scores import Scores
+from .space.units import UnitSpace
+
+
+def describe(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> UnitSpace:
+    """What can be removed from a network: groups of heads, neurons and channels, and why the rest stays (`whole`).
+
+        space = optin.describe(model, batch)
+        space.sizes, space.whole
+
+    Args:
+        model: any module with its weights; left untouched.
+        inputs: a batch of its keyword inputs; without one, random inputs are made as its configuration says.
+
+    Raises:
+        InputError: no network, or inputs that it does not take.
+        ArchitectureError: a forward that cannot be followed, or nothing that can be cut; names what is in the way.
+    """
+    return describe_network(model) if inputs is None else described_by(model, calibration_of(model, [inputs]))
+
+
+@on_twins
+def inspect(
+    model: nn.Module, length: int | None = None, *, example: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What can be removed from a network, and where its MACs and parameters are.
+
+    Args:
+        length: tokens of a text (128 by default) or pixels of an image side (the model's own) at which MACs
+            are counted.
+        example: a batch of the network's inputs, for one whose configuration does not say what it takes.
+    """
+    space, known, width = describe(model, example), None, None
+    if example is not None:
+        seen = calibration_of(model, [example])
+        known = Scores(space.architecture, {}, seen.positions, {"data": seen.provenance}, width=seen.width)
+        length, width = length or seen.positions, None if length else seen.width
+    length = length or default_length(model)
+    macs, parameters = costs(model, space, length, width, known)
+    least = {group.name: group.min_keep for group in space}
+    return {
+        "architecture": space.architecture,
+        "length": length,
+        "macs": macs.dense,
+        "parameters": parameters.dense,
+        "smallest": {"macs": macs(least), "parameters": parameters(least)},
+        "groups": [
+            {
+                "name": group.name,
+                "kind": group.kind,
+                "units": group.size,
+                "macs_per_unit": macs.prices(macs.sizes)[group.name],
+                "parameters_per_unit": parameters.prices(parameters.sizes)[group.name],
+            }
+            for group in space
+        ],
+        "whole": dict(space.whole),
+        "breakdown": macs.breakdown(macs.sizes),
+    }
+
+
+def calibration_of(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> Batches:
+    check_network(model)
+    return Batches.of(batches, device_of(model), forward_names(model))
+
+
+def described_by(model: nn.Module, calibration: Batches) -> UnitSpace:
+    sample = calibration.sample()
+    check_sample(model, sample)
+    return describe_network(model, sample)
