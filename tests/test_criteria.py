@@ -43,7 +43,8 @@ def naive(model, space, batch, group, unit, options, seed):
     with gated(model, space, {group.name: multiplier}), recorded_blocks(model, space.blocks, masked):
         output = model(**batch)
     middle = 0.0
-    for a, b in zip(map(hidden_of, dense), map(hidden_of, masked), strict=True):
+    body = len(space.body)  # what pools behind it is no block whose embeddings are compared
+    for a, b in zip(map(hidden_of, dense[:body]), map(hidden_of, masked[:body]), strict=True):
         rows = positions.rows(a)
         middle += manifold_loss(gram(unit_rows(b, rows)), gram(unit_rows(a, rows)))
     read = [read_output(value, positions) for value in (output, reference)]
