@@ -27,7 +27,7 @@ from torch import Tensor
 
 from optin.app.assets import package_folder
 from optin.app.demo import logistic_regression
-from optin.recipe import Task
+from optin.space.options import Task
 from optin.storage.quiet import quiet
 from optin.support.files import cache_folder
 from optin.tasks import load_images, load_processor, task_spec

@@ -16,11 +16,12 @@ from text_tables import table
 import optin
 from optin.describing import describe
 from optin.describing.inputs import image_input
-from optin.recipe import Recipe, Task
+from optin.recipe import Recipe
 from optin.refit.compensation import compensate, sensitivities
 from optin.running.batches import Batches
 from optin.running.outputs import answers
 from optin.running.store import Store
+from optin.space.options import Task
 from optin.tasks import Images, load_images, load_model, load_processor
 from optin.tasks.metrics import divergence, measure
 from optin.tasks.vision import calibration_batches, encode

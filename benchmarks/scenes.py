@@ -13,7 +13,7 @@ import numpy as np
 from dinov2 import SPEC
 from PIL import Image
 
-from optin.recipe import Task
+from optin.space.options import Task
 from optin.tasks import Images, load_images
 from optin.tasks.segmentation import Scenes
 

@@ -31,7 +31,7 @@ import optin
 from optin.app.assets import rotten_tomatoes
 from optin.app.benchmark import compare_speed
 from optin.describing import describe
-from optin.recipe import Calibration, Recipe
+from optin.recipe import Recipe
 from optin.running.batch import split
 from optin.running.batches import Batches
 from optin.running.gating import gated
@@ -42,6 +42,7 @@ from optin.scoring.exact import exact_parts
 from optin.scoring.probe import draw_probes, read_final
 from optin.scoring.sketch import UnitTotals, balanced
 from optin.scoring.trajectory import Positions, manifold_loss, output_loss
+from optin.space.options import Calibration
 from optin.space.units import UnitSpace
 from optin.tasks import Examples, load_model, load_tokenizer, task_spec
 from optin.tasks.text import calibration_batches, evaluate

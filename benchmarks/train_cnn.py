@@ -20,7 +20,7 @@ from dinov2 import DATA, SPEC
 from torch import Tensor, nn
 from training import autocast, folder_of, train
 
-from optin.recipe import Task
+from optin.space.options import Task
 from optin.storage.networks import NETWORKS
 from optin.storage.other_models import create, save_other
 from optin.tasks import Images, load_images, load_model, load_processor

@@ -24,7 +24,7 @@ from text_tables import table
 
 import optin
 from optin.app.finetune import finetune
-from optin.recipe import Task, Training
+from optin.space.options import Task, Training
 from optin.tasks import Images, load_images, load_model, load_processor
 from optin.tasks.vision import calibration_batches
 

@@ -16,7 +16,8 @@ import optin
 from optin.app import cli, tables
 from optin.app.runs import Job, Placement, run_evaluate, run_prune, run_sweep
 from optin.errors import DependencyError, InputError
-from optin.recipe import Calibration, Recipe
+from optin.recipe import Recipe
+from optin.space.options import Calibration
 from optin.storage.report import warnings
 from optin.tasks import (
     Examples,
@@ -144,7 +145,7 @@ def test_masks_are_looked_at_before(tmp_path):
         (tmp_path / part).mkdir()
         Image.fromarray(values.astype(np.uint8)).save(tmp_path / part / "0.png")
     spec = task_spec("semantic-segmentation")
-    scenes = optin.tasks.load_scenes(spec, optin.recipe.Task(data=str(tmp_path)), "evaluation", labelled=True)
+    scenes = optin.tasks.load_scenes(spec, optin.space.options.Task(data=str(tmp_path)), "evaluation", labelled=True)
     with pytest.raises(InputError, match="class 7 and the model 3"):
         check_evaluation(Painter(), spec, scenes, painting())
     Image.fromarray(np.zeros((10, 10), np.uint8)).save(tmp_path / "masks" / "0.png")

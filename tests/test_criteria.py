@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 import optin
 from optin.describing import describe
 from optin.errors import CheckpointError, InputError, NumericalError
-from optin.recipe import Recipe, Trajectory
+from optin.recipe import Recipe
 from optin.running.batch import split
 from optin.running.batches import Batches
 from optin.running.gating import gated
@@ -23,6 +23,7 @@ from optin.scoring.probe import differentiate, draw_probes, trajectory_objective
 from optin.scoring.sketch import UnitTotals, balanced, part_scales
 from optin.scoring.token_weights import token_weights
 from optin.scoring.trajectory import Positions, draw_rows, gram, manifold_loss, output_loss, unit_rows
+from optin.space.options import Trajectory
 from optin.space.scores import Curve
 from optin.space.units import Tap
 from optin.storage.networks import resnet

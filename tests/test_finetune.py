@@ -11,8 +11,9 @@ from transformers import ViTImageProcessorPil
 import optin
 from optin.app.finetune import finetune, follow
 from optin.errors import InputError, NumericalError
-from optin.recipe import Recipe, Training
+from optin.recipe import Recipe
 from optin.running.merging import merging_of
+from optin.space.options import Training
 from optin.space.plans import Plan
 from optin.tasks import Images, load_model
 from optin.tasks.images import Unreadable

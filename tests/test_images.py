@@ -15,7 +15,8 @@ from optin.app import cli
 from optin.app.benchmark import compare_speed
 from optin.app.runs import Placement, run_evaluate, run_prune
 from optin.errors import DependencyError, InputError
-from optin.recipe import Calibration, Recipe, Task
+from optin.recipe import Recipe
+from optin.space.options import Calibration, Task
 from optin.tasks import load_images, load_processor, task_spec
 from optin.tasks.images import Unreadable
 from optin.tasks.vision import Both, ZeroShot, calibration_batches, class_indices, evaluate

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from optin.app.runs import Placement, run_prune
 from optin.errors import InputError, OptinError
-from optin.recipe import PRESETS, Recipe, Training, preset
+from optin.recipe import PRESETS, Recipe, preset
+from optin.space.options import Training
 from optin.tasks import TASKS, task_spec
 from tests.networks import WORDS, build, tokenizer
 from tests.slow import slow_but

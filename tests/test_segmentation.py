@@ -14,7 +14,7 @@ import optin
 from optin.app import cli
 from optin.app.runs import Placement, run_draw, run_evaluate
 from optin.errors import InputError
-from optin.recipe import Task
+from optin.space.options import Task
 from optin.tasks import load_scenes, segmentation, task_spec
 from optin.tasks.images import open_image
 from optin.tasks.metrics import intersections

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from optin.errors import InputError
-from optin.recipe import Calibration, Task
+from optin.space.options import Calibration, Task
 from optin.tasks import Examples, load_examples, load_model, load_tokenizer, task_spec
 from optin.tasks.metrics import divergence, measure
 from optin.tasks.text import bucketed, calibration_batches, class_indices, encode, evaluate, sequence_limit

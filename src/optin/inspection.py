@@ -77,11 +77,13 @@ def inspect(
 
 
 def calibration_of(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> Batches:
+    """The calibration set on the device of a network, as its forward takes it."""
     check_network(model)
     return Batches.of(batches, device_of(model), forward_names(model))
 
 
 def described_by(model: nn.Module, calibration: Batches) -> UnitSpace:
+    """The description of a network from two of its calibration inputs."""
     sample = calibration.sample()
     check_sample(model, sample)
     return describe_network(model, sample)

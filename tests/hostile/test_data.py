@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from optin.errors import InputError
-from optin.recipe import Task
+from optin.space.options import Task
 from optin.tasks import Examples, Images, load_examples, load_images, load_scenes, rows, task_spec, text, vision
 from optin.tasks.images import Unreadable
 from tests.networks import build

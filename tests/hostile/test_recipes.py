@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from optin.errors import InputError, OptinError
-from optin.recipe import PRESETS, Recipe, Tokens, Trajectory, recipe_of
+from optin.recipe import PRESETS, Recipe, recipe_of
+from optin.space.options import Tokens, Trajectory
 
 DOUBLING = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in zip("abcdefg", "bcdefgh", strict=True)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ..pipeline import prune
-from ..recipe import Calibration, Recipe
+from ..recipe import Recipe
 from ..running.batch import without_labels
+from ..space.options import Calibration
 from ..storage.loading import load
 from ..storage.quiet import quiet
 from ..storage.saving import NETWORK, update_figures

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import DependencyError, InputError, NumericalError
-from ..recipe import Training
 from ..result import Result, summary
 from ..running.modules import call, device_of
 from ..running.outputs import Output
 from ..scoring.trajectory import output_loss
+from ..space.options import Training
 from ..space.plans import Plan
 from ..storage.other_models import is_other
 from ..storage.planned import SECTION

@@ -26,13 +26,14 @@ from ..errors import (
 )
 from ..inspection import inspect
 from ..pipeline import apply, plan, score, sweep
-from ..recipe import Recipe, Trajectory
+from ..recipe import Recipe
 from ..result import Result, summary
 from ..running.batch import Batch
 from ..running.batches import Batches
 from ..running.modules import device_of, fingerprint
 from ..scoring.resume import forget
 from ..space.budget import Budget
+from ..space.options import Trajectory
 from ..space.plans import Plan, is_plan
 from ..space.scores import Curve, Scores
 from ..storage.exporting import EXPORT, check_formats, export_all

@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..recipe import Trajectory
 from ..running.batch import Batch, split
 from ..running.merging import Merging, most
 from ..running.modules import call, hidden_of, inference_mode_of
@@ -21,6 +20,7 @@ from ..scoring.job import Scoring
 from ..scoring.probe import read_final
 from ..scoring.resume import Partial, tokens_beside
 from ..scoring.trajectory import Positions, manifold_loss, output_loss
+from ..space.options import Trajectory
 from ..space.units import TokenSpace, UnitSpace
 
 MICRO = 8  # images that are compared at once

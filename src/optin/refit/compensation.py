@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArchitectureError
-from ..recipe import Recipe, Refit
+from ..recipe import Recipe
 from ..running.batch import Batch, position_mask
 from ..running.batches import Batches
 from ..running.consumers import (
@@ -52,6 +52,7 @@ from ..running.replay import (
 from ..running.store import Store
 from ..scoring.probe import differentiate, micro_batches, trajectory_objective
 from ..scoring.token_weights import TokenWeights, padded
+from ..space.options import Refit
 from ..space.units import Gate, Tap, UnitSpace
 from ..support.progress import Track, silent
 from .head import head_maps

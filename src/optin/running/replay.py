@@ -133,7 +133,7 @@ def standing_in(outputs: Sequence[Any], hidden: Tensor, times: int = 1) -> list[
 def check_replay(model: nn.Module, blocks: Sequence[str], batch: Batch, chained: bool) -> None:
     """Refuse a network that computes something else when it goes on from behind one of its blocks.
 
-    From behind each the next one is run, and what is behind all of them from the last: what reads something of earlier
+    From behind each the next one is run, and from behind the last all the rest: what reads something of earlier
     blocks finds it gone there.
 
     Args:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from ..recipe import Trajectory
 from ..running.batch import Batch, size_of, split, tile
 from ..running.batches import Batches
 from ..running.consumers import without_units
@@ -35,6 +34,7 @@ from ..running.replay import (
     resumed_at,
     standing_in,
 )
+from ..space.options import Trajectory
 from ..space.scores import Curve
 from ..space.units import Tap, UnitGroup, UnitSpace
 from .job import Scoring

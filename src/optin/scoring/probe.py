@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
 from ..errors import InputError, NumericalError, first_line
-from ..recipe import Trajectory
 from ..running.batch import Batch, batched, position_mask, size_of, split, tile
 from ..running.batches import MICRO, Batches
 from ..running.consumers import rows_made, rows_read
@@ -24,6 +23,7 @@ from ..running.gating import gated
 from ..running.modules import call, hidden_of, inference_mode_of
 from ..running.outputs import Output, field_reader, read_output
 from ..running.replay import Recorder, recorded_blocks
+from ..space.options import Trajectory
 from ..space.units import Tap, UnitSpace
 from ..support.progress import Track, silent
 from .trajectory import Positions, manifold_probe, output_probe

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DependencyError, InputError, first_line
-from ..recipe import Task
+from ..space.options import Task
 from ..storage.quiet import quiet
 from .rows import FORMATS, Rows, read_rows
 from .specs import ALIASES, TaskSpec

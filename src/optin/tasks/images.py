@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, first_line
-from ..recipe import Task
+from ..space.options import Task
 from .data import (
     data_path,
     datasets_library,

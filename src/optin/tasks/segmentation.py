@@ -16,10 +16,10 @@ from torch.nn import functional as F
 
 from ..describing.inputs import image_input
 from ..errors import InputError, first_line
-from ..recipe import Task
 from ..running.batch import to_device
 from ..running.modules import device_of, inference_mode_of
 from ..running.outputs import answers
+from ..space.options import Task
 from ..support.progress import Track, silent
 from .data import (
     data_path,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..errors import InputError, unknown
-from ..recipe import Task
+from ..space.options import Task
 
 # Names that the files as first published use for the columns that the hub renamed.
 ALIASES: Mapping[str, tuple[str, ...]] = {

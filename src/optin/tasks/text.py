@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from ..describing.inputs import max_positions
 from ..errors import InputError
-from ..recipe import Calibration
 from ..running.batch import Batch, to_device, token_mask
 from ..running.modules import device_of, inference_mode_of
 from ..running.outputs import pool, pooled
+from ..space.options import Calibration
 from ..support.progress import Track, silent
 from .data import Examples, listed, shown
 from .labels import class_names

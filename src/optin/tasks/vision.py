@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from ..describing import describe
 from ..describing.inputs import image_input
 from ..errors import InputError, first_line
-from ..recipe import Calibration
 from ..running.batch import Batch, to_device
 from ..running.modules import device_of, inference_mode_of, modules_run
 from ..running.outputs import pool, pooled, projected
+from ..space.options import Calibration
 from ..support.progress import Track, silent
 from .data import listed
 from .images import Images, Unreadable, check_labels
