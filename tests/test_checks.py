@@ -14,7 +14,8 @@ from torch import nn
 
 import optin
 from optin.app import cli, tables
-from optin.app.runs import Job, Placement, run_evaluate, run_prune, run_sweep
+from optin.app.commands import run_evaluate, run_prune, run_sweep
+from optin.app.placement import Job, Placement
 from optin.errors import DependencyError, InputError
 from optin.recipe import Recipe
 from optin.space.options import Calibration
@@ -270,7 +271,7 @@ def test_an_evaluation_that_cannot_be_is_refused_before_scoring(workspace, monke
     def scored(*_, **__):
         raise AssertionError("scored")
 
-    monkeypatch.setattr(optin.app.runs, "score", scored)
+    monkeypatch.setattr("optin.app.kept.score", scored)
     wrong = recipe(workspace)
     for changes, message in (
         ({"task__label": "lable"}, "unknown column 'lable'"),

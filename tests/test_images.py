@@ -13,12 +13,14 @@ from transformers import ViTImageProcessorPil
 import optin
 from optin.app import cli
 from optin.app.benchmark import compare_speed
-from optin.app.runs import Placement, run_evaluate, run_prune
+from optin.app.commands import run_evaluate, run_prune
+from optin.app.placement import Placement
 from optin.errors import DependencyError, InputError
 from optin.recipe import Recipe
 from optin.space.options import Calibration, Task
 from optin.tasks import load_images, load_processor, task_spec
 from optin.tasks.images import Unreadable
+from optin.tasks.loading import load_model
 from optin.tasks.vision import Both, ZeroShot, calibration_batches, class_indices, evaluate
 from tests.networks import build, inputs, tokenizer
 
@@ -175,7 +177,7 @@ def test_a_torchvision_that_does_not_match_torch(library, tmp_path, monkeypatch)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, library, raising=False)
     with pytest.raises(DependencyError, match=r"\(operator torchvision::nms does not exist\)"):
-        optin.app.runs.load_model(f"{library}:resnet18")
+        load_model(f"{library}:resnet18")
 
 
 def test_class_names_are_those_of_the_model(tree):
@@ -234,7 +236,7 @@ def test_a_timm_model_from_a_folder(tree, tmp_path):
     assert run_evaluate(str(tmp_path / "small"), recipe, Placement())["skipped"] == 1
     assert load_processor(str(tmp_path / "small")).crop_size["height"] == 16
     with pytest.raises(InputError, match="unknown timm model 'vit_nothing'"):
-        optin.app.runs.load_model("timm:vit_nothing")
+        load_model("timm:vit_nothing")
 
 
 def test_an_image_size_that_the_model_does_not_accept():

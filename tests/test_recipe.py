@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optin.app.runs import Placement, run_prune
+from optin.app.commands import run_prune
+from optin.app.placement import Placement
 from optin.errors import InputError, OptinError
 from optin.recipe import PRESETS, Recipe, preset
 from optin.space.options import Training

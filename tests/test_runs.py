@@ -10,8 +10,9 @@ import sys
 import pytest
 
 import optin
-from optin.app import runs
-from optin.app.runs import Placement, run_draw, run_plan, run_prune, run_report, run_score, run_sweep
+from optin.app import commands, kept
+from optin.app.commands import run_draw, run_plan, run_prune, run_report, run_score, run_sweep
+from optin.app.placement import Placement
 from optin.errors import BudgetError, InputError, NumericalError, OptinError
 from optin.recipe import Recipe
 from optin.scoring.exact import Reference
@@ -31,13 +32,13 @@ def recipe(workspace):  # noqa: F811
 def counted(monkeypatch):
     """How often something was scored."""
     calls = []
-    whole = runs.score
+    whole = kept.score
 
     def score(*args, **options):
         calls.append(options)
         return whole(*args, **options)
 
-    monkeypatch.setattr(runs, "score", score)
+    monkeypatch.setattr(kept, "score", score)
     return calls
 
 
@@ -50,7 +51,7 @@ def failing(error):
 
 def test_the_network_is_saved_before_it_is_evaluated(recipe, tmp_path, monkeypatch):
     for error, kind in ((NumericalError("NaN"), NumericalError), (RuntimeError("of the user"), OptinError)):
-        monkeypatch.setattr(runs, "_quality", failing(error))
+        monkeypatch.setattr(commands, "quality_of", failing(error))
         out = tmp_path / kind.__name__
         with pytest.raises(kind, match="the network is saved in .*; its evaluation failed") as failed:
             run_prune(recipe, out, HERE)
@@ -72,7 +73,7 @@ def test_figures_come_in_afterwards(recipe, tmp_path):
 def test_a_failed_stage_loses_no_scores(recipe, tmp_path, monkeypatch, counted):
     said = []
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr(runs, "apply", failing(RuntimeError("a later stage")))
+        patch.setattr(commands, "apply", failing(RuntimeError("a later stage")))
         run_prune(recipe, tmp_path / "p", HERE, say=said.append)
     assert (tmp_path / "p.scores").is_dir() and not (tmp_path / "p").exists() and said == []
     report = run_prune(recipe, tmp_path / "p", HERE, say=said.append)
@@ -93,7 +94,7 @@ def test_a_failed_stage_loses_no_scores(recipe, tmp_path, monkeypatch, counted):
 )
 def test_scores_that_do_not_fit_are_made_anew(change, recipe, tmp_path, monkeypatch, counted):
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr(runs, "apply", failing(RuntimeError("a later stage")))
+        patch.setattr(commands, "apply", failing(RuntimeError("a later stage")))
         run_prune(recipe, tmp_path / "p", HERE)
     run_prune(recipe.override(**change), tmp_path / "p", HERE, quality=False)
     assert len(counted) == 2

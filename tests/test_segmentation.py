@@ -12,7 +12,8 @@ from transformers import SegformerImageProcessorPil
 
 import optin
 from optin.app import cli
-from optin.app.runs import Placement, run_draw, run_evaluate
+from optin.app.commands import run_draw, run_evaluate
+from optin.app.placement import Placement
 from optin.errors import InputError
 from optin.space.options import Task
 from optin.tasks import load_scenes, segmentation, task_spec

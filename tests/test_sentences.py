@@ -10,10 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import optin
-from optin.app.runs import Job, Placement, run_evaluate, run_export, run_prune
+from optin.app.commands import run_evaluate, run_prune
+from optin.app.exports import run_export
+from optin.app.placement import Job, Placement
 from optin.errors import InputError
 from optin.recipe import Recipe
 from optin.tasks import load_preprocessor, task_spec
+from optin.tasks.loading import load_model
 from optin.tasks.sentences import SentenceTokenizer
 from tests.networks import WORDS, build, tokenizer
 
@@ -83,7 +86,7 @@ def opened(folder):
 def ours(folder):
     """Embeddings as optin evaluates them."""
     model = optin.load(folder) if "optin" in json.loads((folder / "config.json").read_text()) else None
-    model = model or optin.app.runs.load_model(str(folder), "embedding")
+    model = model or load_model(str(folder), "embedding")
     prepared = load_preprocessor(str(folder), SPEC, model)
     encoded = prepared(
         TEXTS, padding=True, truncation=True, max_length=prepared.model_max_length, return_tensors="pt"
@@ -143,7 +146,7 @@ def test_an_export_pools_and_keeps_them_too(folder, tmp_path, monkeypatch):
         assert inputs["input_ids"].shape == (4, 7) and preprocessor.pooling == "first"
         return []
 
-    monkeypatch.setattr(optin.app.runs, "export_all", written)
+    monkeypatch.setattr("optin.app.exports.export_all", written)
     run_export(str(folder), ["onnx"], recipe(folder), Placement(), out=tmp_path / "out", batch=4)
     assert (tmp_path / "out" / "1_Pooling" / "config.json").is_file()
 

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from optin.app import cli
+from optin.app.options import show
 from optin.errors import unknown
 from optin.support.files import cache_folder
 from tests.networks import build, tokenizer
@@ -223,5 +224,5 @@ def test_what_nobody_thought_of(error, run, monkeypatch):  # noqa: F811
 
 
 def test_figures_that_are_no_numbers_are_still_json(capsys):
-    cli._print({"a": float("nan")}, None, as_json=True, quiet=False)
+    show({"a": float("nan")}, None, as_json=True, quiet=False)
     assert json.loads(capsys.readouterr().out) == {"a": None}

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import optin
-from optin.app.runs import run_report
+from optin.app.commands import run_report
 from optin.choosing.latency import _stored
 from optin.describing import describe
 from optin.errors import CheckpointError, InputError, OptinError

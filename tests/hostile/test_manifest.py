@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import optin
-from optin.app.runs import Placement
+from optin.app.placement import Placement
 from optin.errors import CheckpointError, InputError, OptinError
 from optin.storage.other_models import create
 from optin.storage.timm_models import describe_creation

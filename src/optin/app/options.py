@@ -1,0 +1,199 @@
+"""The options that commands share, each declared once: its help, and its place in a recipe.
+
+A command has parameters of its own, names those that it shares, and gets what they make as one `Run`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ..recipe import Recipe, preset
+from ..support import interrupts
+from ..support.files import given, json_text
+
+if TYPE_CHECKING:  # these import torch, and the help must answer before it is there
+    from ..support.progress import Track
+    from .placement import Placement
+
+RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="YAML recipe; the other options override it.")]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset", help="Named recipe to start from: default, thorough, beta, tau, segmentation, paper or kwon."
+    ),
+]
+Compensate = Annotated[bool | None, typer.Option("--compensate/--no-compensate", help="Refit what stays.")]
+HeadOnly = Annotated[bool | None, typer.Option("--head-only", help="Train the new classifier alone.")]
+
+
+def _text(words: str) -> Any:
+    return Annotated[str | None, typer.Option(help=words)]
+
+
+def _count(words: str) -> Any:
+    return Annotated[int | None, typer.Option(help=words)]
+
+
+def _number(words: str) -> Any:
+    return Annotated[float | None, typer.Option(help=words)]
+
+
+# By the name of the parameter: where the value stands in a recipe, and how the option is declared.
+OF_RECIPES: Mapping[str, tuple[str, Any]] = {
+    "budget": ("budget", _text("'50%', '2.1 GMACs', '40 Mparams', '60% params', '12 ms' or '60% latency'.")),
+    "task": ("task__name", _text("Task, for example sst2 or text-classification.")),
+    "data": ("task__data", _text("File or folder (csv, tsv, jsonl, parquet); the hub if not given.")),
+    "text": ("task__text", _text("Column of the texts.")),
+    "label": ("task__label", _text("Column of the labels.")),
+    "tile": ("task__tile", _count("Side in pixels of the parts that scenes are cut into.")),
+    "criterion": ("criterion", _text("How units are scored.")),
+    "exclude": ("exclude", _text("Modules and groups that stay whole, with commas between.")),
+    "search": ("search", _text("How the budget is spent: lagrange or paper.")),
+    "compensate": ("refit__enabled", Compensate),
+    "round_to": ("round_to", _count("Kept neurons and channels are multiples of this.")),
+    "latency_batch": ("latency_batch", _count("Examples in the forward that a budget of latency is for.")),
+    "examples": ("calibration__examples", _count("Unlabelled calibration examples.")),
+    "max_length": ("calibration__max_length", _count("Tokens per example at most.")),
+    "epochs": ("training__epochs", _number("Passes over the data.")),
+    "batch_size": ("training__batch_size", _count("Images per step.")),
+    "learning_rate": ("training__learning_rate", _number("Of AdamW.")),
+    "head_only": ("training__head_only", HeadOnly),
+    "seed": ("seed", _count("Of every random draw.")),
+}
+OF_RUNS: Mapping[str, tuple[Any, Any]] = {  # how the option is declared, and its default
+    "recipe": (RecipeFile, None),
+    "preset": (Preset, None),
+    "device": (_text("cpu, cuda, cuda:1, ..."), None),
+    "threads": (_count("Of torch; by default no more than the container's quota, or OMP_NUM_THREADS."), None),
+    "dtype": (_text("float32, bfloat16, float16 or float64."), None),
+    "overwrite": (
+        Annotated[
+            bool, typer.Option("--overwrite", help="Replace an earlier result of the same kind; other files stay.")
+        ],
+        False,
+    ),
+    "as_json": (
+        Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")],
+        False,
+    ),
+    "quiet": (Annotated[bool, typer.Option("--quiet", help="No progress, no table.")], False),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What the shared options of a command make.
+
+    Attributes:
+        recipe: the file or preset, with what the options change.
+        device, dtype, threads: see `Placement`.
+        overwrite: replace an earlier result of the same kind.
+        silent: no progress.
+        quiet: no line for people.
+    """
+
+    recipe: Recipe
+    device: str | None
+    dtype: str | None
+    threads: int | None
+    overwrite: bool
+    silent: bool
+    quiet: bool
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], task: str | None) -> Run:
+        """From the values of the shared options that a command has.
+
+        Args:
+            task: of a run whose recipe and options name none.
+        """
+        file, name = options.get("recipe"), options.get("preset")
+        if file is not None and name is not None:
+            raise typer.BadParameter("give --recipe or --preset, not both (a recipe may say 'preset: NAME').")
+        start = Recipe.load(file) if file is not None else preset(name or "default")
+        changes = {place: options[option] for option, (place, _) in OF_RECIPES.items() if option in options}
+        if changes.get("task__name") is None and file is None:
+            changes["task__name"] = task
+        if changes.get("task__data") is not None:
+            changes["task__data"] = str(given(changes["task__data"]))
+        return cls(
+            start.override(**changes),
+            options.get("device"),
+            options.get("dtype"),
+            options.get("threads"),
+            options.get("overwrite", False),
+            options["as_json"] or options["quiet"],
+            options["quiet"],
+        )
+
+    @property
+    def placement(self) -> Placement:
+        """Where networks run."""
+        from .placement import Placement
+
+        return Placement(self.device, self.dtype, self.threads)
+
+    @property
+    def track(self) -> Track:
+        """Bars on the error stream, or none."""
+        from ..support.progress import rich_track, silent
+
+        return silent if self.silent else rich_track
+
+    def say(self, line: str) -> None:
+        """A line for people, on the error stream."""
+        if not self.quiet:
+            print(line, file=sys.stderr)  # noqa: T201
+
+
+def show(result: Any, table: Callable[[Any], Any], *, as_json: bool, quiet: bool) -> None:
+    """Print what a command found."""
+    if as_json:
+        print(json_text(result), end="")  # noqa: T201
+    elif not quiet:
+        Console().print(table(result))
+
+
+def command(
+    app: typer.Typer, table: str, shared: str = "", *, task: str | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., None]]:
+    """Make a command of a function, whose last parameter is a `Run`.
+
+    Args:
+        table: the function of `tables` that shows what it returns.
+        shared: names of the options that it takes beside its own parameters; all take --json and --quiet.
+        task: see `Run.of`.
+    """
+    names = [*shared.split(), "as_json", "quiet"]
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=declared, default=default)
+        for name in names
+        for declared, default in [OF_RUNS[name] if name in OF_RUNS else (OF_RECIPES[name][1], None)]
+    ]
+
+    def declare(function: Callable[..., Any]) -> Callable[..., None]:
+        own = [part for part in inspect.signature(function, eval_str=True).parameters.values() if part.name != "run"]
+
+        def run(**values: Any) -> None:
+            from . import tables
+
+            interrupts.loaded()
+            options = {name: values.pop(name) for name in names}
+            result = function(**values, run=Run.of(options, task))
+            show(result, getattr(tables, table), as_json=options["as_json"], quiet=options["quiet"])
+
+        parameters = [*(part.replace(kind=inspect.Parameter.KEYWORD_ONLY) for part in own), *added]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {part.name: part.annotation for part in parameters}
+        app.command(name=function.__name__, help=function.__doc__)(run)
+        return run
+
+    return declare

@@ -1,0 +1,162 @@
+"""Where networks run, and what a recipe names: the network, what prepares its inputs, its data."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..describing.inputs import image_input
+from ..describing.refusals import check_network
+from ..errors import InputError, first_line
+from ..recipe import Recipe
+from ..running.batch import Batch
+from ..space.options import Trajectory
+from ..storage.untrusted import check_source
+from ..support.files import given
+from ..support.threads import use_threads
+from ..tasks import (
+    Examples,
+    Images,
+    SentenceTokenizer,
+    TaskSpec,
+    check_evaluation,
+    check_fit,
+    check_pooling,
+    keep_apart,
+    load_examples,
+    load_images,
+    load_model,
+    load_preprocessor,
+    load_scenes,
+    task_spec,
+    text,
+    vision,
+)
+
+LONGEST = 2**16  # tokens, or pixels of a side, of inputs that are made
+
+MOST_VALUES = 2**28  # numbers in them
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where, in which precision and on how many threads networks run.
+
+    Attributes:
+        device, dtype: "cuda:0", "float32"; None leaves it to the checkpoint.
+        threads: of torch; None takes no more than the quota of the container.
+    """
+
+    device: str | None = None
+    dtype: str | None = None
+    threads: int | None = None
+
+    def load(self, source: str, kind: str | None = None) -> nn.Module:
+        """Load a network and put it there.
+
+        Raises:
+            InputError: no such device or dtype, or an absurd number of threads.
+        """
+        options = {}
+        if self.dtype is not None:
+            dtype = getattr(torch, self.dtype, None)
+            if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+                raise InputError(f"unknown dtype {self.dtype!r:.60}. Use float32, bfloat16, float16 or float64.")
+            options["dtype"] = dtype
+        use_threads(self.threads)
+        check_source(source)
+        model = load_model(source, kind, **options)
+        try:
+            return model if self.device is None else model.to(self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"cannot use the device {self.device!r:.60}: {first_line(error)}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A network, what prepares its inputs, and the calibration inputs that a recipe names."""
+
+    recipe: Recipe
+    model: nn.Module
+    preprocessor: Any
+    batches: list[Batch]
+    evaluation: Examples | Images | None = None
+    overlap: dict[str, int] = dataclasses.field(default_factory=dict)  # with calibration, as `keep_apart` says it
+
+    @classmethod
+    def of(cls, recipe: Recipe, placement: Placement, evaluated: bool = False) -> Job:
+        """Load everything; all that can be wrong with the inputs is found here, before any scoring."""
+        spec = task_spec(recipe.task.name)
+        labelled = recipe.criterion == "fisher"
+        if labelled and spec.kind not in ("classification", "regression", "images"):
+            raise InputError(f"the fisher criterion needs one label per example, and {spec.kind} has none.")
+        examples = load_part(spec, recipe, "calibration", labelled)
+        evaluation = load_part(spec, recipe, "evaluation") if evaluated else None
+        source = model_of(recipe)
+        model = placement.load(source, spec.kind)
+        check_network(model)
+        check_fit(model, spec)
+        preprocessor = load_preprocessor(source, spec, model)
+        recipe = as_pooled(recipe, preprocessor)
+        check_pooling(model, recipe.trajectory.pooling)
+        handler: Any = vision if spec.of_images else text
+        labels = handler.class_indices(model, spec, examples) if labelled else None
+        batches, drawn = handler.drawn_batches(model, examples, preprocessor, recipe.calibration, recipe.seed, labels)
+        if spec.kind == "image-zero-shot":
+            names = [*recipe.excluded, *vision.text_tower(model, batches[0])]
+            recipe = recipe.override(exclude=",".join(dict.fromkeys(names)))
+        if evaluation is None:
+            return cls(recipe, model, preprocessor, batches)
+        check_evaluation(model, spec, evaluation, preprocessor, recipe.trajectory.pooling)
+        return cls(recipe, model, preprocessor, batches, *keep_apart(examples, drawn, evaluation))
+
+
+def check_size(model: nn.Module, batch: int, length: int | None) -> None:
+    """Refuse random inputs that no machine holds, before it is tried.
+
+    Raises:
+        InputError: says how many numbers they would be.
+    """
+    side = length or 1
+    values = batch * (3 * side**2 if image_input(model) else side)
+    if side > LONGEST or values > MOST_VALUES:
+        raise InputError(f"{batch} examples of length {side} are {values:,} numbers: ask for less.")
+
+
+def model_of(recipe: Recipe) -> str:
+    """The recipe's model.
+
+    Raises:
+        InputError: it names none.
+    """
+    if recipe.model is None:
+        raise InputError("say which model: a local folder or a hub id.")
+    return local(recipe.model)
+
+
+def local(source: str) -> str:
+    """A model as a user gives it: in a path, `~` is the home folder."""
+    return str(given(source))
+
+
+def what_is_read(recipe: Recipe) -> list[str | Path | None]:
+    """What a recipe reads: files and folders that no result may touch."""
+    return [None if recipe.model is None else local(recipe.model), recipe.task.data]
+
+
+def load_part(spec: TaskSpec, recipe: Recipe, part: str, labelled: bool | None = None) -> Examples | Images:
+    """One part of the task's data; for an evaluation with labels, if the task has any."""
+    needed = not spec.kind.endswith("embedding") if labelled is None else labelled
+    load = load_scenes if spec.of_scenes else load_images if spec.of_images else load_examples
+    return load(spec, recipe.task, part, labelled=needed)
+
+
+def as_pooled(recipe: Recipe, preprocessor: Any) -> Recipe:
+    """The recipe with the pooling of a folder of sentence-transformers; one that is no default wins."""
+    if not isinstance(preprocessor, SentenceTokenizer) or recipe.trajectory.pooling != Trajectory().pooling:
+        return recipe
+    return recipe.override(trajectory__pooling=preprocessor.pooling)

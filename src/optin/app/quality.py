@@ -1,0 +1,88 @@
+"""The figures of networks on the held-out part of a task's data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..errors import OptinError
+from ..recipe import Recipe
+from ..result import Result
+from ..support.progress import Track
+from ..tasks import (
+    Examples,
+    Images,
+    TaskSpec,
+    segmentation,
+    task_spec,
+    text,
+    vision,
+)
+from .placement import Job, load_part
+
+
+def measure(
+    model: nn.Module, preprocessor: Any, recipe: Recipe, examples: Any, reference: nn.Module | None, track: Track
+) -> dict[str, float]:
+    """The metrics of one network on examples of the task; against the outputs of another one if given."""
+    spec, options = task_spec(recipe.task.name), recipe.calibration
+    if spec.of_scenes:
+        tile = recipe.task.tile
+        return segmentation.evaluate(model, preprocessor, examples, reference=reference, tile=tile, track=track)
+    handler: Any = vision if spec.of_images else text
+    limits = {} if spec.of_images else {"max_length": options.max_length}
+    figures: dict[str, float] = handler.evaluate(
+        model,
+        preprocessor,
+        spec,
+        examples,
+        reference=reference,
+        batch_size=options.batch_size,
+        pooling=recipe.trajectory.pooling,
+        track=track,
+        **limits,
+    )
+    return figures
+
+
+def seen_before(source: Path, spec: TaskSpec, recipe: Recipe, examples: Any) -> dict[str, int]:
+    """How many of the examples the calibration of a pruned network saw, as far as its recipe says."""
+    file = source / "recipe.yaml"
+    if not file.is_file() or recipe.task.data is None:
+        return {}
+    known = Recipe.load(file)
+    if known.task.data is None or known.task.name != recipe.task.name:
+        return {}
+    try:
+        drawn = load_part(spec, known, "calibration")
+    except OptinError:  # the data of then are gone
+        return {}
+    same = drawn.origin is not None and drawn.origin == getattr(examples, "origin", None)
+    return {"seen by calibration": min(known.calibration.examples, len(drawn))} if same else {}
+
+
+def quality_of(job: Job, result: Result, track: Track) -> dict[str, Any]:
+    """The figures of both networks on the held-out part, and how much of it calibration saw."""
+    examples = held_out_of(job)
+    dense, pruned = dense_quality(job, examples, track), pruned_quality(job, result, examples, track)
+    return {"examples": len(examples), **job.overlap, "dense": dense, "pruned": pruned}
+
+
+def held_out_of(job: Job) -> Examples | Images:
+    """The held-out part of a job that is evaluated."""
+    assert job.evaluation is not None
+    return job.evaluation
+
+
+def dense_quality(job: Job, examples: Examples | Images, track: Track) -> dict[str, float]:
+    """Empty for embeddings, which are only compared with the dense network's: it has no figures of its own."""
+    if task_spec(job.recipe.task.name).kind.endswith("embedding"):
+        return {}
+    return measure(job.model, job.preprocessor, job.recipe, examples, None, track)
+
+
+def pruned_quality(job: Job, result: Result, examples: Examples | Images, track: Track) -> dict[str, float]:
+    """The figures of the pruned network, compared with the dense one."""
+    return measure(result.model, job.preprocessor, job.recipe, examples, job.model, track)
