@@ -14,13 +14,7 @@ from torch import Tensor, nn
 
 from .describing.inputs import max_positions
 from .describing.refusals import check_hooks
-from .errors import (
-    FAILURES,
-    InputError,
-    NumericalError,
-    OptinError,
-    refused,
-)
+from .errors import FAILURES, InputError, NumericalError, OptinError, refused
 from .recipe import Recipe
 from .running.batch import Batch, batched, shapes_of, size_of, split, token_mask
 from .running.batches import Batches

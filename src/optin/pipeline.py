@@ -18,22 +18,14 @@ from .choosing.allocation import allocate, kept_units
 from .choosing.latency import latency_cost, milliseconds, multiple_of
 from .choosing.merging_costs import token_costs
 from .describing import describe as describe_network
-from .describing.inputs import (
-    inputs_like,
-    planned_inputs,
-)
+from .describing.inputs import inputs_like, planned_inputs
 from .describing.refusals import check_network
 from .errors import InputError
 from .inspection import calibration_of, described_by
-from .recipe import Recipe, names_in, recipe_of
+from .recipe import Recipe, excluded_by, recipe_of
 from .refit.compensation import compensate
 from .result import Result, summary
-from .running.modules import (
-    check_weights,
-    device_of,
-    fingerprint,
-    without_autocast,
-)
+from .running.modules import check_weights, device_of, fingerprint, without_autocast
 from .running.outputs import Reader, reading
 from .running.twins import on_twins, plain_again
 from .scoring.criteria import SPREAD, Scoring, check_curves, criterion
@@ -44,12 +36,7 @@ from .space.budget import PER_MS, Budget
 from .space.plans import Cost, Latency, Plan
 from .space.scores import Scores
 from .storage.planned import cut_to_plan, record_plan
-from .support.progress import (
-    Callback,
-    Track,
-    silent,
-    unheard,
-)
+from .support.progress import Callback, Track, silent, unheard
 from .support.versions import versions
 
 
@@ -159,14 +146,7 @@ def score(
     """
     recipe = _with_output(recipe, output)
     measure = criterion(recipe.criterion)
-    where = find_engine(engine, address) if isinstance(engine, str) else engine
-    if where is not local and callable(output):
-        raise InputError("a function that reads outputs reaches no other machine: name a field of the output.")
-    if where is not local and recipe.criterion not in SPREAD:
-        raise InputError(
-            f"{recipe.criterion!r} has no work for many machines: score it here, without an engine. "
-            f"Others have: {', '.join(SPREAD)}."
-        )
+    where = _engine(engine, address, recipe, output)
     check_network(model)
     check_weights(model)
     calibration = calibration_of(model, batches)
@@ -215,7 +195,7 @@ def plan(
         InputError: the scores are of another network.
     """
     recipe = _with_budget(recipe, budget)
-    space = describe_network(model, planned_inputs(model, scores, 2)).without(_excluded(scores))
+    space = describe_network(model, planned_inputs(model, scores, 2)).without(excluded_by(scores.provenance))
     if (
         scores.architecture != space.architecture
         or {n: len(c.order) for n, c in scores.curves.items()} != space.sizes
@@ -289,7 +269,7 @@ def apply(
         if calibration is None
         else described_by(model, calibration)
     )
-    space = space.without(_excluded(plan))
+    space = space.without(excluded_by(plan.provenance))
     plan = plan.renamed(space)
     plan.validate(space)
     plan = dataclasses.replace(plan, description=plan.description or space)
@@ -319,6 +299,19 @@ def apply(
     return Result(pruned, plan, report, recipe)
 
 
+def _engine(engine: str | Engine, address: str | None, recipe: Recipe, output: str | Reader | None) -> Engine:
+    """Where the work of a scoring is done."""
+    where = find_engine(engine, address) if isinstance(engine, str) else engine
+    if where is not local and callable(output):
+        raise InputError("a function that reads outputs reaches no other machine: name a field of the output.")
+    if where is not local and recipe.criterion not in SPREAD:
+        raise InputError(
+            f"{recipe.criterion!r} has no work for many machines: score it here, without an engine. "
+            f"Others have: {', '.join(SPREAD)}."
+        )
+    return where
+
+
 class _Clock:
     """Seconds between calls."""
 
@@ -330,13 +323,6 @@ class _Clock:
         now = time.perf_counter()
         self.laps[name] = round(now - self._last, 3)
         self._last = now
-
-
-def _excluded(known: Plan | Scores) -> list[str]:
-    """What stayed whole when scores or a plan were made."""
-    made = known.provenance.get("recipe")
-    names = made.get("exclude", "") if isinstance(made, Mapping) else ""
-    return names_in(names) if isinstance(names, str) else []
 
 
 def _with_output(recipe: Recipe | None, output: str | Reader | None) -> Recipe:

@@ -188,3 +188,10 @@ def recipe_of(value: Any) -> Recipe:
 def names_in(text: str) -> list[str]:
     """Names with commas between."""
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def excluded_by(provenance: Mapping[str, Any]) -> list[str]:
+    """What stayed whole when scores or a plan were made."""
+    made = provenance.get("recipe")
+    names = made.get("exclude", "") if isinstance(made, Mapping) else ""
+    return names_in(names) if isinstance(names, str) else []

@@ -7,11 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import (
-    InputError,
-    OptinError,
-    first_line,
-)
+from ..errors import InputError, OptinError, first_line
 from ..inspection import inspect
 from ..pipeline import apply, plan, score, sweep
 from ..recipe import Recipe
@@ -24,36 +20,14 @@ from ..storage.figures import read_report, read_sweep
 from ..storage.report import PICTURES, is_report, render
 from ..storage.saving import NETWORK, REPORT, save, update_figures
 from ..storage.scores import SCORES, keep_scores, load_scores, save_scores
-from ..support.files import (
-    given,
-    json_text,
-    write_text,
-)
-from ..support.folders import (
-    add_files,
-    check_apart,
-    check_file,
-    check_new,
-    new_folder,
-)
+from ..support.files import given, json_text, write_text
+from ..support.folders import add_files, check_apart, check_file, check_new, new_folder
 from ..support.progress import Track, silent
-from ..tasks import (
-    check_evaluation,
-    load_images,
-    load_model,
-    load_preprocessor,
-    load_processor,
-    task_spec,
-)
+from ..tasks import check_evaluation, load_images, load_model, load_preprocessor, load_processor, task_spec
 from .benchmark import compare_speed
 from .finetune import FINETUNED, finetune
 from .kept import Kept, Say, unsaid
-from .pictures import (
-    PICTURES_KIND,
-    check_pictures,
-    draw,
-    draw_sweep,
-)
+from .pictures import PICTURES_KIND, check_pictures, draw, draw_sweep
 from .placement import Job, Placement, as_pooled, check_size, load_part, local, model_of, what_is_read
 from .quality import dense_quality, held_out_of, measure, pruned_quality, quality_of, seen_before
 

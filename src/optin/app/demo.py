@@ -22,12 +22,7 @@ from ..storage.saving import NETWORK, update_figures
 from ..support.folders import check_new
 from ..support.progress import Track, silent
 from ..tasks import Examples, load_tokenizer, task_spec
-from ..tasks.text import (
-    bucketed,
-    calibration_batches,
-    encode,
-    evaluate,
-)
+from ..tasks.text import bucketed, calibration_batches, encode, evaluate
 from .assets import Sentences, minilm_folder, rotten_tomatoes
 from .benchmark import compare_speed
 

@@ -20,12 +20,7 @@ from ..storage.runtimes import open_exported
 from ..support.files import given
 from ..support.folders import check_new
 from ..support.progress import Track, silent
-from ..tasks import (
-    check_evaluation,
-    load_processor,
-    load_tokenizer,
-    task_spec,
-)
+from ..tasks import check_evaluation, load_processor, load_tokenizer, task_spec
 from .benchmark import side_by_side
 from .placement import Job, Placement, as_pooled, load_part, local
 from .quality import measure

@@ -22,18 +22,8 @@ from ..space.plans import Plan
 from ..storage.loading import manifest
 from ..storage.report import measured
 from ..support.files import given, write_bytes
-from ..support.folders import (
-    add_files,
-    check_file,
-    new_folder,
-    read_marker,
-)
-from ..tasks import (
-    Images,
-    Scenes,
-    load_model,
-    load_processor,
-)
+from ..support.folders import add_files, check_file, new_folder, read_marker
+from ..tasks import Images, Scenes, load_model, load_processor
 from ..tasks.images import Unreadable
 from ..tasks.segmentation import IGNORED, segment
 from ..tasks.vision import encode

@@ -11,15 +11,7 @@ from ..errors import OptinError
 from ..recipe import Recipe
 from ..result import Result
 from ..support.progress import Track
-from ..tasks import (
-    Examples,
-    Images,
-    TaskSpec,
-    segmentation,
-    task_spec,
-    text,
-    vision,
-)
+from ..tasks import Examples, Images, TaskSpec, segmentation, task_spec, text, vision
 from .placement import Job, load_part
 
 

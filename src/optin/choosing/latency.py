@@ -36,12 +36,7 @@ from torch import Tensor, nn
 from ..errors import OptinError
 from ..running.batch import Batch
 from ..running.cost import CostModel, Term
-from ..running.modules import (
-    call,
-    device_of,
-    hooks,
-    inference_mode_of,
-)
+from ..running.modules import call, device_of, hooks, inference_mode_of
 from ..running.surgery import shrink
 from ..space.budget import PER_MS
 from ..space.plans import Cost, Plan

@@ -27,14 +27,7 @@ from ..space.budget import Budget
 from ..space.scores import Curve
 from ..space.units import TokenSpace, UnitSpace
 from .merging_costs import token_space
-from .search import (
-    Choices,
-    cheapest,
-    choices_of,
-    fill,
-    limit_of,
-    total_cost,
-)
+from .search import Choices, cheapest, choices_of, fill, limit_of, total_cost
 
 ROUNDS = 6  # turns of choosing units for a schedule and a schedule for units
 

@@ -21,12 +21,7 @@ from ..running.modules import call, inference_mode_of
 from ..running.twins import on_twins
 from ..space.units import UnitSpace
 from . import labels
-from .inputs import (
-    example_inputs,
-    image_input,
-    image_side,
-    with_weights,
-)
+from .inputs import example_inputs, image_input, image_side, with_weights
 from .refusals import check_network, check_shared
 
 TOKENS = 8  # of a text, in the forward that labels travel through

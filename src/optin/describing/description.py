@@ -13,28 +13,10 @@ from torch.utils._pytree import tree_leaves
 
 from ..errors import ArchitectureError
 from ..running.batch import size_of
-from ..running.modules import (
-    call,
-    forget,
-    inference_mode_of,
-    shared_names,
-)
+from ..running.modules import call, forget, inference_mode_of, shared_names
 from ..running.outputs import tensors_of
-from ..space.units import (
-    Argument,
-    Gate,
-    Product,
-    Tap,
-    UnitGroup,
-    UnitSpace,
-    lies_in,
-)
-from .blocks import (
-    behind,
-    chain,
-    cover,
-    listed,
-)
+from ..space.units import Argument, Gate, Product, Tap, UnitGroup, UnitSpace, lies_in
+from .blocks import behind, chain, cover, listed
 from .found import Found, found
 from .groups import UNREAD, examples_axis, tying, unit_group
 from .rules import rule_of

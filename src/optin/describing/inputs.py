@@ -11,12 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import (
-    ArchitectureError,
-    CheckpointError,
-    InputError,
-    first_line,
-)
+from ..errors import ArchitectureError, CheckpointError, InputError, first_line
 from ..running.modules import device_of, inference_mode_of
 from ..running.samples import made_of
 from ..space.plans import Plan

@@ -15,18 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ..running.modules import (
-    call,
-    device_of,
-    hooks,
-    inference_mode_of,
-)
-from ..space.units import (
-    UnitGroup,
-    UnitSpace,
-    lies_in,
-    pattern,
-)
+from ..running.modules import call, device_of, hooks, inference_mode_of
+from ..space.units import UnitGroup, UnitSpace, lies_in, pattern
 from .remembered import shaken, single, with_attributes
 
 STEP = 7  # places by which one row of a weight is moved against the one before

@@ -19,20 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..running.modules import (
-    forget,
-    inference_mode_of,
-)
-from ..running.surgery import (
-    is_settings,
-)
+from ..running.modules import forget, inference_mode_of
+from ..running.surgery import is_settings
 from ..running.twins import TWINS
-from ..space.units import (
-    Attribute,
-    UnitGroup,
-    UnitSpace,
-    pattern,
-)
+from ..space.units import Attribute, UnitGroup, UnitSpace, pattern
 from .trial import Chosen, _outputs, _Trial
 
 TRIES = 48  # choices of attributes at most, for all groups that are alike

@@ -23,32 +23,10 @@ from ..errors import ArchitectureError
 from ..recipe import Recipe
 from ..running.batch import Batch, position_mask
 from ..running.batches import Batches
-from ..running.consumers import (
-    add,
-    can_shift,
-    features_per_unit,
-    matrix,
-    out_axis,
-    rows_made,
-    rows_read,
-    scale_of,
-)
+from ..running.consumers import add, can_shift, features_per_unit, matrix, out_axis, rows_made, rows_read, scale_of
 from ..running.merging import State, merging_of
-from ..running.modules import (
-    call,
-    hidden_of,
-    inference_mode_of,
-    modules_run,
-    with_hidden,
-)
-from ..running.replay import (
-    Recorder,
-    recorded_blocks,
-    resumed_at,
-    run_block,
-    run_until,
-    standing_in,
-)
+from ..running.modules import call, hidden_of, inference_mode_of, modules_run, with_hidden
+from ..running.replay import Recorder, recorded_blocks, resumed_at, run_block, run_until, standing_in
 from ..running.store import Store
 from ..scoring.probe import differentiate, micro_batches, trajectory_objective
 from ..scoring.token_weights import TokenWeights, padded

@@ -13,12 +13,7 @@ from torch import Tensor, nn
 
 from ..running.batch import Batch
 from ..running.modules import call, hooks, inference_mode_of
-from ..space.units import (
-    Gate,
-    Tap,
-    UnitSpace,
-    pattern,
-)
+from ..space.units import Gate, Tap, UnitSpace, pattern
 
 
 def head_maps(dense: nn.Module, pruned: nn.Module, space: UnitSpace, batch: Batch) -> list[Gate]:

@@ -16,18 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .batch import (
-    LABELS,
-    Batch,
-    batched,
-    image_sides,
-    size_of,
-    split,
-    tile,
-    to_device,
-    token_mask,
-    without_labels,
-)
+from .batch import LABELS, Batch, batched, image_sides, size_of, split, tile, to_device, token_mask, without_labels
 from .reading import check_like, read_all, read_batch
 from .samples import looks_of
 from .store import Store

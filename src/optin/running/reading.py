@@ -11,13 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, first_line
-from .batch import (
-    LABELS,
-    Batch,
-    batched,
-    shapes_of,
-    size_of,
-)
+from .batch import LABELS, Batch, batched, shapes_of, size_of
 from .nesting import leaves
 
 _ROW_DIMS = {"input_ids": 1, "pixel_values": 3}  # dimensions of one example of what most networks take

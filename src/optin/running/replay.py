@@ -20,14 +20,7 @@ from torch.utils._pytree import tree_map
 from ..errors import ArchitectureError
 from ..space.units import Tap
 from .batch import Batch
-from .modules import (
-    call,
-    first_of,
-    hidden_of,
-    hooks,
-    patched_forward,
-    with_hidden,
-)
+from .modules import call, first_of, hidden_of, hooks, patched_forward, with_hidden
 from .outputs import answers, distance, tolerance_of
 
 

@@ -12,12 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..space.plans import Plan
-from ..space.units import (
-    Argument,
-    Attribute,
-    UnitGroup,
-    UnitSpace,
-)
+from ..space.units import Argument, Attribute, UnitGroup, UnitSpace
 from .modules import forget, tensor_of
 from .twins import become_twin, twin_of
 

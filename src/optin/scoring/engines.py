@@ -19,12 +19,7 @@ from urllib.parse import urlsplit
 
 import torch
 
-from ..errors import (
-    DependencyError,
-    InputError,
-    first_line,
-    unknown,
-)
+from ..errors import DependencyError, InputError, first_line, unknown
 from ..running.modules import device_of
 from ..support.versions import build
 

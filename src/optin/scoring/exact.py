@@ -19,31 +19,14 @@ from ..running.batch import Batch, size_of, split, tile
 from ..running.batches import Batches
 from ..running.consumers import without_units
 from ..running.gating import gated
-from ..running.modules import (
-    call,
-    hidden_of,
-    inference_mode_of,
-    patched_forward,
-)
+from ..running.modules import call, hidden_of, inference_mode_of, patched_forward
 from ..running.outputs import Output
-from ..running.replay import (
-    Recorder,
-    Replaced,
-    Trail,
-    recorded_blocks,
-    resumed_at,
-    standing_in,
-)
+from ..running.replay import Recorder, Replaced, Trail, recorded_blocks, resumed_at, standing_in
 from ..space.options import Trajectory
 from ..space.scores import Curve
 from ..space.units import Tap, UnitGroup, UnitSpace
 from .job import Scoring
-from .probe import (
-    PARTS,
-    check_activations,
-    read_final,
-    states,
-)
+from .probe import PARTS, check_activations, read_final, states
 from .resume import Partial
 from .sketch import balanced, flat, part_scales
 from .trajectory import Positions, manifold_loss, output_loss

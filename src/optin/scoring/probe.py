@@ -197,6 +197,33 @@ def states(space: UnitSpace, outputs: Sequence[Any]) -> list[Tensor]:
     ]
 
 
+def _gradients(part: str, scalar: Tensor, by: Sequence[Tensor], again: bool) -> tuple[Tensor, ...]:
+    """The gradients of a part of an objective.
+
+    Args:
+        again: the graph is needed for another part.
+
+    Raises:
+        InputError: the forward does something that no gradient goes through; says what to change.
+    """
+    try:
+        return torch.autograd.grad(scalar, by, retain_graph=again, materialize_grads=True)
+    except CheckpointError as error:
+        raise InputError("the network checkpoints its gradients: turn that off for the time of this.") from error
+    except RuntimeError as error:
+        if "does not require grad" in str(error):
+            raise InputError(
+                f"no gradient reaches the {part} of this network: what is compared must be computed from its "
+                "weights by differentiable operations, with gradients allowed. Name another output (output=)."
+            ) from error
+        if "inplace operation" not in str(error):
+            raise
+        raise InputError(
+            f"an operation in place overwrites what a gradient needs ({first_line(error):.160}): write "
+            "y = f(y) in the network's forward instead."
+        ) from error
+
+
 def differentiate(model: nn.Module, space: UnitSpace, batch: Batch, objective: Objective, stack: int = 1) -> Probe:
     """One forward, and one backward for each part of the objective.
 
@@ -223,29 +250,7 @@ def differentiate(model: nn.Module, space: UnitSpace, batch: Batch, objective: O
         flat = [value for values in calls.values() for value in values]
         units, outputs = {}, {}
         for index, (part, scalar) in enumerate(objectives.items()):
-            try:
-                gradients = torch.autograd.grad(
-                    scalar,
-                    [*multipliers.values(), *flat],
-                    retain_graph=index + 1 < len(objectives),
-                    materialize_grads=True,
-                )
-            except CheckpointError as error:
-                raise InputError(
-                    "the network checkpoints its gradients: turn that off for the time of this."
-                ) from error
-            except RuntimeError as error:
-                if "does not require grad" in str(error):
-                    raise InputError(
-                        f"no gradient reaches the {part} of this network: what is compared must be computed from its "
-                        "weights by differentiable operations, with gradients allowed. Name another output (output=)."
-                    ) from error
-                if "inplace operation" not in str(error):
-                    raise
-                raise InputError(
-                    f"an operation in place overwrites what a gradient needs ({first_line(error):.160}): write "
-                    "y = f(y) in the network's forward instead."
-                ) from error
+            gradients = _gradients(part, scalar, [*multipliers.values(), *flat], index + 1 < len(objectives))
             units[part] = dict(zip(multipliers, gradients, strict=False))
             rest = iter(gradients[len(multipliers) :])
             outputs[part] = {

@@ -11,14 +11,7 @@ from dataclasses import astuple
 from typing import Any
 
 from ..errors import CheckpointError
-from .units import (
-    Argument,
-    Attribute,
-    Cut,
-    TokenSpace,
-    UnitGroup,
-    UnitSpace,
-)
+from .units import Argument, Attribute, Cut, TokenSpace, UnitGroup, UnitSpace
 
 MOST = 10**9  # entries of an axis
 AXES = 8

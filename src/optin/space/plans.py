@@ -10,12 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, OptinError
-from ..support.files import (
-    given,
-    json_text,
-    read_json,
-    write_text,
-)
+from ..support.files import given, json_text, read_json, write_text
 from ..support.folders import check_file
 from . import descriptions
 from .units import UnitSpace

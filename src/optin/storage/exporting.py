@@ -19,23 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from ..describing.inputs import max_positions
-from ..errors import (
-    CheckpointError,
-    DependencyError,
-    InputError,
-    OptinError,
-    first_line,
-    unknown,
-)
+from ..errors import CheckpointError, DependencyError, InputError, OptinError, first_line, unknown
 from ..running.batch import Batch, size_of, split, without_labels
 from ..running.merging import merging_of
 from ..running.modules import call, inference_mode_of
-from ..support.files import (
-    given,
-    json_text,
-    write_bytes,
-    write_text,
-)
+from ..support.files import given, json_text, write_bytes, write_text
 from ..support.folders import check_new, new_folder, scratch_beside
 from ..support.progress import Track, silent
 from .quiet import quiet

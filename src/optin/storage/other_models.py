@@ -17,22 +17,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..errors import (
-    CheckpointError,
-    DependencyError,
-    InputError,
-    first_line,
-    unknown,
-)
+from ..errors import CheckpointError, DependencyError, InputError, first_line, unknown
 from ..support.files import read_json, write_text
 from . import timm_models
 from .networks import NETWORKS
-from .untrusted import (
-    Stored,
-    check_arguments,
-    check_folder,
-    fetches,
-)
+from .untrusted import Stored, check_arguments, check_folder, fetches
 
 LIBRARIES = ("timm", "torchvision", "optin")
 ORIGIN = "optin_origin"  # where a network of torchvision or of `networks.py` remembers what it is

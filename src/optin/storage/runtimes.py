@@ -13,13 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import (
-    CheckpointError,
-    DependencyError,
-    InputError,
-    first_line,
-    unknown,
-)
+from ..errors import CheckpointError, DependencyError, InputError, first_line, unknown
 from ..support.files import given, read_json
 from .quiet import quiet
 from .untrusted import check_sizes

@@ -21,34 +21,18 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from ..describing.inputs import planned_inputs
-from ..errors import (
-    InputError,
-    OptinError,
-)
+from ..errors import InputError, OptinError
 from ..result import Result
-from ..running.modules import (
-    call,
-    device_of,
-    inference_mode_of,
-)
+from ..running.modules import call, device_of, inference_mode_of
 from ..running.outputs import answers, tolerance_of
 from ..space.plans import Plan
 from ..space.scores import Scores
-from ..support.files import (
-    given,
-    json_text,
-    write_text,
-)
+from ..support.files import given, json_text, write_text
 from ..support.folders import new_folder
 from . import modeling_optin
 from .card import base_model, model_card
 from .loading import load
-from .other_models import (
-    is_other,
-    named,
-    save_origin,
-    save_other,
-)
+from .other_models import is_other, named, save_origin, save_other
 from .planned import _auto_class, section_of, shrinking
 from .quiet import quiet
 from .report import render

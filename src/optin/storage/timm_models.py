@@ -6,13 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import (
-    CheckpointError,
-    DependencyError,
-    InputError,
-    first_line,
-    unknown,
-)
+from ..errors import CheckpointError, DependencyError, InputError, first_line, unknown
 
 ARGUMENTS = "optin_arguments"  # where a model remembers what it was created with
 

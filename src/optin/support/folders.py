@@ -16,14 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from ..errors import InputError, OptinError
-from .files import (
-    disk_errors,
-    given,
-    json_text,
-    locked,
-    read_json,
-    write_text,
-)
+from .files import disk_errors, given, json_text, locked, read_json, write_text
 
 MARKER = ".optin"
 SUFFIX = 8  # letters that `tempfile` adds to a name

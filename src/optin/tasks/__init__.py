@@ -10,12 +10,7 @@ from .checks import check_evaluation, check_fit, check_pooling
 from .data import Examples, load_examples
 from .held_out import keep_apart
 from .images import Images, load_images
-from .loading import (
-    load_model,
-    load_preprocessor,
-    load_processor,
-    load_tokenizer,
-)
+from .loading import load_model, load_preprocessor, load_processor, load_tokenizer
 from .segmentation import Scenes, load_scenes
 from .sentences import SentenceTokenizer
 from .specs import TASKS, TaskSpec, task_spec

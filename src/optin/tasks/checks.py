@@ -7,12 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..describing.inputs import (
-    default_length,
-    example_inputs,
-    image_input,
-    takes,
-)
+from ..describing.inputs import default_length, example_inputs, image_input, takes
 from ..errors import InputError, first_line
 from ..running.batch import Batch, to_device, token_mask
 from ..running.modules import device_of, inference_mode_of

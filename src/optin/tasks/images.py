@@ -19,23 +19,8 @@ import numpy as np
 
 from ..errors import InputError, first_line
 from ..space.options import Task
-from .data import (
-    data_path,
-    datasets_library,
-    file_errors,
-    file_of,
-    hub_origin,
-    hub_rows,
-    listed,
-    part_names,
-    shown,
-)
-from .decoding import (
-    SUFFIXES,
-    decode,
-    open_image,
-    pillow,
-)
+from .data import data_path, datasets_library, file_errors, file_of, hub_origin, hub_rows, listed, part_names, shown
+from .decoding import SUFFIXES, decode, open_image, pillow
 from .decoding import Unreadable as Unreadable
 from .rows import check_expansion, open_parquet
 from .specs import TaskSpec

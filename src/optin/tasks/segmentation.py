@@ -21,12 +21,7 @@ from ..running.modules import device_of, inference_mode_of
 from ..running.outputs import answers
 from ..space.options import Task
 from ..support.progress import Track, silent
-from .data import (
-    data_path,
-    file_errors,
-    part_names,
-    shown,
-)
+from .data import data_path, file_errors, part_names, shown
 from .decoding import mask_values, open_image
 from .images import Images, Unreadable, image_files
 from .metrics import divergence, intersections
