@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import nn
 
-from optin.app.assets import package_folder
+from optin.app.demo_data import package_folder
 from optin.tasks import Images
 from optin.tasks.vision import encode
 

@@ -25,10 +25,10 @@ from rich.progress import track as progress
 from safetensors.torch import save_file
 from torch import Tensor
 
-from optin.app.assets import package_folder
 from optin.app.demo import logistic_regression
+from optin.app.demo_data import package_folder
 from optin.space.options import Task
-from optin.storage.quiet import quiet
+from optin.storage.silenced import silenced
 from optin.support.files import cache_folder
 from optin.tasks import load_images, load_processor, task_spec
 from optin.tasks.vision import encode, evaluate
@@ -55,7 +55,7 @@ def backbone() -> Path:
     config.architectures = ["Dinov2Model"]
     config.save_pretrained(work)
     save_file(_weights(), work / "model.safetensors", {"format": "pt"})
-    with quiet():
+    with silenced():
         model, info = Dinov2Model.from_pretrained(work, output_loading_info=True)
     if info["missing_keys"] or info["unexpected_keys"]:
         raise RuntimeError(f"the ONNX file does not hold all of DINOv2: {info}")
@@ -98,7 +98,7 @@ def classifier(data: str = DATA) -> Path:
         return folder
     from transformers import Dinov2ForImageClassification
 
-    with quiet():
+    with silenced():
         model: Any = Dinov2ForImageClassification.from_pretrained(backbone(), num_labels=10).eval()
     processor = load_processor(str(backbone()))
     images = load_images(SPEC, Task("fashion-mnist", data), "calibration", labelled=True).select(range(TRAINING))

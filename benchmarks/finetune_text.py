@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_linear_schedule_with_warmup
 
-from optin.app.assets import Sentences, minilm_folder, rotten_tomatoes
+from optin.app.demo_data import Sentences, minilm_folder, rotten_tomatoes
 from optin.support.files import cache_folder
 
 EPOCHS, BATCH, RATE, SEED = 2, 32, 1e-4, 0

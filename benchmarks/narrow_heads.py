@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from optin.running.modules import hooks
-from optin.scoring.statistics import Moments, factored
+from optin.scoring.moments import Moments, factored
 
 RIDGE = 1e-4
 

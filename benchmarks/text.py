@@ -28,8 +28,8 @@ from scipy.stats import spearmanr
 from text_tables import DEFAULT, render
 
 import optin
-from optin.app.assets import rotten_tomatoes
 from optin.app.benchmark import compare_speed
+from optin.app.demo_data import rotten_tomatoes
 from optin.describing import describe
 from optin.recipe import Recipe
 from optin.running.batch import split

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from training import autocast, folder_of, train
 
 from optin.space.options import Task
+from optin.storage.libraries import create, save_other
 from optin.storage.networks import NETWORKS
-from optin.storage.other_models import create, save_other
 from optin.tasks import Images, load_images, load_model, load_processor
 from optin.tasks.vision import evaluate
 

@@ -22,7 +22,7 @@ from optin.describing.inputs import example_inputs, image_input
 from optin.errors import ArchitectureError, CheckpointError, InputError
 from optin.recipe import Recipe
 from optin.refit.compensation import compensate
-from optin.refit.head import head_maps
+from optin.refit.readout import head_maps
 from optin.running.batches import Batches
 from optin.running.gating import gated, masks
 from optin.running.outputs import answers
@@ -33,7 +33,7 @@ from optin.scoring.job import Scoring
 from optin.scoring.probe import read_final, states
 from optin.scoring.trajectory import manifold_loss, output_loss
 from optin.space.plans import Plan
-from optin.storage.other_models import create, save_other
+from optin.storage.libraries import create, save_other
 from optin.tasks import load_model, load_processor
 from tests.networks import plan_of, shaken
 from tests.slow import slow_but

@@ -10,8 +10,8 @@ import optin
 from optin.describing import describe
 from optin.recipe import Recipe
 from optin.refit.compensation import compensate
-from optin.refit.head import head_maps
 from optin.refit.makers import makers
+from optin.refit.readout import head_maps
 from optin.running.batches import Batches
 from optin.running.gating import gated, masks
 from optin.running.outputs import answers

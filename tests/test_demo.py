@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from optin.app.assets import minilm_folder, package_folder, rotten_tomatoes
 from optin.app.demo import logistic_regression
+from optin.app.demo_data import minilm_folder, package_folder, rotten_tomatoes
 from optin.errors import DependencyError
 
 

@@ -18,7 +18,7 @@ from optin.running.merging import Merging
 from optin.running.surgery import shrink
 from optin.storage import exporting
 from optin.storage.exporting import export, export_all
-from optin.storage.other_models import create
+from optin.storage.libraries import create
 from optin.storage.runtimes import FILES
 from tests.contract.test_architectures import random_plan
 from tests.networks import EAGER_ONLY, HEADS_OF, build, inputs, tokenizer, tokens

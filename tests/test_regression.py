@@ -5,7 +5,7 @@ import torch
 
 from optin.errors import NumericalError
 from optin.refit.regression import refit, refit_validated, rescaled
-from optin.scoring.statistics import Moments, ridged
+from optin.scoring.moments import Moments, ridged
 
 CPU = torch.device("cpu")
 

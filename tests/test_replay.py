@@ -10,7 +10,15 @@ from optin.errors import ArchitectureError
 from optin.recipe import Recipe
 from optin.running.modules import hidden_of, patched_forward
 from optin.running.outputs import answers
-from optin.running.replay import Recorder, Trail, check_replay, recorded_blocks, resumed_at, run_block, standing_in
+from optin.running.replay import (
+    FinishedParts,
+    Recorder,
+    check_replay,
+    recorded_blocks,
+    resumed_at,
+    run_block,
+    with_last_state,
+)
 from optin.space.units import Tap
 from tests.networks import HEADS_OF, build, inputs, tokens
 
@@ -27,7 +35,7 @@ def test_a_block_run_alone_gives_what_it_gave(architecture):
     for position in range(len(blocks)):
         before = outputs[:position]
         if space.chained:
-            before = standing_in(before, hidden_of(outputs[position - 1]))
+            before = with_last_state(before, hidden_of(outputs[position - 1]))
         alone = run_block(model, blocks, batch, before)
         assert torch.equal(hidden_of(alone), hidden_of(outputs[position]))
         with resumed_at(model, blocks, before):
@@ -50,7 +58,7 @@ def test_a_block_can_stop_half_way(bert):
 def test_the_trail_names_what_was_done_before_a_consumer(bert):
     block = "bert.encoder.layer.0"
     consumers = [f"{block}.attention.output.dense", f"{block}.output.dense"]
-    trail = Trail(block, consumers)
+    trail = FinishedParts(block, consumers)
     with trail.recording(bert):
         bert(**tokens(bert))
     assert list(trail.finished[consumers[0]]) == [f"{block}.attention.self"]

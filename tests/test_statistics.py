@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from optin.running.store import Store
-from optin.scoring.statistics import Moments, ridged
+from optin.scoring.moments import Moments, ridged
 
 CPU = torch.device("cpu")
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import optin
 from optin.errors import CheckpointError, OptinError
 from optin.recipe import Recipe
-from optin.storage.other_models import create
+from optin.storage.libraries import create
 from optin.storage.timm_models import ARGUMENTS
 from tests.contract.test_architectures import random_plan
 from tests.networks import build, tokens

@@ -36,7 +36,7 @@ from .space.budget import PER_MS, Budget
 from .space.plans import Cost, Latency, Plan
 from .space.scores import Scores
 from .storage.planned import cut_to_plan, record_plan
-from .support.progress import Callback, Track, silent, unheard
+from .support.progress import Callback, Track, no_callback, silent
 from .support.versions import versions
 
 
@@ -49,7 +49,7 @@ def prune(
     output: str | Reader | None = None,
     inplace: bool = False,
     track: Track = silent,
-    callback: Callback = unheard,
+    callback: Callback = no_callback,
 ) -> Result:
     """Turn a trained network into a physically smaller one under a budget. No labels, no training.
 

@@ -13,7 +13,7 @@ from torch import nn
 import optin
 from optin.app.placement import Placement
 from optin.errors import CheckpointError, InputError, OptinError
-from optin.storage.other_models import create
+from optin.storage.libraries import create
 from optin.storage.timm_models import describe_creation
 from optin.storage.untrusted import check_source
 from tests.contract.test_architectures import random_plan

@@ -17,14 +17,14 @@ from ..recipe import Recipe
 from ..running.batch import without_labels
 from ..space.options import Calibration
 from ..storage.loading import load
-from ..storage.quiet import quiet
 from ..storage.saving import NETWORK, update_figures
+from ..storage.silenced import silenced
 from ..support.folders import check_new
 from ..support.progress import Track, silent
 from ..tasks import Examples, load_tokenizer, task_spec
 from ..tasks.text import bucketed, calibration_batches, encode, evaluate
-from .assets import Sentences, minilm_folder, rotten_tomatoes
 from .benchmark import compare_speed
+from .demo_data import Sentences, minilm_folder, rotten_tomatoes
 
 BUDGET = "50%"
 TRAINING = 3000  # labelled sentences that the head is fitted to
@@ -62,7 +62,7 @@ def classifier(folder: str, tokenizer: Any, sentences: Sentences, track: Track =
     """BERT with a two-class head fitted by logistic regression; the encoder stays as it is."""
     from transformers import AutoModelForSequenceClassification
 
-    with quiet():
+    with silenced():
         model: Any = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2).eval()
     examples = Examples(sentences.texts)
     groups = bucketed(examples, range(len(examples)), 64)

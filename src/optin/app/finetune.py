@@ -21,10 +21,10 @@ from ..running.outputs import Output
 from ..scoring.trajectory import output_loss
 from ..space.options import Training
 from ..space.plans import Plan
-from ..storage.other_models import is_other
+from ..storage.libraries import is_other
 from ..storage.planned import SECTION
-from ..storage.quiet import quiet
 from ..storage.saving import save
+from ..storage.silenced import silenced
 from ..support.folders import new_folder
 from ..tasks import Images, check_evaluation, task_spec
 from ..tasks.images import Unreadable, check_labels
@@ -85,7 +85,7 @@ def finetune(
     if train.origin is not None and train.origin == held_out.origin:
         figures["seen"] = "the accuracy is of the images that it was trained on"
     if section is None:
-        with new_folder(out, FINETUNED, overwrite) as work, quiet():
+        with new_folder(out, FINETUNED, overwrite) as work, silenced():
             model.save_pretrained(work)  # type: ignore[operator]
             processor.save_pretrained(work)
     else:
@@ -115,7 +115,7 @@ def _train(
                 loss = (loss + follow(output.logits, aim.to(output.logits.device), options.temperature)) / 2
             return (loss, output) if return_outputs else loss
 
-    with quiet(), tempfile.TemporaryDirectory() as scratch:  # the Trainer wants a folder, and writes nothing there
+    with silenced(), tempfile.TemporaryDirectory() as scratch:  # the Trainer wants a folder, and writes nothing there
         try:
             arguments = TrainingArguments(
                 output_dir=scratch,

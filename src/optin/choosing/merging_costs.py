@@ -15,7 +15,7 @@ from ..running.batch import Batch, split
 from ..running.merging import Merging, most
 from ..running.modules import call, hidden_of, inference_mode_of
 from ..running.outputs import Output
-from ..running.replay import recorded_blocks, resumed_at, standing_in
+from ..running.replay import recorded_blocks, resumed_at, with_last_state
 from ..scoring.job import Scoring
 from ..scoring.probe import read_final
 from ..scoring.resume import Partial, tokens_beside
@@ -102,7 +102,7 @@ class _Reference:
             # Everything before is skipped, but for the block whose keys are matched.
             before = self.blocks[:matched]
             if before and self.space.chained:
-                before = standing_in(before, hidden_of(before[-1]))
+                before = with_last_state(before, hidden_of(before[-1]))
             with (
                 resumed_at(self.model, self.space.blocks, before),
                 recorded_blocks(self.model, self.space.blocks, after),

@@ -26,15 +26,15 @@ from ..running.batches import Batches
 from ..running.consumers import add, can_shift, features_per_unit, matrix, out_axis, rows_made, rows_read, scale_of
 from ..running.merging import State, merging_of
 from ..running.modules import call, hidden_of, inference_mode_of, modules_run, with_hidden
-from ..running.replay import Recorder, recorded_blocks, resumed_at, run_block, run_until, standing_in
+from ..running.replay import Recorder, recorded_blocks, resumed_at, run_block, run_until, with_last_state
 from ..running.store import Store
 from ..scoring.probe import differentiate, micro_batches, trajectory_objective
 from ..scoring.token_weights import TokenWeights, padded
 from ..space.options import Refit
 from ..space.units import Gate, Tap, UnitSpace
 from ..support.progress import Track, silent
-from .head import head_maps
 from .makers import makers, with_makers
+from .readout import head_maps
 from .regression import Folds
 
 WeightsOf = Callable[[int, str], list[Tensor]]  # of the tokens of a batch at a consumer, call by call
@@ -261,7 +261,7 @@ class _Walk:
         if not templates:
             return []
         if self.space.chained:
-            return standing_in(templates, self.store[which, index, 0])
+            return with_last_state(templates, self.store[which, index, 0])
         states = (self.store[which, index, place].clone() for place in range(len(templates)))
         return [with_hidden(kept, state) for kept, state in zip(templates, states, strict=True)]
 

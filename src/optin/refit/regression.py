@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..scoring.statistics import HIGHEST, Moments, factored
+from ..scoring.moments import HIGHEST, Moments, factored
 
 STEP = 10**0.5  # between two ridges that are tried
 LOWEST = 1e-6

@@ -90,18 +90,18 @@ def resumed_at(model: nn.Module, blocks: Sequence[str], before: Sequence[Any]) -
 
     Args:
         blocks: module names in order of execution; a module that runs several times is named as often.
-        before: one output per skipped block, see `standing_in`.
+        before: one output per skipped block, see `with_last_state`.
     """
     with contextlib.ExitStack() as stack:
         skipped = blocks[: len(before)]
         for name in dict.fromkeys(skipped):
             module = model.get_submodule(name)
             values = [value for block, value in zip(skipped, before, strict=True) if block == name]
-            stack.enter_context(patched_forward(module, Replaced(module.forward, values)))
+            stack.enter_context(patched_forward(module, Recorded(module.forward, values)))
         yield
 
 
-def standing_in(outputs: Sequence[Any], hidden: Tensor, times: int = 1) -> list[Any]:
+def with_last_state(outputs: Sequence[Any], hidden: Tensor, times: int = 1) -> list[Any]:
     """What skipped blocks return where nothing flows past them: the last one `hidden`, in the form of its own output.
 
     Those before it return zeros of their own shapes: what modules between the blocks make of them is read by nothing.
@@ -144,7 +144,7 @@ def check_replay(model: nn.Module, blocks: Sequence[str], batch: Batch, chained:
         )
     for place in range(1, len(blocks) + 1):
         before = _snapshot(outputs[:place])
-        before = standing_in(before, hidden_of(before[-1])) if chained else before
+        before = with_last_state(before, hidden_of(before[-1])) if chained else before
         wanted = _numbers(outputs[place]) if place < len(blocks) else expected
         try:
             if place < len(blocks):
@@ -170,7 +170,7 @@ def _cannot_go_on(model: nn.Module, block: str) -> ArchitectureError:
     )
 
 
-class Replaced:
+class Recorded:
     """A forward that returns recorded values the first few times."""
 
     def __init__(self, forward: Any, values: list[Any]) -> None:
@@ -194,7 +194,7 @@ def run_block(
     The embeddings run too, since the first block reads them and every mask is made there.
 
     Args:
-        before: one output per earlier block, see `standing_in`.
+        before: one output per earlier block, see `with_last_state`.
         until: stop already at this tap inside the block; the return value is then None.
     """
     name, result = blocks[len(before)], []
@@ -229,7 +229,7 @@ def run_until(model: nn.Module, batch: Batch, tap: Tap | None) -> None:
         call(model, batch)
 
 
-class Trail:
+class FinishedParts:
     """What the parts of one block returned, and which of them were done when each consumer began.
 
     Attributes:

@@ -30,9 +30,9 @@ from ..space.scores import Curve
 from ..space.units import Gate, UnitGroup, UnitSpace
 from .draws import Weights, summed
 from .job import Scoring
+from .moments import Moments, factored
 from .probe import PARTS, Probe
 from .sketch import UnitTotals, part_scales
-from .statistics import Moments, factored
 
 READ = "read"
 COMPACT = 0.75  # share of a reader's features from which those that are gone are cut out

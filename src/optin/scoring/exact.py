@@ -21,7 +21,7 @@ from ..running.consumers import without_units
 from ..running.gating import gated
 from ..running.modules import call, hidden_of, inference_mode_of, patched_forward
 from ..running.outputs import Output
-from ..running.replay import Recorder, Replaced, Trail, recorded_blocks, resumed_at, standing_in
+from ..running.replay import FinishedParts, Recorded, Recorder, recorded_blocks, resumed_at, with_last_state
 from ..space.options import Trajectory
 from ..space.scores import Curve
 from ..space.units import Tap, UnitGroup, UnitSpace
@@ -124,7 +124,7 @@ class Reference:
     maps: list[Tensor]
     output: Output
     consumers: dict[str, tuple[Tensor, Tensor]]
-    trails: dict[int, Trail]
+    trails: dict[int, FinishedParts]
 
     @classmethod
     def of(cls, model: nn.Module, space: UnitSpace, batch: Batch, options: Trajectory, seed: int) -> Reference:
@@ -135,7 +135,7 @@ class Reference:
         for group in space:
             if not group.shared:
                 gates[group.layer] += [gate.module for gate in group.gates]
-        trails = {layer: Trail(space.blocks[layer], names) for layer, names in gates.items()}
+        trails = {layer: FinishedParts(space.blocks[layer], names) for layer, names in gates.items()}
         recorder = Recorder([Tap(name, side) for names in gates.values() for name in names for side in SIDES])
         blocks: list[Any] = []
         with contextlib.ExitStack() as stack:
@@ -195,7 +195,7 @@ class Reference:
                 before = self.blocks[: group.layer]
                 if self.space.chained:
                     last = self._tiled(hidden_of(before[-1]), len(units))
-                    before = standing_in(before, last, len(units))
+                    before = with_last_state(before, last, len(units))
                 else:
                     before = [self._tiled(output, len(units)) for output in before]
                 patches.enter_context(resumed_at(self.model, self.space.blocks, before))
@@ -205,7 +205,7 @@ class Reference:
             }
             for name, outputs in {**skipped, gate.module: [without]}.items():
                 part = self.model.get_submodule(name)
-                patches.enter_context(patched_forward(part, Replaced(part.forward, outputs)))
+                patches.enter_context(patched_forward(part, Recorded(part.forward, outputs)))
             yield
 
     def _tiled(self, output: Any, times: int) -> Any:

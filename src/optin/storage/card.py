@@ -11,7 +11,7 @@ import yaml
 
 from ..result import Result
 from ..support.files import given
-from .other_models import is_other
+from .libraries import is_other
 from .report import share_of
 from .templates import filled
 from .timm_models import is_timm

@@ -26,9 +26,9 @@ from ..running.modules import call, inference_mode_of
 from ..support.files import given, json_text, write_bytes, write_text
 from ..support.folders import check_new, new_folder, scratch_beside
 from ..support.progress import Track, silent
-from .quiet import quiet
 from .runtimes import DESCRIPTION, FILES, open_exported
 from .saving import save_configuration
+from .silenced import silenced
 
 PACKAGES = {
     "onnx": ("onnxscript", "onnxruntime"),
@@ -291,7 +291,7 @@ def _silence() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), quiet():
+        with warnings.catch_warnings(), silenced():
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -13,9 +13,9 @@ from ..errors import CheckpointError, DependencyError, InputError, OptinError, f
 from ..running.modules import align
 from ..space.plans import Plan
 from ..support.files import given, read_json
-from .other_models import fill, make_within
+from .libraries import fill, make_within
 from .planned import SECTION, _auto_class, _shrinking, cut_to_plan, record_plan, shrinking
-from .quiet import quiet
+from .silenced import silenced
 from .untrusted import check_folder
 
 
@@ -50,7 +50,7 @@ def load(folder: str | Path, *, into: nn.Module | None = None, **options: Any) -
     name = _class_name(config)
     _check_kind(name, config)
     try:
-        with quiet():
+        with silenced():
             model, info = _shrinking(name, stored).from_pretrained(  # type: ignore[attr-defined]
                 path,
                 output_loading_info=True,

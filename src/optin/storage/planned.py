@@ -19,7 +19,7 @@ from ..running.surgery import check_description, fits, shrink
 from ..space.plans import Cost, Plan
 from ..space.units import UnitSpace
 from . import modeling_optin
-from .other_models import is_other
+from .libraries import is_other
 from .untrusted import Stored
 
 SECTION = "optin"

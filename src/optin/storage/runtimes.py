@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, DependencyError, InputError, first_line, unknown
 from ..support.files import given, read_json
-from .quiet import quiet
+from .silenced import silenced
 from .untrusted import check_sizes
 
 DESCRIPTION = "export.json"
@@ -120,7 +120,7 @@ def _config(folder: Path) -> Any:
         return None
     check_sizes(known)
     try:
-        with quiet():
+        with silenced():
             return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # what the library says of a tampered configuration has no common class but this
         raise CheckpointError(f"{file} cannot be read: {first_line(error)}") from error

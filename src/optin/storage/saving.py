@@ -31,12 +31,12 @@ from ..support.files import given, json_text, write_text
 from ..support.folders import new_folder
 from . import modeling_optin
 from .card import base_model, model_card
+from .libraries import is_other, named, save_origin, save_other
 from .loading import load
-from .other_models import is_other, named, save_origin, save_other
 from .planned import _auto_class, section_of, shrinking
-from .quiet import quiet
 from .report import render
 from .scores import keep_scores
+from .silenced import silenced
 
 NETWORK = "network"  # kind of result
 REPORT = "report.html"
@@ -146,7 +146,7 @@ def _save_network(model: Any, work: Path) -> bool:
             save_other(model, work, section, own=True)
         return False
     try:
-        with quiet():
+        with silenced():
             model.save_pretrained(work)
         back = _same_parts(model, work) and _comes_back(model, work)
     except RuntimeError:  # weights that its class does not know to be shared
@@ -163,7 +163,7 @@ def _save_network(model: Any, work: Path) -> bool:
 def _same_parts(model: Any, folder: Path) -> bool:
     """Whether the configuration just written makes a network of the same weights, by their names and shapes."""
     try:
-        with quiet(), torch.device("meta"):
+        with silenced(), torch.device("meta"):
             again = shrinking(type(model).__name__)(type(model.config).from_pretrained(folder))
     except Exception:  # a changed network may fail anywhere when it is made by the configuration of another
         return False

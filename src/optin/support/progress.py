@@ -20,7 +20,7 @@ class Callback(Protocol):
     def __call__(self, stage: str, figures: Mapping[str, float]) -> None: ...
 
 
-def unheard(stage: str, figures: Mapping[str, float]) -> None:
+def no_callback(stage: str, figures: Mapping[str, float]) -> None:
     """A `Callback` that does nothing."""
 
 

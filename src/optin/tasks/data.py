@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import DependencyError, InputError, first_line
 from ..space.options import Task
-from ..storage.quiet import quiet
+from ..storage.silenced import silenced
 from .rows import FORMATS, Rows, read_rows
 from .specs import ALIASES, TaskSpec
 
@@ -208,7 +208,7 @@ def hub_rows(spec: TaskSpec, split: str) -> Any:
         raise InputError("say where the data is: --data FILE (csv, tsv, jsonl or parquet).")
     datasets = datasets_library()
     try:
-        with quiet():
+        with silenced():
             return datasets.load_dataset(*spec.hub, split=split)
     except Exception as error:  # what the hub, the network and the library say has no common class but this
         raise InputError(

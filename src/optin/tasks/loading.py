@@ -10,11 +10,11 @@ from typing import Any
 from torch import nn
 
 from ..errors import InputError, OptinError
+from ..storage.libraries import load_dense, of_other, processor_settings
 from ..storage.loading import load
-from ..storage.other_models import load_dense, of_other, processor_settings
 from ..storage.planned import SECTION
-from ..storage.quiet import quiet
 from ..storage.runtimes import of_export, open_exported
+from ..storage.silenced import silenced
 from ..support.files import read_json
 from .sentences import sentence_tokenizer
 from .specs import TaskSpec
@@ -190,7 +190,7 @@ def _fetcher(source: str) -> Any:
 def clear_errors(source: str) -> Iterator[None]:
     """One line for what transformers says in many when a checkpoint or the hub cannot be had."""
     try:
-        with quiet():
+        with silenced():
             yield
     except OptinError:
         raise

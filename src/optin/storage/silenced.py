@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def silenced() -> Iterator[None]:
     """No progress bar, no load report and no word of retries, until the block ends."""
     from transformers.utils import logging as transformers_logging
 
