@@ -361,7 +361,7 @@ BROKEN = {
 @pytest.mark.parametrize("case", BROKEN)
 def test_what_is_no_removal_curve_is_refused(case, bert, batches, monkeypatch):
     change, said = BROKEN[case]
-    monkeypatch.setattr("optin.pipeline.criterion", lambda name: broken(change))
+    monkeypatch.setattr("optin.scoring.criteria.criterion", lambda name: broken(change))
     with pytest.raises(NumericalError, match=f"{said}.*{ATTENTION[0]}"):
         optin.score(bert, batches)
 

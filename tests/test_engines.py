@@ -112,13 +112,13 @@ def test_sums_of_batches_are_those_of_one_process(architecture):
     recipe = Recipe().override(trajectory__rows=12, trajectory__draws=20)
     here, there = scoring(model, batches, recipe), scoring(model, batches, recipe, engine=elsewhere)
     empty = functools.partial(Sensitivities, model, here.space, recipe)
-    expected, got = summed(here, empty, "score"), summed(there, empty, "score")
+    (expected, weights), (got, others) = summed(here, empty, "score"), summed(there, empty, "score")
     assert expected.units.draws == got.units.draws == 28
     for name, value in expected.tensors().items():
         torch.testing.assert_close(got.tensors()[name], value, rtol=1e-5, atol=1e-5 * float(value.abs().max()))
     for index in range(len(batches)):
-        for name in here.weights.consumers:
-            for value, same in zip(here.weights(index, name), there.weights(index, name), strict=True):
+        for name in weights.consumers:
+            for value, same in zip(weights(index, name), others(index, name), strict=True):
                 assert torch.equal(value, same)
 
 

@@ -130,9 +130,8 @@ def test_token_costs_are_those_of_merging():
     space, batches = describe(model), [inputs(model, batch=8, seed=1)]
     scoring = Scoring(model, space, Batches.of(batches, CPU), RECIPE)
     with pytest.raises(InputError, match="common currency"):
-        token_costs(scoring)
-    scoring.scales.update(manifold=0.0, output=1.0)
-    table = token_costs(scoring)
+        token_costs(scoring, {})
+    table = token_costs(scoring, {"manifold": 0.0, "output": 1.0})
     assert table.shape == (3, 18)
     assert float(table[0].abs().max()) == 0 and float(table[:, 0].abs().max()) == 0
     with torch.inference_mode():

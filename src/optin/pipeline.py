@@ -28,7 +28,7 @@ from .result import Result, summary
 from .running.modules import check_weights, device_of, fingerprint, without_autocast
 from .running.outputs import Reader, reading
 from .running.twins import on_twins, plain_again
-from .scoring.criteria import SPREAD, Scoring, check_curves, criterion
+from .scoring.criteria import SPREAD, Scoring, criterion, found_by
 from .scoring.engines import Engine, local
 from .scoring.engines import engine as find_engine
 from .scoring.token_weights import drawn_before
@@ -145,7 +145,7 @@ def score(
         InputError: no calibration inputs, an unknown criterion, or an engine that cannot be had.
     """
     recipe = _with_output(recipe, output)
-    measure = criterion(recipe.criterion)
+    criterion(recipe.criterion)  # or refused before any work
     where = _engine(engine, address, recipe, output)
     check_network(model)
     check_weights(model)
@@ -155,12 +155,11 @@ def score(
     with reading(output):
         compared = check_inputs(model, space, calibration, recipe)
         scoring = Scoring(model, space, calibration, recipe, track, Path(resume) if resume else None, where)
-        curves = measure(scoring)
-        check_curves(recipe.criterion, space, curves)
-        tokens = token_costs(scoring) if recipe.tokens.merge == "search" else None
+        found = found_by(recipe.criterion, scoring)
+        tokens = token_costs(scoring, found.scales) if recipe.tokens.merge == "search" else None
     return Scores(
         space.architecture,
-        curves,
+        found.curves,
         recipe.length or calibration.positions,
         {
             "criterion": recipe.criterion,
@@ -172,8 +171,8 @@ def score(
         },
         tokens,
         None if recipe.length else calibration.width,
-        {name: torch.stack(draws) for name, draws in scoring.gradients.items()},
-        scoring.weights if scoring.weights.drawn else None,
+        {name: torch.stack(draws) for name, draws in found.gradients.items()},
+        found.weights,
     )
 
 

@@ -26,19 +26,22 @@ from ..space.units import TokenSpace, UnitSpace
 MICRO = 8  # images that are compared at once
 
 
-def token_costs(scoring: Scoring) -> Float[Tensor, "block tokens+1"]:
+def token_costs(scoring: Scoring, scales: Mapping[str, float]) -> Float[Tensor, "block tokens+1"]:
     """c_i(r) for every block and every number of tokens, in the currency of the removal curves.
 
     Every original token is compared in the state of the token that stands for it, so that the losses are those
     of units. Evaluated at powers of two and linear between them; beyond what can merge at once the last slope
     goes on. Keeps partial sums beside those of the criterion.
 
+    Args:
+        scales: what each part of the trajectory is multiplied by in the curves.
+
     Raises:
         InputError: the network's tokens cannot be merged, or the criterion has no trajectory to compare with.
     """
     model, space, options = scoring.model, scoring.space, scoring.recipe.trajectory
     tokens = token_space(space)
-    if not scoring.scales:
+    if not scales:
         raise InputError(
             f"the criterion {scoring.recipe.criterion!r} has no common currency for tokens and units. "
             "Use compensated, sketch or exact, or merge no tokens."
@@ -57,7 +60,7 @@ def token_costs(scoring: Scoring) -> Float[Tensor, "block tokens+1"]:
             reference = _Reference.of(model, space, batch, options, scoring.recipe.seed + index)
             for place in range(1, len(tokens.blocks)):
                 for column, r in enumerate(grid):
-                    sums[place, column] += reference.cost(place, r, scoring.scales)
+                    sums[place, column] += reference.cost(place, r, scales)
             partial.commit(index + 1, may_wait=True)
     costs = torch.zeros(len(tokens.blocks), count + 1, dtype=torch.float64)
     for place in range(1, len(tokens.blocks)):

@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..running.batch import Batch, split, without_labels
 from ..running.modules import tensor_of
 from ..space.scores import Curve
-from .job import Scoring
+from .job import Found, Scoring
 from .probe import differentiate
 from .resume import Partial
 
@@ -40,7 +40,7 @@ def magnitude(scoring: Scoring) -> Mapping[str, Curve]:
     return curves
 
 
-def fisher(scoring: Scoring) -> Mapping[str, Curve]:
+def fisher(scoring: Scoring) -> Found:
     """Diagonal Fisher information of the multipliers, from labels: E[(d loss / d m)^2] (Kwon et al., 2022).
 
     Keeps partial sums in `scoring.resume`.
@@ -52,8 +52,9 @@ def fisher(scoring: Scoring) -> Mapping[str, Curve]:
     size = batches.micro_size(scoring.recipe.trajectory.draws)
     total = {group.name: torch.zeros(group.size, dtype=torch.float64) for group in scoring.space}
     partial = Partial.open(scoring.resume, dict(total), scoring.identity, len(batches))
+    gradients: dict[str, list[Tensor]] = {}
     if scoring.recipe.rearrange and partial.done:
-        scoring.gradients.update({name: list(partial.sums[f"waiting/{name}"]) for name in space.sizes})
+        gradients = {name: list(partial.sums[f"waiting/{name}"]) for name in space.sizes}
     for done, batch in enumerate(scoring.track(batches.labelled(), "fisher", len(batches)), 1):
         if done <= partial.done:
             continue
@@ -64,11 +65,11 @@ def fisher(scoring: Scoring) -> Mapping[str, Curve]:
             for name, value in differentiate(model, space, inputs, loss).units["loss"].items():
                 total[name] += value.double().square().cpu()
                 if scoring.recipe.rearrange:
-                    scoring.gradients.setdefault(name, []).append(value.float().cpu())
+                    gradients.setdefault(name, []).append(value.float().cpu())
         if partial.due:
-            partial.sums = total | {f"waiting/{name}": torch.stack(rows) for name, rows in scoring.gradients.items()}
+            partial.sums = total | {f"waiting/{name}": torch.stack(rows) for name, rows in gradients.items()}
             partial.commit(done)
-    return {name: Curve.from_importance(value) for name, value in total.items()}
+    return Found({name: Curve.from_importance(value) for name, value in total.items()}, gradients=gradients)
 
 
 def _label_loss(labels: Tensor | None, batch: Batch, output: Any, hidden: list[Tensor]) -> dict[str, Tensor]:

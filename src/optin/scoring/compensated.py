@@ -29,7 +29,7 @@ from ..running.consumers import features_per_unit, matrix
 from ..space.scores import Curve
 from ..space.units import Gate, UnitGroup, UnitSpace
 from .draws import Weights, summed
-from .job import Scoring
+from .job import Found, Scoring
 from .moments import Moments, factored
 from .probe import PARTS, Probe
 from .sketch import UnitTotals, part_scales
@@ -40,14 +40,13 @@ ROUNDING = (1e-12, 1e-9, 1e-7)  # of the mean diagonal, added in turn to what ma
 CHUNK = 16  # neurons that leave between two updates of C^-1; of channels this part of those left
 
 
-def compensated(scoring: Scoring) -> Mapping[str, Curve]:
+def compensated(scoring: Scoring) -> Found:
     """Removal curves under compensation. Cost: the sketch, one second moment per consumer, one elimination."""
     model, space, recipe = scoring.model, scoring.space, scoring.recipe
-    statistics = summed(scoring, partial(Sensitivities, model, space, recipe), "score")
-    scales = statistics.scales
-    scoring.scales.update(scales)
+    moments, weights = summed(scoring, partial(Sensitivities, model, space, recipe), "score")
+    scales = moments.scales
     groups = scoring.track(space, "removal curves", len(space))
-    return {group.name: statistics.curve(model, group, scales) for group in groups}
+    return Found({group.name: moments.curve(model, group, scales) for group in groups}, scales, weights=weights)
 
 
 class Sensitivities:

@@ -1,7 +1,7 @@
 """Criteria: each turns a network and a calibration set into removal curves.
 
-To add one, write a function from `Scoring` to curves and give it a line in `CRITERIA`, or publish
-an entry point `optin.criteria`.
+To add one, write a function from `Scoring` to curves by name, or to `Found`, and give it a line in `CRITERIA`, or
+publish an entry point `optin.criteria`.
 """
 
 from __future__ import annotations
@@ -11,16 +11,15 @@ from importlib.metadata import entry_points
 
 from ..errors import InputError, NumericalError, unknown
 from ..space.scores import Curve
-from ..space.units import UnitSpace
 from . import baselines
 from .compensated import compensated
 from .exact import exact
-from .job import Scoring
+from .job import Found, Scoring
 from .sketch import sketch
 
-__all__ = ["CRITERIA", "SPREAD", "Criterion", "Scoring", "criterion"]
+__all__ = ["CRITERIA", "SPREAD", "Criterion", "Found", "Scoring", "criterion", "found_by"]
 
-Criterion = Callable[[Scoring], Mapping[str, Curve]]
+Criterion = Callable[[Scoring], Found | Mapping[str, Curve]]
 
 CRITERIA: Mapping[str, Criterion] = {
     "compensated": compensated,
@@ -49,13 +48,17 @@ def criterion(name: str) -> Criterion:
     raise InputError(unknown("criterion", name, [*CRITERIA, *published]))
 
 
-def check_curves(criterion: str, space: UnitSpace, curves: Mapping[str, Curve]) -> None:
-    """Refuse what a criterion gives that is no removal curve of every group: a search would make something of it.
+def found_by(name: str, scoring: Scoring) -> Found:
+    """What a criterion finds.
 
     Raises:
-        NumericalError: names the group.
+        NumericalError: something that is no removal curve of every group, of which a search would make something.
     """
-    for group in space:
+    given = criterion(name)(scoring)
+    found = given if isinstance(given, Found) else Found(given)
+    curves = found.curves
+    for group in scoring.space:
         if group.name not in curves or (problem := curves[group.name].problem(group.size)):
             said = "no removal curve" if group.name not in curves else f"a removal curve that {problem}"
-            raise NumericalError(f"the criterion {criterion!r} gives {said} for {group.name!r}.")
+            raise NumericalError(f"the criterion {name!r} gives {said} for {group.name!r}.")
+    return found

@@ -49,17 +49,18 @@ class Sums(Protocol):
 S = TypeVar("S", bound=Sums)
 
 
-def summed(scoring: Scoring, empty: Callable[[], S], description: str) -> S:
-    """The sums over all draws; fills in `scoring.weights`. Partial sums go to `scoring.resume`.
+def summed(scoring: Scoring, empty: Callable[[], S], description: str) -> tuple[S, TokenWeights]:
+    """The sums over all draws, and the weights of all tokens. Partial sums go to `scoring.resume`.
 
     Args:
         empty: makes sums of nothing.
     """
     total, recipe = empty(), scoring.recipe
+    weights = TokenWeights(scoring.space, recipe, Store())
     if scoring.engine is local:
-        for _ in scoring.track(_draws_here(scoring, total), description, recipe.trajectory.draws):
+        for _ in scoring.track(_draws_here(scoring, total, weights), description, recipe.trajectory.draws):
             pass
-        return total
+        return total, weights
     batches, size = list(scoring.batches), scoring.batches.micro_size(recipe.trajectory.draws)
     stacks = passes(scoring.model, scoring.space, scoring.batches, recipe.trajectory.draws)
     places = [(index, number > 0, stack) for number, stack in enumerate(stacks) for index in range(len(batches))]
@@ -71,15 +72,13 @@ def summed(scoring: Scoring, empty: Callable[[], S], description: str) -> S:
         partial.add(part)
         partial.commit(done, may_wait=True)
     for index in range(len(batches)):
-        scoring.weights.put(
-            index, {name: partial.sums[f"weights/{index}/{name}"] for name in scoring.weights.consumers}
-        )
-    return total
+        weights.put(index, {name: partial.sums[f"weights/{index}/{name}"] for name in weights.consumers})
+    return total, weights
 
 
-def _draws_here(scoring: Scoring, total: Sums) -> Iterator[None]:
+def _draws_here(scoring: Scoring, total: Sums, weights: TokenWeights) -> Iterator[None]:
     """Add every draw to the sums, from where an earlier run was killed."""
-    options, weights = scoring.recipe.trajectory, scoring.weights
+    options = scoring.recipe.trajectory
     generator = torch.Generator().manual_seed(scoring.recipe.seed)
     objective = trajectory_objective(scoring.model, scoring.space, options, generator)
     sums = {**total.state(), "generator": generator.get_state()}

@@ -25,7 +25,7 @@ from ..running.replay import FinishedParts, Recorded, Recorder, recorded_blocks,
 from ..space.options import Trajectory
 from ..space.scores import Curve
 from ..space.units import Tap, UnitGroup, UnitSpace
-from .job import Scoring
+from .job import Found, Scoring
 from .probe import PARTS, check_activations, read_final, states
 from .resume import Partial
 from .sketch import balanced, flat, part_scales
@@ -34,12 +34,11 @@ from .trajectory import Positions, manifold_loss, output_loss
 SIDES: tuple[Literal["input", "output"], ...] = ("input", "output")
 
 
-def exact(scoring: Scoring) -> Mapping[str, Curve]:
+def exact(scoring: Scoring) -> Found:
     """Removal curves from independent unit scores; keeps partial sums in `scoring.resume`."""
     parts, balance = exact_parts(scoring), scoring.recipe.trajectory.balance
-    scoring.scales.update(part_scales(parts, balance))
-    scores = balanced(parts, balance)
-    return {name: Curve.from_importance(value) for name, value in scores.items()}
+    curves = {name: Curve.from_importance(value) for name, value in balanced(parts, balance).items()}
+    return Found(curves, part_scales(parts, balance))
 
 
 def exact_parts(scoring: Scoring, units: Mapping[str, list[int]] | None = None) -> dict[str, dict[str, Tensor]]:

@@ -1,7 +1,8 @@
-"""What every criterion is given."""
+"""What every criterion is given, and what it gives back."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from ..recipe import Recipe
 from ..running.batches import Batches
 from ..running.modules import fingerprint
-from ..running.store import Store
+from ..space.scores import Curve
 from ..space.units import UnitSpace
 from ..support.progress import Track, silent
 from .engines import Engine, local
@@ -25,9 +26,6 @@ class Scoring:
     Attributes:
         engine: where criteria with work for many machines compute.
         resume: a file for partial results, so that a long scoring goes on after a kill.
-        scales: what each part of the trajectory is multiplied by in the curves; filled in by criteria that
-            measure it.
-        gradients: per group of each draw, shape (unit,); filled in by `fisher` if the recipe rearranges.
     """
 
     model: nn.Module
@@ -37,8 +35,6 @@ class Scoring:
     track: Track = silent
     resume: Path | None = None
     engine: Engine = local
-    scales: dict[str, float] = field(default_factory=dict)
-    gradients: dict[str, list[Tensor]] = field(default_factory=dict)
 
     @cached_property
     def network(self) -> str:
@@ -50,7 +46,19 @@ class Scoring:
         """What partial results depend on."""
         return f"{self.network} {self.batches.digest} {self.recipe.to_dict()}"
 
-    @cached_property
-    def weights(self) -> TokenWeights:
-        """Of all tokens, for the refit; filled in by criteria that draw probes of the trajectory."""
-        return TokenWeights(self.space, self.recipe, Store())
+
+@dataclass(frozen=True)
+class Found:
+    """What a criterion found.
+
+    Attributes:
+        curves: the removal curve of every group.
+        scales: what each part of the trajectory is multiplied by in them, of criteria that measure it.
+        gradients: per group of each draw, shape (unit,), of `fisher` if the recipe rearranges.
+        weights: of all tokens, for the refit, of criteria that draw probes of the trajectory.
+    """
+
+    curves: Mapping[str, Curve]
+    scales: Mapping[str, float] = field(default_factory=dict)
+    gradients: Mapping[str, list[Tensor]] = field(default_factory=dict)
+    weights: TokenWeights | None = None

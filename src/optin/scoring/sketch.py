@@ -14,18 +14,18 @@ from torch import Tensor
 from ..space.scores import Curve
 from ..space.units import UnitSpace
 from .draws import Weights, summed
-from .job import Scoring
+from .job import Found, Scoring
 from .probe import PARTS, Probe
 
 Parts = dict[str, dict[str, Tensor]]
 
 
-def sketch(scoring: Scoring) -> Mapping[str, Curve]:
+def sketch(scoring: Scoring) -> Found:
     """Removal curves from independent unit scores. Cost: one forward and two backward passes per draw."""
-    total = summed(scoring, partial(UnitTotals, scoring.space), "sketch")
+    total, weights = summed(scoring, partial(UnitTotals, scoring.space), "sketch")
     balance = scoring.recipe.trajectory.balance
-    scoring.scales.update(part_scales(total.mean, balance))
-    return {name: Curve.from_importance(value) for name, value in balanced(total.mean, balance).items()}
+    curves = {name: Curve.from_importance(value) for name, value in balanced(total.mean, balance).items()}
+    return Found(curves, part_scales(total.mean, balance), weights=weights)
 
 
 class UnitTotals:

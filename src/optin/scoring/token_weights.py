@@ -52,11 +52,6 @@ class TokenWeights:
         self.store = store
         self.index, self.parts = -1, dict[str, list[Tensor]]()
 
-    @property
-    def drawn(self) -> bool:
-        """Whether there are any."""
-        return self.index >= 0
-
     def of(self, probe: Probe) -> dict[str, list[Tensor]]:
         """Those of one draw, by consumer: see `token_weights`."""
         return {name: token_weights(probe, name, self.floor, self.balance) for name in self.consumers}
