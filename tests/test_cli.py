@@ -193,7 +193,7 @@ def failing(folder):
         "few examples": ((*prune, "--budget", "50%", "--data", folder), 2, "--examples 80"),
         "length": ((*prune, "--budget", "50%", *data, "--max-length", 64), 2, "beyond the 40 tokens"),
         "budget": ((*prune, "--budget", "half", *data), 4, "cannot read the budget"),
-        "no budget": ((*prune, *data), 2, "how much may stay"),
+        "no budget": ((*prune, *data), 2, "no budget is given"),
         "whole budget": ((*prune, "--budget", "100%", *data), 4, "less than 100%"),
         "infeasible": ((*prune, "--budget", "1%", *data), 4, "Ask for"),
         "model": (("inspect", folder / "none"), 2, "no such folder here"),

@@ -163,7 +163,7 @@ def test_networks_that_cannot_be_followed_are_refused(batches):
 
 
 def test_a_budget_must_be_given(bert, batches):
-    with pytest.raises(InputError, match="how much may stay"):
+    with pytest.raises(InputError, match="no budget is given"):
         optin.prune(bert, batches)
 
 

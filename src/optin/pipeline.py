@@ -56,8 +56,8 @@ def prune(
         result = optin.prune(model, batches, budget="50%")
 
     Args:
-        model: a transformers encoder, bare or with a head. Left untouched unless `inplace`.
-        batches: any iterable of the model's keyword inputs; 256 examples do.
+        model: any module whose forward can be followed. Left untouched unless `inplace`.
+        batches: any iterable of the model's keyword inputs; 256 examples are enough.
         budget: "50%", 0.5, "2.1 GMACs", "40 Mparams", "12 ms"; taken from the recipe if not given.
         recipe: all other options.
         output: what of the network's output matters, as in `score`.
@@ -335,5 +335,5 @@ def _with_budget(recipe: Recipe | None, budget: str | float | Budget | None) -> 
     if budget is not None:
         recipe = recipe.override(budget=str(Budget.parse(budget)))
     if recipe.budget is None:
-        raise InputError("say how much may stay: budget='50%', '2.1 GMACs' or '40 Mparams'.")
+        raise InputError("no budget is given: pass budget='50%', '2.1 GMACs' or '40 Mparams'.")
     return recipe

@@ -108,7 +108,7 @@ def run_prune(
     chosen = None if plan_file is None else Plan.load(plan_file)
     known = None if scores is None else load_scores(scores)
     if chosen is None and recipe.budget is None:
-        raise InputError("say how much may stay: --budget '50%', '2.1 GMACs' or '40 Mparams'.")
+        raise InputError("no budget is given: pass --budget '50%', '2.1 GMACs' or '40 Mparams'.")
     job = Job.of(recipe, placement, quality)
     recipe = job.recipe
     if chosen is not None:
