@@ -23,12 +23,12 @@ from ..storage.scores import SCORES, keep_scores, load_scores, save_scores
 from ..support.files import given, json_text, write_text
 from ..support.folders import add_files, check_apart, check_file, check_new, new_folder
 from ..support.progress import Track, silent
-from ..tasks import check_evaluation, load_images, load_model, load_preprocessor, load_processor, task_spec
+from ..tasks import check_evaluation, load_images, load_model, load_preprocessor, load_processor, task_of, task_spec
 from .benchmark import compare_speed
 from .finetune import FINETUNED, finetune
 from .kept import Kept, Say, unsaid
 from .pictures import PICTURES_KIND, check_pictures, draw, draw_sweep
-from .placement import Job, Placement, as_pooled, check_size, load_part, local, model_of, what_is_read
+from .placement import Job, Placement, as_pooled, check_size, local, model_of, what_is_read
 from .quality import dense_quality, held_out_of, measure, pruned_quality, quality_of, seen_before
 
 SWEEP = "sweep"  # kind of result
@@ -204,14 +204,14 @@ def run_evaluate(
     """`optin evaluate`: the task's metrics of one network."""
     spec = task_spec(recipe.task.name)
     source, reference = local(source), None if reference is None else local(reference)
-    examples = load_part(spec, recipe, "evaluation")
+    examples = task_of(recipe).load(recipe.task, "evaluation")
     model = placement.load(source, spec.kind)
     dense = None if reference is None else placement.load(reference, spec.kind)
     preprocessor = load_preprocessor(source, spec, model)
     recipe = as_pooled(recipe, preprocessor)
     check_evaluation(model, spec, examples, preprocessor, recipe.trajectory.pooling)
     figures = measure(model, preprocessor, recipe, examples, dense, track)
-    seen = seen_before(Path(source), spec, recipe, examples)
+    seen = seen_before(Path(source), recipe, examples)
     return {"model": source, "task": recipe.task.name, "examples": len(examples), **seen, **figures}
 
 
@@ -260,7 +260,7 @@ def run_draw(
     if given(out).resolve() != folder.resolve():
         check_new(out, PICTURES_KIND, overwrite, [folder, recipe.task.data, reference])
     if recipe.task.data is not None:
-        images = load_part(spec, recipe, "evaluation", labelled=False)
+        images = task_of(recipe).load(recipe.task, "evaluation", labelled=False)
     dense = None if reference is None else load_model(local(reference), spec.kind)
     written = draw(folder, out, images, count, dense, overwrite=overwrite)
     return {f"picture {index}": str(path) for index, path in enumerate(written, 1)}

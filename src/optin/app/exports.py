@@ -20,9 +20,9 @@ from ..storage.runtimes import open_exported
 from ..support.files import given
 from ..support.folders import check_new
 from ..support.progress import Track, silent
-from ..tasks import check_evaluation, load_processor, load_tokenizer, task_spec
+from ..tasks import check_evaluation, load_processor, load_tokenizer, task_of, task_spec
 from .benchmark import side_by_side
-from .placement import Job, Placement, as_pooled, load_part, local
+from .placement import Job, Placement, as_pooled, local
 from .quality import measure
 
 
@@ -61,7 +61,7 @@ def run_export(
     model, preprocessor, batch_inputs = _export_inputs(source, recipe, placement, batch)
     spec = task_spec(recipe.task.name)
     real = recipe.task.data is not None
-    examples = load_part(spec, recipe, "evaluation") if real and quality else None
+    examples = task_of(recipe).load(recipe.task, "evaluation") if real and quality else None
     recipe = as_pooled(recipe, preprocessor)
     if examples is not None:
         check_evaluation(model, spec, examples, preprocessor, recipe.trajectory.pooling)

@@ -22,19 +22,13 @@ from ..tasks import (
     Examples,
     Images,
     SentenceTokenizer,
-    TaskSpec,
     check_evaluation,
     check_fit,
     check_pooling,
     keep_apart,
-    load_examples,
-    load_images,
     load_model,
     load_preprocessor,
-    load_scenes,
-    task_spec,
-    text,
-    vision,
+    task_of,
 )
 
 LONGEST = 2**16  # tokens, or pixels of a side, of inputs that are made
@@ -90,12 +84,10 @@ class Job:
     @classmethod
     def of(cls, recipe: Recipe, placement: Placement, evaluated: bool = False) -> Job:
         """Load everything; all that can be wrong with the inputs is found here, before any scoring."""
-        spec = task_spec(recipe.task.name)
-        labelled = recipe.criterion == "fisher"
-        if labelled and spec.kind not in ("classification", "regression", "images"):
-            raise InputError(f"the fisher criterion needs one label per example, and {spec.kind} has none.")
-        examples = load_part(spec, recipe, "calibration", labelled)
-        evaluation = load_part(spec, recipe, "evaluation") if evaluated else None
+        task = task_of(recipe)
+        spec, labelled = task.spec, task.check_criterion(recipe.criterion)
+        examples = task.load(recipe.task, "calibration", labelled)
+        evaluation = task.load(recipe.task, "evaluation") if evaluated else None
         source = model_of(recipe)
         model = placement.load(source, spec.kind)
         check_network(model)
@@ -103,12 +95,9 @@ class Job:
         preprocessor = load_preprocessor(source, spec, model)
         recipe = as_pooled(recipe, preprocessor)
         check_pooling(model, recipe.trajectory.pooling)
-        handler: Any = vision if spec.of_images else text
-        labels = handler.class_indices(model, spec, examples) if labelled else None
-        batches, drawn = handler.drawn_batches(model, examples, preprocessor, recipe.calibration, recipe.seed, labels)
-        if spec.kind == "image-zero-shot":
-            names = [*recipe.excluded, *vision.text_tower(model, batches[0])]
-            recipe = recipe.override(exclude=",".join(dict.fromkeys(names)))
+        batches, drawn = task.drawn_batches(model, examples, preprocessor, recipe, labelled)
+        if unreached := task.unreached(model, batches[0]):
+            recipe = recipe.override(exclude=",".join(dict.fromkeys([*recipe.excluded, *unreached])))
         if evaluation is None:
             return cls(recipe, model, preprocessor, batches)
         check_evaluation(model, spec, evaluation, preprocessor, recipe.trajectory.pooling)
@@ -146,13 +135,6 @@ def local(source: str) -> str:
 def what_is_read(recipe: Recipe) -> list[str | Path | None]:
     """What a recipe reads: files and folders that no result may touch."""
     return [None if recipe.model is None else local(recipe.model), recipe.task.data]
-
-
-def load_part(spec: TaskSpec, recipe: Recipe, part: str, labelled: bool | None = None) -> Examples | Images:
-    """One part of the task's data; for an evaluation with labels, if the task has any."""
-    needed = not spec.kind.endswith("embedding") if labelled is None else labelled
-    load = load_scenes if spec.of_scenes else load_images if spec.of_images else load_examples
-    return load(spec, recipe.task, part, labelled=needed)
 
 
 def as_pooled(recipe: Recipe, preprocessor: Any) -> Recipe:

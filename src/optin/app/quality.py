@@ -11,35 +11,18 @@ from ..errors import OptinError
 from ..recipe import Recipe
 from ..result import Result
 from ..support.progress import Track
-from ..tasks import Examples, Images, TaskSpec, segmentation, task_spec, text, vision
-from .placement import Job, load_part
+from ..tasks import Examples, Images, task_of
+from .placement import Job
 
 
 def measure(
     model: nn.Module, preprocessor: Any, recipe: Recipe, examples: Any, reference: nn.Module | None, track: Track
 ) -> dict[str, float]:
     """The metrics of one network on examples of the task; against the outputs of another one if given."""
-    spec, options = task_spec(recipe.task.name), recipe.calibration
-    if spec.of_scenes:
-        tile = recipe.task.tile
-        return segmentation.evaluate(model, preprocessor, examples, reference=reference, tile=tile, track=track)
-    handler: Any = vision if spec.of_images else text
-    limits = {} if spec.of_images else {"max_length": options.max_length}
-    figures: dict[str, float] = handler.evaluate(
-        model,
-        preprocessor,
-        spec,
-        examples,
-        reference=reference,
-        batch_size=options.batch_size,
-        pooling=recipe.trajectory.pooling,
-        track=track,
-        **limits,
-    )
-    return figures
+    return task_of(recipe).evaluate(model, preprocessor, examples, recipe, reference, track)
 
 
-def seen_before(source: Path, spec: TaskSpec, recipe: Recipe, examples: Any) -> dict[str, int]:
+def seen_before(source: Path, recipe: Recipe, examples: Any) -> dict[str, int]:
     """How many of the examples the calibration of a pruned network saw, as far as its recipe says."""
     file = source / "recipe.yaml"
     if not file.is_file() or recipe.task.data is None:
@@ -48,7 +31,7 @@ def seen_before(source: Path, spec: TaskSpec, recipe: Recipe, examples: Any) -> 
     if known.task.data is None or known.task.name != recipe.task.name:
         return {}
     try:
-        drawn = load_part(spec, known, "calibration")
+        drawn = task_of(known).load(known.task, "calibration")
     except OptinError:  # the data of then are gone
         return {}
     same = drawn.origin is not None and drawn.origin == getattr(examples, "origin", None)
@@ -70,7 +53,7 @@ def held_out_of(job: Job) -> Examples | Images:
 
 def dense_quality(job: Job, examples: Examples | Images, track: Track) -> dict[str, float]:
     """Empty for embeddings, which are only compared with the dense network's: it has no figures of its own."""
-    if task_spec(job.recipe.task.name).kind.endswith("embedding"):
+    if not task_of(job.recipe).spec.labelled:
         return {}
     return measure(job.model, job.preprocessor, job.recipe, examples, None, track)
 

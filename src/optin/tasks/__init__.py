@@ -1,8 +1,9 @@
 """Tasks: data in, metric out.
 
-`specs` is a table; `data`, `rows`, `images` and `decoding` read files; `loading` gets networks and what prepares
-their inputs (`vocabulary`, `sentences`); `text`, `vision` and `segmentation` feed them and measure them; `checks`
-finds before any work what would keep them from it; `held_out` keeps apart what calibration saw.
+`specs` is a table of tasks; `kinds` says how the data of each is loaded, batched and measured. `data`, `rows`, `images`
+and `decoding` read files; `loading` gets networks and what prepares their inputs (`vocabulary`, `sentences`); `text`,
+`vision` and `segmentation` feed them and measure them; `checks` finds before any work what would keep them from it;
+`held_out` keeps apart what calibration saw.
 """
 
 from . import segmentation, text, vision
@@ -10,6 +11,7 @@ from .checks import check_evaluation, check_fit, check_pooling
 from .data import Examples, load_examples
 from .held_out import keep_apart
 from .images import Images, load_images
+from .kinds import TextTask, task_of
 from .loading import load_model, load_preprocessor, load_processor, load_tokenizer
 from .segmentation import Scenes, load_scenes
 from .sentences import SentenceTokenizer
@@ -22,6 +24,7 @@ __all__ = [
     "Scenes",
     "SentenceTokenizer",
     "TaskSpec",
+    "TextTask",
     "check_evaluation",
     "check_fit",
     "check_pooling",
@@ -34,6 +37,7 @@ __all__ = [
     "load_scenes",
     "load_tokenizer",
     "segmentation",
+    "task_of",
     "task_spec",
     "text",
     "vision",

@@ -56,6 +56,16 @@ class TaskSpec:
         return name
 
     @property
+    def labelled(self) -> bool:
+        """Whether an evaluation needs labels; embeddings are compared with those of the dense network."""
+        return not self.kind.endswith("embedding")
+
+    @property
+    def one_label(self) -> bool:
+        """Whether every example has one label."""
+        return self.kind in ("classification", "regression", "images")
+
+    @property
     def of_scenes(self) -> bool:
         """Whether labels are masks."""
         return self.kind == "image-segmentation"
