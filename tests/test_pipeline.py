@@ -47,6 +47,16 @@ def test_the_report_says_what_happened(bert, batches):
     assert result.plan.length == 8  # (2 * 9 + 2 * 6) / 4 = 7.5 tokens on average
 
 
+def test_what_is_given_back_is_told_in_a_line(bert, batches):
+    result = prune(bert, batches)
+    scores = optin.score(bert, batches, recipe=RECIPE)
+    said = [repr(value) for value in (result, result.plan, scores, result.plan.description)]
+    assert all(len(line) < 120 and "\n" not in line for line in said)
+    assert said[0].startswith(f"Result({type(bert).__name__} with ") and "% of the MACs" in said[0]
+    kept, units = sum(result.plan.kept.values()), sum(result.plan.sizes.values())
+    assert f"{kept:,} of {units:,} units" in said[1] and "'compensated'" in said[2] and "heads" in said[3]
+
+
 def test_in_place_changes_the_given_object_to_the_same_result(bert, batches):
     expected = prune(bert, batches)
     result = prune(bert, batches, inplace=True)

@@ -29,6 +29,12 @@ class Result:
     report: dict[str, Any]
     recipe: Recipe = field(default_factory=Recipe)
 
+    def __repr__(self) -> str:
+        left = ", ".join(
+            f"{share:.1%} of the {'MACs' if name == 'macs' else name}" for name, share in self.plan.shares.items()
+        )
+        return f"Result({type(self.model).__name__} with {left} of the dense network)"
+
     def save(self, folder: str | Path, tokenizer: Any = None, *, overwrite: bool = False) -> Path:
         """Write a folder that `optin.load` and transformers can read. See `optin.storage.saving.save`."""
         from .storage.saving import (

@@ -26,6 +26,7 @@ app = typer.Typer(
     epilog="Exit codes: 2 input, 3 architecture, 4 budget, 5 NaN, 6 checkpoint or disk, 7 missing package.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 Model = Annotated[str, typer.Argument(help="Local folder or hub id.")]
@@ -77,7 +78,7 @@ def inspect(
 def score(
     model: Model,
     run: Run,
-    out: Annotated[Path, typer.Option(help="Folder for the scores.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the scores.")],
     engine: Annotated[
         str, typer.Option(help="local, or ray: units (exact) or calibration batches on many machines.")
     ] = "local",
@@ -95,7 +96,7 @@ def plan(
     model: Model,
     scores: Annotated[Path, typer.Argument(help="Folder written by `optin score`.")],
     run: Run,
-    out: Annotated[Path | None, typer.Option(help="File for the plan (JSON).")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File for the plan (JSON).")] = None,
 ) -> Any:
     """Choose the units to keep under a budget, from stored scores, without any data."""
     from . import commands
@@ -108,7 +109,7 @@ def plan(
 def prune(
     run: Run,
     model: InRecipe = None,
-    out: Annotated[Path, typer.Option(help="Folder for the pruned network.")] = Path("pruned"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pruned network.")] = Path("pruned"),
     scores: ScoresFolder = None,
     plan: Annotated[Path | None, typer.Option(help="Use this plan instead of scoring and searching.")] = None,
     evaluate: Annotated[bool, typer.Option(help="Measure both networks on the task.")] = True,
@@ -133,7 +134,9 @@ def prune(
 def sweep(
     run: Run,
     model: InRecipe = None,
-    out: Annotated[Path, typer.Option(help="Folder for the figures and their picture.")] = Path("sweep"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the figures and their picture.")] = Path(
+        "sweep"
+    ),
     budget: Annotated[
         list[str] | None, typer.Option(help="May be repeated; 80, 65, 50 and 40% if not given.")
     ] = None,
@@ -191,7 +194,8 @@ def export(
         typer.Option(help="onnx, onnx-int8, openvino or torch-export; may be repeated; onnx if not given."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for one folder per format; the network's own if not given.")
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for one folder per format; the network's own if not given."),
     ] = None,
     batch: Annotated[int, typer.Option(min=2, help="Examples per timed forward.")] = 8,
     reference: Annotated[str | None, typer.Option(help="Dense network, timed and evaluated beside it.")] = None,
@@ -224,7 +228,7 @@ def export(
 def finetune(
     model: Model,
     run: Run,
-    out: Annotated[Path, typer.Option(help="Folder for the trained network.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the trained network.")],
     teacher: Annotated[str | None, typer.Option(help="Network of the same classes to follow.")] = None,
 ) -> Any:
     """Take a pruned (or dense) classifier of images to another data set (needs optin\\[finetune])."""
@@ -237,7 +241,9 @@ def finetune(
 def draw(
     model: Pruned,
     run: Run,
-    out: Annotated[Path | None, typer.Option(help="Folder for the pictures; the network's own if not given.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for the pictures; the network's own if not given.")
+    ] = None,
     data: DrawnData = None,
     count: Count = 4,
     reference: DrawnReference = None,
@@ -253,7 +259,9 @@ def draw(
 def report(
     model: Pruned,
     run: Run,
-    out: Annotated[Path | None, typer.Option(help="HTML file; report.html in the folder if not given.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="HTML file; report.html in the folder if not given.")
+    ] = None,
     sweep: Annotated[Path | None, typer.Option(help="sweep.json, to show quality against MACs.")] = None,
     data: DrawnData = None,
     count: Count = 4,
@@ -269,7 +277,7 @@ def report(
 @command(app, "demo")
 def demo(
     run: Run,
-    out: Annotated[Path, typer.Option(help="Folder for what it writes.")] = Path("demo-output"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for what it writes.")] = Path("demo-output"),
 ) -> Any:
     """Run the main job on a real network and real sentences (needs optin\\[demo])."""
     from . import demo as demonstration

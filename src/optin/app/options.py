@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.models import OptionInfo
 
 from ..recipe import Recipe, preset
 from ..support import interrupts
@@ -88,6 +89,19 @@ OF_RUNS: Mapping[str, tuple[Any, Any]] = {  # how the option is declared, and it
 }
 
 
+PANELS: Mapping[str, str] = {  # under which heading the help shows an option
+    name: panel
+    for panel, names in {
+        "Model and data": "task data text label tile examples max_length length scores plan reference teacher",
+        "Budget": "budget round_to latency_batch",
+        "Method": "recipe preset criterion exclude search compensate seed epochs batch_size learning_rate head_only",
+        "Hardware": "device threads dtype batch engine address",
+        "Output": "out to evaluate sweep count overwrite as_json quiet",
+    }.items()
+    for name in names.split()
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """What the shared options of a command make.
@@ -154,6 +168,15 @@ class Run:
             print(line, file=sys.stderr)  # noqa: T201
 
 
+def _in_panel(parameter: inspect.Parameter) -> int:
+    """Put an option into its panel; the place of that in the help, behind all arguments."""
+    info = parameter.annotation.__metadata__[0]
+    if not isinstance(info, OptionInfo):
+        return -1
+    info.rich_help_panel = PANELS[parameter.name]
+    return list(dict.fromkeys(PANELS.values())).index(info.rich_help_panel)
+
+
 def show(result: Any, table: Callable[[Any], Any], *, as_json: bool, quiet: bool) -> None:
     """Print what a command found."""
     if as_json:
@@ -191,6 +214,7 @@ def command(
             show(result, getattr(tables, table), as_json=options["as_json"], quiet=options["quiet"])
 
         parameters = [*(part.replace(kind=inspect.Parameter.KEYWORD_ONLY) for part in own), *added]
+        parameters.sort(key=_in_panel)
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {part.name: part.annotation for part in parameters}
         app.command(name=function.__name__, help=function.__doc__)(run)

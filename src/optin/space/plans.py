@@ -79,6 +79,10 @@ class Plan:
         """Number of units kept per group."""
         return {name: len(units) for name, units in self.keep.items()}
 
+    def __repr__(self) -> str:
+        units = f"{sum(self.kept.values()):,} of {sum(self.sizes.values()):,} units in {len(self.sizes)} groups"
+        return f"Plan({self.architecture}: {units}, {self.pruned.macs:,} of {self.dense.macs:,} MACs)"
+
     @property
     def shares(self) -> dict[str, float]:
         """What is left of the MACs and of the parameters."""

@@ -79,3 +79,6 @@ class Scores:
     width: int | None = None
     gradients: Mapping[str, Tensor] = field(default_factory=dict)
     weights: Callable[[int, str], list[Tensor]] | None = None
+
+    def __repr__(self) -> str:
+        return f"Scores({self.architecture}: {len(self.curves)} groups by {self.provenance.get('criterion')!r})"

@@ -204,6 +204,12 @@ class UnitSpace:
     whole: Mapping[str, str] = field(default_factory=dict)
     head: int = 0
 
+    def __repr__(self) -> str:
+        kinds = dict.fromkeys(group.kind for group in self)
+        units = {kind: sum(group.size for group in self if group.kind == kind) for kind in kinds}
+        counts = ", ".join(f"{count:,} {kind}s" for kind, count in units.items())
+        return f"UnitSpace({self.architecture}: {counts} in {len(self)} groups; {len(self.whole)} maps stay whole)"
+
     def __getitem__(self, name: str) -> UnitGroup:
         return self.by_name[name]
 
