@@ -2,7 +2,7 @@
 
 `specs` is a table of tasks; `kinds` says how the data of each is loaded, batched and measured. `data`, `rows`,
 `images` and `decoding` read files; `loading` gets networks and what prepares their inputs (`vocabulary`,
-`sentences`); `text`, `vision` and `segmentation` feed them and measure them; `checks` finds before any work what would
+`sentences`); `text`, `vision` and `segmentation` feed and measure them; `checks` finds before any work what would
 keep them from it; `held_out` keeps apart what calibration saw.
 """
 
