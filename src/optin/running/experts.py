@@ -88,8 +88,8 @@ def _nonzero(share: Tensor, part: float) -> Tensor:
 
 def are_experts(module: nn.Module) -> bool:
     """Whether a module follows the protocol that `Experts` does, all experts on one device."""
-    facts = ("is_transposed", "has_gate", "has_bias", "num_experts", "_apply_gate", "_is_expert_parallel")
+    facts = ("is_transposed", "has_gate", "has_bias", "num_experts", "_apply_gate")
     if not all(hasattr(module, name) for name in facts):
         return False
-    plain = not getattr(module, "has_post_expert_norm", False) and not module._is_expert_parallel
+    plain = not any(getattr(module, name, False) for name in ("has_post_expert_norm", "_is_expert_parallel"))
     return plain and isinstance(getattr(module, "down_proj", None), nn.Parameter)
