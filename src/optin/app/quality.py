@@ -19,7 +19,7 @@ def measure(
     model: nn.Module, preprocessor: Any, recipe: Recipe, examples: Any, reference: nn.Module | None, track: Track
 ) -> dict[str, float]:
     """The metrics of one network on examples of the task; against the outputs of another one if given."""
-    return task_of(recipe).evaluate(model, preprocessor, examples, recipe, reference, track)
+    return task_of(recipe).evaluate(model, preprocessor, examples, recipe, reference=reference, track=track)
 
 
 def seen_before(source: Path, recipe: Recipe, examples: Any) -> dict[str, int]:

@@ -14,7 +14,7 @@ from ..running.modules import align
 from ..space.plans import Plan
 from ..support.files import given, read_json
 from .libraries import fill, make_within
-from .planned import SECTION, _auto_class, _shrinking, cut_to_plan, record_plan, shrinking
+from .planned import SECTION, auto_class, cut_to_plan, record_plan, shrinking, shrinking_within
 from .silenced import silenced
 from .untrusted import check_folder
 
@@ -51,7 +51,7 @@ def load(folder: str | Path, *, into: nn.Module | None = None, **options: Any) -
     _check_kind(name, config)
     try:
         with silenced():
-            model, info = _shrinking(name, stored).from_pretrained(  # type: ignore[attr-defined]
+            model, info = shrinking_within(name, stored).from_pretrained(  # type: ignore[attr-defined]
                 path,
                 output_loading_info=True,
                 use_safetensors=True,
@@ -67,7 +67,7 @@ def load(folder: str | Path, *, into: nn.Module | None = None, **options: Any) -
     if missing := sorted(info["missing_keys"]):
         raise CheckpointError(f"{path} lacks the weights of {missing[0]!r} ({len(missing)} in all).")
     # The class that checked the weights has done its work: one that knows none may be saved and copied.
-    model.__class__ = shrinking(name) if _auto_class(model) is not None else type(model).__mro__[1]
+    model.__class__ = shrinking(name) if auto_class(model) is not None else type(model).__mro__[1]
     loaded: nn.Module = model.eval()
     align(loaded)
     return loaded

@@ -70,7 +70,7 @@ def record_plan(model: nn.Module, plan: Plan, original: Mapping[str, int] | None
     if original is not None:
         combined = dataclasses.replace(combined, dense=Cost(original["macs"], original["parameters"]))
     setattr(getattr(model, "config", model), SECTION, combined.to_dict())
-    if not is_other(model) and _auto_class(model) is not None:
+    if not is_other(model) and auto_class(model) is not None:
         # An object of its class still, that writes what the Auto classes need whoever saves it: see `shrinking`.
         model.__class__ = shrinking(type(model).__name__)
 
@@ -123,10 +123,10 @@ def shrinking(name: str) -> type[nn.Module]:
     Raises:
         ArchitectureError: transformers has no such model class.
     """
-    return _shrinking(name)
+    return shrinking_within(name)
 
 
-def _shrinking(name: str, stored: Stored | None = None) -> type[nn.Module]:
+def shrinking_within(name: str, stored: Stored | None = None) -> type[nn.Module]:
     """`shrinking`; with what the weights are, to refuse a configuration that asks for far more."""
     import transformers
 
@@ -144,11 +144,11 @@ def _shrinking(name: str, stored: Stored | None = None) -> type[nn.Module]:
             stored.check_network(self)
 
     # Weights on disk have the names of the library's own class, which it translates for its own classes only.
-    own = {"is_custom_code": classmethod(lambda cls: False), "_auto_class": _auto_class(base)}
+    own = {"is_custom_code": classmethod(lambda cls: False), "_auto_class": auto_class(base)}
     return type(name, (base,), {"__init__": __init__, "__module__": modeling_optin.__name__, **own})
 
 
-def _auto_class(model: Any) -> str | None:
+def auto_class(model: Any) -> str | None:
     """The Auto class that stands for the task of a network or its class."""
     from transformers.models.auto import modeling_auto
 

@@ -33,7 +33,7 @@ from . import modeling_optin
 from .card import base_model, model_card
 from .libraries import is_other, named, save_origin, save_other
 from .loading import load
-from .planned import _auto_class, section_of, shrinking
+from .planned import auto_class, section_of, shrinking
 from .report import render
 from .scores import keep_scores
 from .silenced import silenced
@@ -81,7 +81,7 @@ def save(
             keep_scores(scores, work)
         result.plan.save(work / "plan.json")
         result.recipe.save(work / "recipe.yaml")
-        write_figures(result, work, _auto_class(model) if known else None)
+        write_figures(result, work, auto_class(model) if known else None)
     return Path(folder)
 
 
@@ -100,7 +100,7 @@ def update_figures(result: Result, folder: str | Path) -> None:
     """`write_figures` in a folder that `save` wrote: what was measured since is in the report."""
     path = given(folder).resolve()
     known = (path / f"{STUB}.py").is_file()
-    write_figures(result, path, _auto_class(result.model) if known else None)
+    write_figures(result, path, auto_class(result.model) if known else None)
 
 
 def check_savable(model: nn.Module) -> None:

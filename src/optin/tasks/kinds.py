@@ -5,8 +5,9 @@ A new kind is one class here and one line in `task_of`; a new task of a known ki
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -14,7 +15,6 @@ from ..errors import InputError
 from ..recipe import Recipe
 from ..running.batch import Batch
 from ..space.options import Task
-from ..support.progress import Track
 from . import segmentation, text, vision
 from .data import Examples, load_examples
 from .images import Images, load_images
@@ -27,46 +27,47 @@ class TextTask:
     """Texts that are classified, scored, tagged or embedded."""
 
     spec: TaskSpec
+    handler: ClassVar[Any] = text  # makes batches and measures
+    read: ClassVar[Callable[..., Examples | Images]] = staticmethod(load_examples)
 
     def load(self, options: Task, part: str, labelled: bool | None = None) -> Examples | Images:
         """One part of the data, "calibration" or "evaluation"; by default with the labels that the task has."""
-        return self._load(options, part, self.spec.labelled if labelled is None else labelled)
-
-    def _load(self, options: Task, part: str, labelled: bool) -> Examples | Images:
-        return load_examples(self.spec, options, part, labelled=labelled)
+        return self.read(self.spec, options, part, labelled=self.spec.labelled if labelled is None else labelled)
 
     def drawn_batches(
         self, model: nn.Module, examples: Any, preprocessor: Any, recipe: Recipe, labelled: bool
     ) -> tuple[list[Batch], list[int]]:
         """Calibration batches, and the places of their examples in the data."""
-        labels = text.class_indices(model, self.spec, examples) if labelled else None
-        return text.drawn_batches(model, examples, preprocessor, recipe.calibration, recipe.seed, labels)
+        labels = self.handler.class_indices(model, self.spec, examples) if labelled else None
+        drawn: tuple[list[Batch], list[int]] = self.handler.drawn_batches(
+            model, examples, preprocessor, recipe.calibration, recipe.seed, labels
+        )
+        return drawn
 
     def unreached(self, model: nn.Module, batch: Batch) -> list[str]:
         """Modules that work on nothing that the calibration inputs tell apart, and stay whole."""
         return []
 
     def evaluate(
-        self,
-        model: nn.Module,
-        preprocessor: Any,
-        examples: Any,
-        recipe: Recipe,
-        reference: nn.Module | None,
-        track: Track,
+        self, model: nn.Module, preprocessor: Any, examples: Any, recipe: Recipe, **options: Any
     ) -> dict[str, float]:
-        """The metrics of a network; against the outputs of another one if given."""
-        return text.evaluate(
-            model,
-            preprocessor,
-            self.spec,
-            examples,
-            reference=reference,
-            batch_size=recipe.calibration.batch_size,
-            max_length=recipe.calibration.max_length,
-            pooling=recipe.trajectory.pooling,
-            track=track,
+        """The metrics of a network.
+
+        Args:
+            options: `track`, and `reference`, a network whose outputs are compared with.
+        """
+        figures: dict[str, float] = self.handler.evaluate(
+            model, preprocessor, self.spec, examples, **self._evaluation(recipe), **options
         )
+        return figures
+
+    def _evaluation(self, recipe: Recipe) -> dict[str, Any]:
+        calibration = recipe.calibration
+        return {
+            "batch_size": calibration.batch_size,
+            "max_length": calibration.max_length,
+            "pooling": recipe.trajectory.pooling,
+        }
 
     def check_criterion(self, name: str) -> bool:
         """Whether a criterion needs labels.
@@ -84,60 +85,27 @@ class TextTask:
 class ImageTask(TextTask):
     """Images that are classified, matched with texts or embedded."""
 
-    def _load(self, options: Task, part: str, labelled: bool) -> Examples | Images:
-        return load_images(self.spec, options, part, labelled=labelled)
-
-    def drawn_batches(
-        self, model: nn.Module, examples: Any, preprocessor: Any, recipe: Recipe, labelled: bool
-    ) -> tuple[list[Batch], list[int]]:
-        """See `TextTask`."""
-        labels = vision.class_indices(model, self.spec, examples) if labelled else None
-        return vision.drawn_batches(model, examples, preprocessor, recipe.calibration, recipe.seed, labels)
+    handler: ClassVar[Any] = vision
+    read: ClassVar[Callable[..., Examples | Images]] = staticmethod(load_images)
 
     def unreached(self, model: nn.Module, batch: Batch) -> list[str]:
         """See `TextTask`: of a network that matches images with texts, the tower of the texts."""
         return vision.text_tower(model, batch) if self.spec.kind == "image-zero-shot" else []
 
-    def evaluate(
-        self,
-        model: nn.Module,
-        preprocessor: Any,
-        examples: Any,
-        recipe: Recipe,
-        reference: nn.Module | None,
-        track: Track,
-    ) -> dict[str, float]:
-        """See `TextTask`."""
-        return vision.evaluate(
-            model,
-            preprocessor,
-            self.spec,
-            examples,
-            reference=reference,
-            batch_size=recipe.calibration.batch_size,
-            pooling=recipe.trajectory.pooling,
-            track=track,
-        )
+    def _evaluation(self, recipe: Recipe) -> dict[str, Any]:
+        return {"batch_size": recipe.calibration.batch_size, "pooling": recipe.trajectory.pooling}
 
 
 class SceneTask(ImageTask):
     """Scenes that are segmented."""
 
-    def _load(self, options: Task, part: str, labelled: bool) -> Examples | Images:
-        return load_scenes(self.spec, options, part, labelled=labelled)
+    read: ClassVar[Callable[..., Examples | Images]] = staticmethod(load_scenes)
 
     def evaluate(
-        self,
-        model: nn.Module,
-        preprocessor: Any,
-        examples: Any,
-        recipe: Recipe,
-        reference: nn.Module | None,
-        track: Track,
+        self, model: nn.Module, preprocessor: Any, examples: Any, recipe: Recipe, **options: Any
     ) -> dict[str, float]:
         """See `TextTask`."""
-        tile = recipe.task.tile
-        return segmentation.evaluate(model, preprocessor, examples, reference=reference, tile=tile, track=track)
+        return segmentation.evaluate(model, preprocessor, examples, tile=recipe.task.tile, **options)
 
 
 def task_of(recipe: Recipe) -> TextTask:
