@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ..running.gating import gated, masks
 from ..running.modules import call, device_of, inference_mode_of
@@ -51,7 +52,7 @@ class _Trial:
                 changed.append((attribute, read_count(small, attribute)))
                 write_count(small, attribute, kept[name] * attribute.per_unit)
         try:
-            with inference_mode_of(small):
+            with inference_mode_of(small), _NoEmptyAttention():
                 got = _outputs(small, self.inputs)
         except Exception:  # with a wrong count a forward may fail in any way
             return False
@@ -63,6 +64,18 @@ class _Trial:
             one.shape == other.shape and (not one.numel() or float((one - other).abs().max()) <= EQUAL * scale)
             for one, other in zip(expected, got, strict=True)
         )
+
+
+class _NoEmptyAttention(TorchFunctionMode):
+    """Refuses attention without heads, to which a wrong count may lead: torch up to 2.13 divides by their number."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = (*args, *(kwargs or {}).values())
+        if func is nn.functional.scaled_dot_product_attention and any(
+            isinstance(value, Tensor) and value.dim() > 2 and not value.shape[-3] for value in given
+        ):
+            raise ValueError("attention without heads")
+        return func(*args, **(kwargs or {}))
 
 
 def _plan(space: UnitSpace, keep: Mapping[str, tuple[int, ...]]) -> Plan:
