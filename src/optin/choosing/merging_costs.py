@@ -26,7 +26,7 @@ from ..space.units import TokenSpace, UnitSpace
 MICRO = 8  # images that are compared at once
 
 
-def token_costs(scoring: Scoring, scales: Mapping[str, float]) -> Float[Tensor, "block tokens+1"]:
+def token_costs(scoring: Scoring, scales: Mapping[str, float]) -> Float[Tensor, "block removed"]:
     """c_i(r) for every block and every number of tokens, in the currency of the removal curves.
 
     Every original token is compared in the state of the token that stands for it, so that the losses are those

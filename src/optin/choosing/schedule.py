@@ -38,7 +38,7 @@ PART = 2**24  # entries at most of the tables that are kept, and of the part of 
 def find_jointly(
     space: UnitSpace,
     curves: Mapping[str, Curve],
-    costs: Float[Tensor, "block tokens+1"],
+    costs: Float[Tensor, "block removed"],
     cost: CostModel,
     budget: Budget,
     multiples: Mapping[str, int],
@@ -96,7 +96,7 @@ class Steps:
         protected: tokens that never merge.
     """
 
-    def __init__(self, costs: Float[Tensor, "block tokens+1"], protected: int) -> None:
+    def __init__(self, costs: Float[Tensor, "block removed"], protected: int) -> None:
         self.costs, self.protected = costs, protected
         self.merged = torch.arange(costs.shape[1], dtype=torch.float64)
         self.rows = max(1, PART // costs.shape[1])

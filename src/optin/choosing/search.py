@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -46,6 +46,7 @@ class Choices:
         return cls(kept, curve.cost[group.size - kept])
 
 
+@runtime_checkable
 class Search(Protocol):
     """Counts per group whose cost is at most `limit`."""
 

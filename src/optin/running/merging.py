@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -210,7 +210,8 @@ class _Step:
 
 
 def _reduced(
-    mask: Float[Tensor, "one head original original"], origins: Int[Tensor, "batch token"]
+    mask: Float[Tensor, "one head original original"] | Bool[Tensor, "one head original original"],
+    origins: Int[Tensor, "batch token"],
 ) -> Float[Tensor, "batch head token token"]:
     """Biases between positions, or a mask of them, for the positions that are left."""
     if mask.dtype == torch.bool:

@@ -12,7 +12,7 @@ import contextvars
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -31,6 +31,7 @@ Reader = Callable[[Any], Any]
 _reader: contextvars.ContextVar[Reader | None] = contextvars.ContextVar("reader", default=None)
 
 
+@runtime_checkable
 class Compared(Protocol):
     """Which positions of an output are compared: `trajectory.Positions`."""
 

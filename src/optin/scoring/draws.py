@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from .token_weights import TokenWeights
 Weights = Callable[[], Mapping[str, list[Tensor]]]
 
 
+@runtime_checkable
 class Sums(Protocol):
     """What a criterion adds up."""
 

@@ -90,7 +90,7 @@ class Moments:
             self._waiting, self._rows = [(rows, weights)], len(rows)
 
     @property
-    def second(self) -> Float[Tensor, "features+1 features+1"]:
+    def second(self) -> Float[Tensor, "extended extended"]:
         """E[x x^T] over all rows added, the constant last; float64."""
         self._flush()
         return self._sums[:, : self.features + 1] / max(self.weight, 1e-300)
@@ -102,7 +102,7 @@ class Moments:
         return self._sums[: self.features, : self.features]
 
     @property
-    def cross(self) -> Float[Tensor, "features+1 targets"]:
+    def cross(self) -> Float[Tensor, "extended target"]:
         """E[x e^T]; float64."""
         self._flush()
         return self._sums[:, self.features + 1 :] / max(self.weight, 1e-300)
@@ -116,7 +116,7 @@ class Moments:
             self._waiting, self._rows = [], 0
 
 
-def ridged(second: Float[Tensor, "n+1 n+1"], ridge: float) -> Float[Tensor, "n+1 n+1"]:
+def ridged(second: Float[Tensor, "extended extended"], ridge: float) -> Float[Tensor, "extended extended"]:
     """The second moment with `ridge` times its mean diagonal added; the constant is not penalised."""
     features = second.shape[0] - 1
     diagonal = second.diagonal()[:features]
@@ -125,7 +125,7 @@ def ridged(second: Float[Tensor, "n+1 n+1"], ridge: float) -> Float[Tensor, "n+1
     return damped
 
 
-def factored(second: Float[Tensor, "n+1 n+1"], ridge: float) -> Float[Tensor, "n+1 n+1"]:
+def factored(second: Float[Tensor, "extended extended"], ridge: float) -> Float[Tensor, "extended extended"]:
     """The Cholesky factor of `ridged`; a ridge that is lost in the rounding of the sums is raised until there is one.
 
     Raises:

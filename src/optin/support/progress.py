@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 T = TypeVar("T")
 
 
+@runtime_checkable
 class Track(Protocol):
     """Iterate over `items` while showing how far the named stage is."""
 
     def __call__(self, items: Iterable[T], description: str, total: int) -> Iterator[T]: ...
 
 
+@runtime_checkable
 class Callback(Protocol):
     """Told of every stage that is done, with its figures: what trackers of experiments take."""
 
