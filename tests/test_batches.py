@@ -9,11 +9,13 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 import optin
+from optin.inspection import calibration_of
 from optin.recipe import Recipe
 from optin.running import batches as module
 from optin.running.batch import position_mask, split
 from optin.running.batches import Batches
 from tests.networks import build, tokens
+from tests.zoo import NETWORKS, built
 
 RECIPE = Recipe().override(trajectory__draws=8)
 
@@ -135,6 +137,29 @@ def test_what_is_left_out_is_known_by_name(bert):
     assert set(next(iter(batches))) == set(tokens(bert))
     result = optin.prune(bert, [batch], "60%", recipe=RECIPE)
     assert set(result.plan.provenance["data"]["left_out"]) == {"labels", "text", "source"}
+
+
+@pytest.mark.parametrize("name", ["t5", "bart", "whisper"])
+def test_a_decoder_reads_the_labels_that_stand_alone(name):
+    """As in the network's own loss."""
+    model, inputs = built(name).eval(), NETWORKS[name].inputs()
+    given = {key: value for key, value in inputs.items() if not key.startswith("decoder")}
+    labels = torch.randint(5, 60, (len(next(iter(given.values()))), 7))
+    labels[1, 4:] = -100
+    batch = next(iter(calibration_of(model, [{**given, "labels": labels}])))
+    assert batch["decoder_input_ids"].shape == labels.shape
+    with torch.no_grad():
+        assert torch.equal(model(**batch).logits, model(**given, labels=labels).logits)
+    model.prepare_decoder_input_ids_from_labels = None
+    own = {**given, "labels": labels, "decoder_input_ids": labels.clamp_min(0)}
+    assert torch.equal(next(iter(calibration_of(model, [own])))["decoder_input_ids"], labels.clamp_min(0))
+
+
+def test_one_example_is_told_from_a_batch():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    for batches in (torch.randn(6, 3, 16, 16), [{"input": row} for row in torch.randn(6, 3, 16, 16)]):
+        with pytest.raises(optin.InputError, match="'input' of shape .3, 16, 16. is one example, not a batch"):
+            optin.prune(net, batches, "60%", recipe=RECIPE)
 
 
 REFUSED = {

@@ -240,6 +240,36 @@ def test_what_cannot_be_cut_says_why(between, reason):
         labels.describe(shaken(Two(between)), VALUES, "two")
 
 
+class Bessel(nn.Module):
+    def forward(self, x):
+        return torch.special.bessel_j0(x)
+
+
+@pytest.mark.parametrize(
+    ("between", "where"), [(torch.special.bessel_j0, "the network's forward"), (Bessel(), "'1'")], ids=["", "module"]
+)
+def test_what_is_not_understood_is_named_beside_what_is_cut(between, where):
+    parts = [nn.Linear(6, 12), between, nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 4)]
+    model = nn.Sequential(*parts) if isinstance(between, nn.Module) else Straight(parts)
+    space = labels.describe(shaken(model), {"x" if isinstance(model, Straight) else "input": torch.randn(2, 6)}, "")
+    assert len(space) == 1
+    assert list(space.whole.values()) == [f"special_bessel_j0 is not understood in {where}"]
+
+
+class Straight(nn.Module):
+    """One after the other, functions too."""
+
+    def __init__(self, parts):
+        super().__init__()
+        self.parts = parts
+        self.maps = nn.ModuleList(part for part in parts if isinstance(part, nn.Module))
+
+    def forward(self, x):
+        for part in self.parts:
+            x = part(x)
+        return x
+
+
 def test_a_rule_teaches_an_operation(monkeypatch):
     def between(x):
         return torch.special.bessel_j0(x) + x

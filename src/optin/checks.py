@@ -22,6 +22,7 @@ from .running.gating import gated, masks
 from .running.merging import all_tokens, merging_of
 from .running.modules import call, fingerprint, inference_mode_of, modules_run
 from .running.outputs import answers, distance, tolerance_of
+from .running.reading import one_example
 from .running.replay import check_replay, recorded_blocks
 from .running.twins import plain
 from .scoring.probe import check_activations, read_final, states
@@ -57,7 +58,7 @@ def check_inputs(model: nn.Module, space: UnitSpace, batches: Batches, recipe: R
             with inference_mode_of(model), torch.inference_mode(), recorded_blocks(model, space.blocks, blocks):
                 output = call(model, sample)
         except FAILURES as error:
-            raise refused(f"the network does not take the inputs {shapes_of(sample)}", error) from error
+            raise _not_taken(model, sample, batch, error) from error
         if not seen:
             _check_repeats(model, sample, output)
             _check_used(model, sample, output)
@@ -87,8 +88,20 @@ def _check_work(model: nn.Module, batch: Batch) -> None:
         )
 
 
-def check_sample(model: nn.Module, sample: Batch) -> None:
+def _not_taken(model: nn.Module, sample: Batch, batch: Batch, error: Exception) -> InputError:
+    """What to say of inputs at which the forward failed: whether they are one example, which needs an axis more."""
+    tensors = {name: value for name, value in batch.items() if batched(value)}
+    with contextlib.suppress(*FAILURES), inference_mode_of(model), torch.inference_mode():
+        call(model, {**batch, **{name: value[None] for name, value in tensors.items()}})
+        return one_example(*next(iter(tensors.items())))
+    return refused(f"the network does not take the inputs {shapes_of(sample)}", error)
+
+
+def check_sample(model: nn.Module, sample: Batch, batch: Batch) -> None:
     """Refuse inputs that the forward does not take.
+
+    Args:
+        sample: two examples of the batch.
 
     Raises:
         InputError: says what it takes, or what it said.
@@ -99,7 +112,7 @@ def check_sample(model: nn.Module, sample: Batch) -> None:
         with inference_mode_of(model), torch.inference_mode():
             call(model, sample)
     except FAILURES as error:
-        raise refused(f"the network does not take the inputs {shapes_of(sample)}", error) from error
+        raise _not_taken(model, sample, batch, error) from error
     _check_buffers(model, before)
 
 

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 TYPO = 0.75  # of the letters that two names must share; "ernie" is no slip of the pen for "upernet"
+LONGEST = 300  # letters of another library's message that are passed on
 NOT_TYPED = ("architecture",)  # kinds of names that programs write: what looks like another is another
 # What a forward of the user's own network may raise on inputs that it does not take.
 FAILURES = (ValueError, RuntimeError, TypeError, IndexError, KeyError, AttributeError, AssertionError, MemoryError)
@@ -62,8 +63,10 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    """The first line of what an error says, and the second where the first ends with a colon; in full words."""
+    lines = [line.strip() for line in (str(error).strip() or type(error).__name__).splitlines()]
+    said = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+    return said if len(said) <= LONGEST else f"{said[:LONGEST].rpartition(' ')[0]} ..."
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -10,7 +11,7 @@ from torch import nn
 from .accounting import costs
 from .checks import check_sample
 from .describing import describe as describe_network
-from .describing.inputs import default_length, forward_names
+from .describing.inputs import completed, default_length, forward_names
 from .describing.refusals import check_network
 from .running.batches import Batches
 from .running.modules import device_of
@@ -79,11 +80,11 @@ def inspect(
 def calibration_of(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> Batches:
     """The calibration set on the device of a network, as its forward takes it."""
     check_network(model)
-    return Batches.of(batches, device_of(model), forward_names(model))
+    return Batches.of(batches, device_of(model), forward_names(model), partial(completed, model))
 
 
 def described_by(model: nn.Module, calibration: Batches) -> UnitSpace:
     """The description of a network from two of its calibration inputs."""
     sample = calibration.sample()
-    check_sample(model, sample)
+    check_sample(model, sample, next(iter(calibration)))
     return describe_network(model, sample)

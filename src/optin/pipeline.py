@@ -289,7 +289,7 @@ def apply(
             with reading(output):
                 compensate(dense, pruned, space, calibration, recipe, plan.keep, track, weights)
             clock.lap("compensate")
-    plain_again(pruned)
+    plain_again(pruned.eval())
     report = {**summary(plan), **figures_of(dense, pruned, space, plan, scores), "seconds": clock.laps}
     record_plan(pruned, plan, report.get("original"))
     if plan.latency is not None:

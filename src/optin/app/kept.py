@@ -12,10 +12,10 @@ import torch
 from ..choosing.search import SEARCHES
 from ..describing import describe
 from ..errors import InputError, OptinError, unknown
+from ..inspection import calibration_of
 from ..pipeline import plan, score
 from ..recipe import Recipe
-from ..running.batches import Batches
-from ..running.modules import device_of, fingerprint
+from ..running.modules import fingerprint
 from ..scoring.resume import forget
 from ..space.budget import Budget
 from ..space.scores import Curve, Scores
@@ -76,7 +76,7 @@ class Kept:
             found = load_scores(self.folder)
         except OptinError:
             return None
-        known, calibration = found.provenance, Batches.of(self.job.batches, device_of(self.job.model))
+        known, calibration = found.provenance, calibration_of(self.job.model, self.job.batches)
         data = known.get("data")
         fits = (
             known.get("network") == fingerprint(self.job.model)
@@ -122,7 +122,7 @@ def _check_budget(job: Job, recipe: Recipe) -> None:
         return
     if recipe.tokens.merge != "none":
         return
-    calibration = Batches.of(job.batches, device_of(job.model))
+    calibration = calibration_of(job.model, job.batches)
     space = describe(job.model, calibration.sample()).without(recipe.excluded)
     length, width = recipe.length or calibration.positions, None if recipe.length else calibration.width
     curves = {group.name: Curve.from_importance(torch.ones(group.size)) for group in space}

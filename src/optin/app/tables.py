@@ -35,7 +35,7 @@ def inspection(result: dict[str, Any]) -> RenderableType:
     modules = _table("module", "MACs", "share")
     for name, macs in result["breakdown"].items():
         _row(modules, name, f"{macs:,}", f"{macs / result['macs']:.1%}")
-    stays = _table("stays whole", "because of")
+    stays = _table("units stay whole at", "because of")
     for name, reason in _in_short(result["whole"]):
         _row(stays, name, reason)
     least = result["smallest"]
@@ -57,7 +57,7 @@ def _in_short(whole: dict[str, str]) -> list[tuple[str, str]]:
     for name, reason in whole.items():
         reasons.setdefault(reason, []).append(name)
     return [
-        (f"what {names[0]} reads" + (f" (and {len(names) - 1} others)" if len(names) > 1 else ""), reason)
+        (names[0] + (f" (and {len(names) - 1} others)" if len(names) > 1 else ""), reason)
         for reason, names in reasons.items()
     ]
 

@@ -20,6 +20,7 @@ from .blocks import behind, chain, cover, listed
 from .found import Found, found
 from .groups import UNREAD, examples_axis, tying, unit_group
 from .rules import rule_of
+from .rules.table import not_understood_in
 from .tracking import Tracking
 
 
@@ -123,7 +124,7 @@ def _in_blocks(
 
 def _nothing(model: nn.Module, track: Tracking, seen: Found) -> ArchitectureError:
     reasons = [f"{reason} ({min(maps)})" for reason, maps in seen.whole.items()]
-    reasons += [f"{name} is not understood in {module!r}" for name, module in track.unknown]
+    reasons += [not_understood_in(*where) for where in track.unknown if not_understood_in(*where) not in seen.whole]
     said = "; ".join(reasons[:3]) or "no map reads what another makes"
     return ArchitectureError(f"nothing can be cut from this {type(model).__name__}: {said}.")
 
@@ -167,8 +168,9 @@ def _placed(group: UnitGroup, blocks: Sequence[str]) -> UnitGroup:
 
 
 def _whole(seen: Found, track: Tracking) -> dict[str, str]:
-    """By the map that reads them why units stay."""
-    found = {name.rpartition(".")[0]: reason for reason, maps in seen.whole.items() for name in sorted(maps)}
+    """Why units stay, by the map that reads them; by the one that makes them, where nothing tells what reads them."""
+    lost = {maker: not_understood_in(*where) for where, makers in track.unknown.items() for maker in sorted(makers)}
+    found = lost | {name.rpartition(".")[0]: reason for reason, maps in seen.whole.items() for name in sorted(maps)}
     order = {name: place for place, name in enumerate(track.calls)}
     return dict(sorted(found.items(), key=lambda item: order.get(item[0], 0)))
 

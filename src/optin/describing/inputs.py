@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArchitectureError, CheckpointError, InputError, first_line
+from ..running.batch import Batch
 from ..running.modules import device_of, inference_mode_of
 from ..running.samples import made_of
 from ..space.plans import Plan
 from ..space.scores import Scores
 
+IGNORED = -100  # of labels: no token
 SIDES = (32, 64, 28, 96, 128, 160, 192, 224, 256, 299, 384)  # of images, tried where a network does not say
 
 
@@ -28,6 +30,31 @@ def takes(model: nn.Module, name: str) -> bool:
 def forward_names(model: nn.Module) -> tuple[str, ...]:
     """The arguments of a network's forward by name."""
     return tuple(inspect.signature(model.forward).parameters)
+
+
+def completed(model: nn.Module, batch: Batch) -> Batch:
+    """A batch of an encoder-decoder with what its decoder reads: where labels stand alone, these, one place later.
+
+    That is what its own loss makes of them. Without it a decoder refuses, or reads the text of the encoder again.
+
+    Raises:
+        InputError: nothing says which token a decoder begins with.
+    """
+    network: Any = model
+    labels, config = batch.get("labels"), getattr(network, "config", None)
+    if (
+        not (getattr(config, "is_encoder_decoder", False) and takes(model, "decoder_input_ids"))
+        or not (isinstance(labels, Tensor) and labels.dim() == 2 and not labels.is_floating_point())
+        or batch.keys() & {"decoder_input_ids", "decoder_inputs_embeds"}
+    ):
+        return batch
+    if hasattr(network, "prepare_decoder_input_ids_from_labels"):
+        return {**batch, "decoder_input_ids": network.prepare_decoder_input_ids_from_labels(labels)}
+    start, padding = getattr(config, "decoder_start_token_id", None), getattr(config, "pad_token_id", None)
+    if start is None or padding is None:
+        raise InputError("the batches hold labels, and nothing for the decoder: add 'decoder_input_ids' to them.")
+    ids = torch.cat([torch.full_like(labels[:, :1], start), labels[:, :-1]], 1)
+    return {**batch, "decoder_input_ids": ids.masked_fill(ids == IGNORED, padding)}
 
 
 def default_length(model: nn.Module) -> int:

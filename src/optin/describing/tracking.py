@@ -46,7 +46,7 @@ class Tracking(TorchDispatchMode):
         origins: of each run of labels, in order: its first label, the parameter, its axis and its length.
         reads: labels of the axes of weights along which maps read values.
         values: labels of every value of which several axes tell entries apart: a class is cut along one axis of each.
-        unknown: operations without a rule that met labels, by the module in which they did.
+        unknown: operations without a rule, each with the module in which it ran; the maps that made what came to it.
         sums: by weight where the output of its map is added to something, `shifts` what is subtracted from it and
             `read` the shapes of what a module reads first, run by run, and `fed` in how many runs that is of the
             examples.
@@ -77,7 +77,7 @@ class Tracking(TorchDispatchMode):
         self.steps: list[Step] = []
         self.calls: list[str] = []
         self.plain: dict[str, tuple[int, ...]] = {}
-        self.unknown: Counter[tuple[str, str]] = Counter()
+        self.unknown: dict[tuple[str, str], set[str]] = {}
         self.module = ""
         self._stack: list[str] = []
         self._numbers: Any = WeakIdKeyDictionary()

@@ -8,7 +8,7 @@ hold tensors a batch names the leaves, see `nesting`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,11 +54,18 @@ class Batches:
     looks: Mapping[str, Any]
 
     @classmethod
-    def of(cls, source: Iterable[Mapping[str, Any]], device: torch.device, taken: Collection[str] = ()) -> Batches:
+    def of(
+        cls,
+        source: Iterable[Mapping[str, Any]],
+        device: torch.device,
+        taken: Collection[str] = (),
+        complete: Callable[[Batch], Batch] = dict,
+    ) -> Batches:
         """Read a calibration set and take its measure.
 
         Args:
             taken: arguments of the network's forward: a text is passed on under such a name alone.
+            complete: adds to a batch what the forward needs and can be had of it.
 
         Raises:
             InputError: no batches, or a batch that is no mapping to values of one batch size, or unlike the first.
@@ -76,6 +83,7 @@ class Batches:
         for index, raw in enumerate(read_all(source)):
             batch, dropped = read_batch(raw, index, taken)
             left_out |= dict.fromkeys(dropped)
+            batch = complete(batch)
             first = first or batch
             check_like(batch, first, index)
             examples += size_of(batch)

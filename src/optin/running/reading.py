@@ -50,10 +50,7 @@ def read_batch(raw: Any, index: int, taken: Collection[str]) -> tuple[Batch, lis
         raise InputError("a batch of the calibration set holds no tensors: tokenise it with return_tensors='pt'.")
     for name, dims in _ROW_DIMS.items():
         if name in tensors and tensors[name].dim() == dims and not _batched_patches(name, tensors):
-            raise InputError(
-                f"{name!r} of shape {tuple(tensors[name].shape)} is one example, not a batch of them. "
-                "Stack rows into batches, for example with DataLoader(rows, batch_size=16)."
-            )
+            raise one_example(name, tensors[name])
     if len({value.shape[0] for value in tensors.values()}) != 1:
         shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in tensors.items())
         raise InputError(f"all tensors of a batch must share their first axis, the examples, unlike {shapes}.")
@@ -66,6 +63,14 @@ def read_batch(raw: Any, index: int, taken: Collection[str]) -> tuple[Batch, lis
         if value.is_floating_point() and bool(value.isnan().any() | (value == torch.inf).any()):
             raise InputError(f"{name!r} of calibration batch {index + 1} holds NaN or infinity: mend the data.")
     return batch, dropped
+
+
+def one_example(name: str, value: Tensor) -> InputError:
+    """What to raise where a row stands for a batch."""
+    return InputError(
+        f"{name!r} of shape {tuple(value.shape)} is one example, not a batch of them. "
+        "Stack rows into batches, for example with DataLoader(rows, batch_size=16)."
+    )
 
 
 def _batched_patches(name: str, tensors: Batch) -> bool:

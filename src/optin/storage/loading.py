@@ -25,8 +25,8 @@ def load(folder: str | Path, *, into: nn.Module | None = None, **options: Any) -
     Of networks of transformers its class is one that adds to `save_pretrained` what the Auto classes need.
 
     Args:
-        into: the dense network, where it is neither of transformers, timm or torchvision nor one of optin's own; it
-            is cut and filled.
+        into: a dense network made as the one that was pruned, where the folder cannot make it: of a class of your
+            own, or of timm or torchvision and not loaded by name through optin; it is cut and filled in place.
         options: passed to `from_pretrained` (`dtype`, `device_map`, `attn_implementation`, ...).
 
     Raises:
@@ -81,6 +81,8 @@ def manifest(folder: Path) -> Any:
     """
     if not folder.is_dir():
         raise InputError(f"no such folder: {folder}")
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder} is no checkpoint: it has no config.json.")
     config = read_json(folder / "config.json")
     if not isinstance(config, dict) or SECTION not in config:
         raise InputError(f"{folder} is not a checkpoint of optin: load it with transformers.")

@@ -193,7 +193,10 @@ def file_of(path: Path, split: str) -> Path:
         for suffix in FORMATS:
             if (path / f"{stem}{suffix}").is_file():
                 return path / f"{stem}{suffix}"
-    raise InputError(f"{path} holds no file for the part {split!r}: expected {split}{'|'.join(FORMATS)}.")
+    raise InputError(
+        f"{path} holds no file for the part {split!r}: expected {split}{'|'.join(FORMATS)}. "
+        "Is it a folder of images? Name the task: --task image-classification."
+    )
 
 
 def part_names(split: str) -> list[str]:

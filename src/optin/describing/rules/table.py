@@ -29,9 +29,17 @@ def rule_of(name: str) -> Rule:
 
 def not_understood(track: Tracking, call: Call) -> None:
     """No cut through anything that comes here."""
-    track.unknown[call.name, track.module] += 1
+    makers = track.unknown.setdefault((call.name, track.module), set())
     for value in call.tensors:
-        track.forbid_all(track.labels(value), f"{call.name} is not understood")
+        track.forbid_all(track.labels(value), not_understood_in(call.name, track.module))
+        makers |= {origin.weight.rpartition(".")[0] for origin in track.made(value)}
+
+
+def not_understood_in(name: str, module: str) -> str:
+    """Why units stay whole before an operation without a rule."""
+    return (
+        f"{name} is not understood in {module!r}" if module else f"{name} is not understood in the network's forward"
+    )
 
 
 @rule(
