@@ -28,7 +28,7 @@ from text_tables import table
 import optin
 from optin.describing import describe
 from optin.running.modules import inference_mode_of
-from optin.running.outputs import tensors_of
+from optin.running.tensors import tensors_of
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.zoo import NETWORKS, built

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .describing.inputs import max_positions
 from .describing.refusals import check_hooks
-from .errors import FAILURES, InputError, NumericalError, OptinError, refused
+from .errors import FAILURES, InputError, NumericalError, OptinError, first_line, refused
 from .recipe import Recipe
 from .running.batch import Batch, batched, shapes_of, size_of, split, token_mask
 from .running.batches import Batches
@@ -218,13 +218,21 @@ def self_check(dense: nn.Module, pruned: nn.Module, space: UnitSpace, plan: Plan
         with all_tokens(dense), gated(dense, space, masks(dense, plan)):
             expected = answers(call(dense, sample))
         with all_tokens(pruned), plain(pruned):
-            got = answers(call(pruned, sample))
+            try:
+                got = answers(call(pruned, sample))
+            except FAILURES as error:
+                raise _defect(space, f"cannot run: {first_line(error)}") from error
     difference = distance(expected, got)
     if not difference <= tolerance_of(expected):
-        raise OptinError(
-            f"the shrunk network differs from the masked one by {difference:.1e} of its largest output. "
-            f"This is a defect of optin for {space.architecture!r}: please report it with the plan."
-        )
+        raise _defect(space, f"differs from the masked one by {difference:.1e} of its largest output")
+
+
+def _defect(space: UnitSpace, what: str) -> OptinError:
+    return OptinError(
+        f"the shrunk network {what}. If the forward of {space.architecture!r} does something else from some width "
+        "on, exclude the modules that this is about (`exclude` of the recipe). Else it is a defect of optin: please "
+        "report it."
+    )
 
 
 def checked_before(model: nn.Module, scores: Scores | None, calibration: Batches, recipe: Recipe) -> bool:

@@ -15,8 +15,8 @@ from optin.errors import OptinError
 from optin.recipe import Recipe
 from optin.running.gating import gated, masks
 from optin.running.modules import inference_mode_of
-from optin.running.outputs import tensors_of
 from optin.running.surgery import shrink
+from optin.running.tensors import tensors_of
 from optin.running.twins import twinned
 from optin.space.plans import Cost, Plan
 from tests.slow import slow_but

@@ -73,9 +73,10 @@ def listed(model: nn.Module, calls: Sequence[str], consumers: Sequence[str]) -> 
     """The entries of lists in which consumers lie, in order of execution; else the modules around them.
 
     Of a list of stages, each a list of blocks, it is these. One that runs several times, as the layers of ALBERT do,
-    is named as often.
+    is named as often. A module that others reach into and nobody calls, a list in a list, is none.
     """
     containers = {name for name, module in model.named_modules() if isinstance(module, LISTS)}
+    called = {*calls} - {""}
 
     def entries(consumer: str, within: str) -> list[str]:
         """The entries of lists that a consumer lies in, from the outside in, inside a module."""
@@ -84,10 +85,16 @@ def listed(model: nn.Module, calls: Sequence[str], consumers: Sequence[str]) -> 
         return [
             path
             for path in around
-            if path != within and (not within or lies_in(path, within)) and _parent(path) in containers
+            if path in called
+            and path != within
+            and (not within or lies_in(path, within))
+            and _parent(path) in containers
         ]
 
-    outer = {consumer: next(iter(entries(consumer, "")), _parent(consumer) or consumer) for consumer in consumers}
+    outer = {
+        consumer: next(iter(entries(consumer, "")), parent if (parent := _parent(consumer)) in called else consumer)
+        for consumer in consumers
+    }
     while True:
         staged = {pattern(block) for block in outer.values() if _of_blocks(block, consumers, entries)}
         inner = {

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from ..errors import ArchitectureError
 from ..running.batch import size_of
 from ..running.modules import call, forget, inference_mode_of, shared_names
-from ..running.outputs import tensors_of
+from ..running.tensors import tensors_of, unread
 from ..space.units import Argument, Gate, Product, Tap, UnitGroup, UnitSpace, lies_in
 from .blocks import behind, chain, cover, listed
 from .found import Found, found
@@ -43,6 +43,8 @@ def observed(
             if name in before and not torch.equal(buffer, before[name]):
                 buffer.copy_(before[name])
     results = tensors_of(output)
+    if not results:
+        raise ArchitectureError(unread(output))
     for value in results:
         track.forbid_all(track.labels(value), "what the network returns")
     return track, [number for number in map(track.number, results) if number is not None]

@@ -19,7 +19,7 @@ from .tracking import Tracking
 
 MIXED = "its units do not lie evenly"
 
-UNREAD = "what reads it runs several times, or is no plain map"
+UNREAD = "what reads it runs several times, reads it at several places, or is no plain map"
 
 ROUTED = "what reads it works on rows that values choose, as an expert of a mixture does"
 

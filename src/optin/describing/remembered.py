@@ -30,6 +30,9 @@ FEWER_TRIES = 8  # for a part of those for which none was found
 MANY = 4  # groups of one size, that are not tried one by one
 HINTS = ("head", "size", "dim", "width", "inner", "num", "features", "channels", "nf")  # in names of extents
 
+# Modules of torch that do: groups, features of which they make sure, the parts of an axis.
+COUNTING = (nn.modules.conv._ConvNd, nn.modules.instancenorm._InstanceNorm, nn.Unflatten)
+
 Role = tuple[str, str, int | None]
 
 
@@ -176,8 +179,8 @@ def _candidates(
         for cut in group.cuts:
             path = cut.parameter.rpartition(".")[0]
             made[path] += cut.block if cut.dim == 0 or type(model.get_submodule(path)).__name__ == "Conv1D" else 0
-            for around in _around(path):
-                extents[around].add(cut.block)
+            for near in [*_around(path), *_unflattens(model, path)]:
+                extents[near].add(cut.block)
         for path, blocks in extents.items():
             module = model.get_submodule(path)
             if _of_torch(module):
@@ -206,9 +209,16 @@ def _held(attribute: Attribute) -> Role:
     return attribute.module, attribute.name, attribute.place
 
 
+def _unflattens(model: nn.Module, path: str) -> list[str]:
+    """The modules beside one that make parts of an axis of what it makes."""
+    parent = path.rpartition(".")[0]
+    beside = model.get_submodule(parent).named_children()
+    return [f"{parent}.{name}".lstrip(".") for name, module in beside if isinstance(module, nn.Unflatten)]
+
+
 def _of_torch(module: nn.Module) -> bool:
-    """Whether its forward counts nothing by integers that may follow, other than the groups of a convolution."""
-    plain = type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.modules.conv._ConvNd)
+    """Whether its forward counts nothing by integers that may follow."""
+    plain = type(module).__module__.startswith("torch.nn") and not isinstance(module, COUNTING)
     return plain or isinstance(module, TWINS)
 
 

@@ -23,6 +23,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ..running.cost import PRODUCTS
 from ..running.experts import Experts
+from ..running.twins import MultiheadAttention
 from ..space.units import Argument
 from .classes import Classes, compressed, varying
 from .records import Call, Forbidden, Given, Made, Product, Step, Sum, Weight
@@ -46,6 +47,7 @@ class Tracking(TorchDispatchMode):
         origins: of each run of labels, in order: its first label, the parameter, its axis and its length.
         reads: labels of the axes of weights along which maps read values.
         values: labels of every value of which several axes tell entries apart: a class is cut along one axis of each.
+        averaging: attention of torch, which may return the mean of what its heads attend to.
         unknown: operations without a rule, each with the module in which it ran; the maps that made what came to it.
         sums: by weight where the output of its map is added to something, `shifts` what is subtracted from it and
             `read` the shapes of what a module reads first, run by run, and `fed` in how many runs that is of the
@@ -77,6 +79,7 @@ class Tracking(TorchDispatchMode):
         self.steps: list[Step] = []
         self.calls: list[str] = []
         self.plain: dict[str, tuple[int, ...]] = {}
+        self.averaging = {name for name, part in model.named_modules() if isinstance(part, MultiheadAttention)}
         self.unknown: dict[tuple[str, str], set[str]] = {}
         self.module = ""
         self._stack: list[str] = []

@@ -12,8 +12,8 @@ from torch.overrides import TorchFunctionMode
 
 from ..running.gating import gated, masks
 from ..running.modules import call, device_of, inference_mode_of
-from ..running.outputs import tensors_of
 from ..running.surgery import read_count, shrink, write_count
+from ..running.tensors import tensors_of
 from ..space.plans import Cost, Plan
 from ..space.units import Attribute, UnitSpace
 
@@ -29,8 +29,9 @@ class _Trial:
         self.inputs = inputs
         self.cut: list[tuple[nn.Module, dict[str, int], list[Tensor]]] = []
         half = {group.name: tuple(range(0, group.size, 2)) for group in space}
+        # Of two counts that follow each other one is odd and one even, and so are the dense count and one less.
         apart = {
-            group.name: tuple(range(group.size - 1 if place % 2 else (group.size + 1) // 2))
+            group.name: tuple(range(group.size - 1 if place % 2 else min((group.size + 1) // 2 + 1, group.size - 1)))
             for place, group in enumerate(space)
         }
         for keep in (half, apart):

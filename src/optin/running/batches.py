@@ -101,11 +101,6 @@ class Batches:
         other = None if width in (0, positions) else width
         labels = [name for name in first if name in LABELS]
         inputs = without_labels(first)
-        keywords = {
-            name: value.item() if isinstance(value, Tensor) else value
-            for name, value in inputs.items()
-            if not batched(value)
-        }
         return cls(
             kept,
             device,
@@ -114,7 +109,7 @@ class Batches:
             positions,
             other,
             digest.hexdigest(),
-            keywords,
+            _keywords(inputs),
             tuple(dict.fromkeys([*labels, *left_out])),
             looks_of(inputs),
         )
@@ -179,6 +174,15 @@ class _Kept:
         for place, values in enumerate(self._values):
             tensors = {name: self._store[place, name] for name in values if (place, name) in self._store}
             yield values | tensors
+
+
+def _keywords(inputs: Batch) -> dict[str, Any]:
+    """The values that are the same for all examples."""
+    return {
+        name: value.item() if isinstance(value, Tensor) else value
+        for name, value in inputs.items()
+        if not batched(value)
+    }
 
 
 def _update(digest: Any, batch: Batch) -> None:

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from ..errors import ArchitectureError
 from .batch import Batch, size_of
+from .tensors import kind_of, named_tensors, unread
 
 MASKED = -1e4  # logit of what can be no answer
 PIXELS = 256  # of a map of classes that are compared, per example
@@ -104,7 +105,7 @@ def field_reader(path: str) -> Reader:
                     output = getattr(output, part)
             except (KeyError, IndexError, AttributeError, ValueError):
                 raise ArchitectureError(
-                    f"the network's output has no field {part!r}: it is {_kind(output)}."
+                    f"the network's output has no field {part!r}: it is {kind_of(output)}."
                 ) from None
         return output
 
@@ -200,7 +201,7 @@ def _is_image_to_image(output: Tensor, batch: Batch, stack: int) -> bool:
 def _values(output: Any, positions: Compared, stack: int) -> Output:
     """All tensors that have the examples along their first axis, a regular part of each."""
     examples = size_of(positions.batch) * stack
-    fields = _answers(output)
+    fields = named_tensors(output)
     rows = {name: value for name, value in fields.items() if value.dim() and value.shape[0] == examples}
     if not rows:
         raise ArchitectureError(unread(output))
@@ -210,34 +211,6 @@ def _values(output: Any, positions: Compared, stack: int) -> Output:
         parts.append(flat[..., :: math.ceil(flat.shape[-1] / VALUES)])
     name = ", ".join(filter(None, rows)) or "the output"
     return Output("values", torch.cat(parts, -1), tuple(part.shape[-1] for part in parts), name)
-
-
-def _answers(output: Any) -> dict[str, Tensor]:
-    """The floating tensors of an output by name: the answer alone, not what led to it."""
-    if isinstance(output, Tensor):
-        return {"": output} if output.is_floating_point() else {}
-    if isinstance(output, Mapping):
-        fields = [(str(name), value) for name, value in output.items()]
-        kept = [(name, value) for name, value in fields if not any(part in name for part in _ON_THE_WAY)]
-        fields = kept or fields
-    elif isinstance(output, (tuple, list)):
-        fields = [(str(place), value) for place, value in enumerate(output)]
-    else:
-        return {}
-    return {
-        f"{name}.{inner}".rstrip("."): tensor for name, value in fields for inner, tensor in _answers(value).items()
-    }
-
-
-_ON_THE_WAY = (
-    "hidden_states",
-    "attentions",
-    "past_key_values",
-    "loss",
-    "last_hidden_state",
-    "intermediate_",
-    "encoder_",
-)
 
 
 def semantic_logits(output: Any) -> Float[Tensor, "batch class height width"]:
@@ -279,14 +252,6 @@ def _unstack(value: Tensor, stack: int) -> Tensor:
     return value.float().reshape(stack, -1, *value.shape[1:])
 
 
-def tensors_of(output: Any) -> list[Tensor]:
-    """In order; of mappings, lists and tuples those inside. Caches of keys and values are no answers."""
-    if isinstance(output, Tensor):
-        return [output]
-    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
-    return [value for part in parts for value in tensors_of(part)]
-
-
 def answers(output: Any) -> Tensor:
     """What a network says, as one tensor: its logits, the last hidden state of a bare encoder, or all in a row.
 
@@ -306,25 +271,9 @@ def answers(output: Any) -> Tensor:
     hidden = getattr(output, "last_hidden_state", None)
     if isinstance(hidden, Tensor):
         return hidden
-    if found := list(_answers(output).values()):
+    if found := list(named_tensors(output).values()):
         return found[0] if len(found) == 1 else torch.cat([value.flatten() for value in found])
     raise ArchitectureError(unread(output))
-
-
-def _kind(output: Any) -> str:
-    if isinstance(output, Mapping):
-        return f"a {type(output).__name__} of {', '.join(map(str, output))}"
-    if isinstance(output, (list, tuple)):
-        return f"a {type(output).__name__} of {len(output)}"
-    return f"a {type(output).__name__}"
-
-
-def unread(output: Any) -> str:
-    """What is said of an output that nobody can read."""
-    return (
-        f"the network returns {_kind(output)}: no tensor of numbers in it has the examples along its first axis. "
-        "Say what matters: output=, the name of a field or a function of what the forward returns."
-    )
 
 
 def distance(expected: Tensor, got: Tensor) -> float:

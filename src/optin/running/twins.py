@@ -53,6 +53,11 @@ class MultiheadAttention(nn.MultiheadAttention):
     # Fast paths of the layers around take all weights at once, and the heads to fill the width.
     _qkv_same_embed_dim = property(lambda self: False, lambda self, value: None)
 
+    def _reset_parameters(self) -> None:
+        """As torch's, of the weights that there are: libraries do so before they load."""
+        for weight in self.parameters(recurse=False):
+            (nn.init.xavier_uniform_ if weight.dim() > 1 else nn.init.zeros_)(weight)
+
     def forward(  # as that of torch
         self,
         query: Tensor,

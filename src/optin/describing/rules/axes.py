@@ -17,9 +17,12 @@ from .table import rule
     "argmax", "argmin", "prod", "any", "all", "logsumexp", "median",
 )  # fmt: skip
 def reduced(track: Tracking, call: Call) -> None:
-    """All entries of an axis are one: no cut goes through it."""
+    """All entries of an axis are one: no cut goes through it.
+
+    What attention hands out beside its output are means over its heads, mostly thrown away: a trial tells.
+    """
     value, labels, result = call.args[0], track.labels(call.args[0]), call.first
-    if labels is None:
+    if labels is None or track.module in track.averaging:
         return
     dims = call.argument(2 if call.name in ("norm", "linalg_vector_norm") else 1, "dim")
     dims = [dims] if isinstance(dims, int) else list(dims or range(value.dim()))

@@ -1,0 +1,64 @@
+"""The tensors in whatever a forward returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields as fields_of
+from dataclasses import is_dataclass
+from typing import Any
+
+from torch import Tensor
+
+# In the names of what leads to an answer.
+ON_THE_WAY = (
+    *("hidden_states", "attentions", "past_key_values", "loss"),
+    *("last_hidden_state", "intermediate_", "encoder_"),
+)
+
+
+def named_tensors(output: Any, inside: bool = False) -> dict[str, Tensor]:
+    """The floating tensors of an output by name: the answer alone, not what led to it."""
+    if isinstance(output, Tensor):
+        return {"": output} if output.is_floating_point() else {}
+    fields = fields_in(output, inside)
+    fields = {name: value for name, value in fields.items() if not any(p in name for p in ON_THE_WAY)} or fields
+    return {
+        f"{name}.{inner}".rstrip("."): tensor
+        for name, value in fields.items()
+        for inner, tensor in named_tensors(value, inside=True).items()
+    }
+
+
+def fields_in(output: Any, inside: bool) -> dict[str, Any]:
+    """What an output holds, by name or place. Objects inside others, caches of keys and values, hold no answers."""
+    if isinstance(output, Mapping):
+        return {str(name): value for name, value in output.items()}
+    if isinstance(output, (tuple, list)):
+        return {str(place): value for place, value in enumerate(output)}
+    if is_dataclass(output):
+        return {field.name: getattr(output, field.name) for field in fields_of(output)}
+    return {} if inside else dict(getattr(output, "__dict__", {}))
+
+
+def tensors_of(output: Any, inside: bool = False) -> list[Tensor]:
+    """In order, of whatever holds them; of an object within others only if it is a dataclass."""
+    if isinstance(output, Tensor):
+        return [output]
+    return [value for part in fields_in(output, inside).values() for value in tensors_of(part, inside=True)]
+
+
+def kind_of(output: Any) -> str:
+    """An output for people."""
+    if isinstance(output, Mapping):
+        return f"a {type(output).__name__} of {', '.join(map(str, output))}"
+    if isinstance(output, (list, tuple)):
+        return f"a {type(output).__name__} of {len(output)}"
+    return f"a {type(output).__name__}"
+
+
+def unread(output: Any) -> str:
+    """What is said of an output that nobody can read."""
+    return (
+        f"the network returns {kind_of(output)}: no tensor of numbers in it has the examples along its first axis. "
+        "Say what matters: output=, the name of a field or a function of what the forward returns."
+    )

@@ -1,0 +1,261 @@
+"""Ways in which people write networks of their own: layers in lists of lists, outputs in objects, counts anywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import optin
+from optin.errors import ArchitectureError
+from optin.recipe import Recipe
+from optin.running.gating import gated, masks
+from optin.running.surgery import shrink
+from optin.running.twins import twinned
+from optin.space.plans import Cost, Plan
+from tests.networks import shaken
+
+RECIPE = Recipe().override(trajectory__draws=8)
+WIDTH, INNER, HEADS = 16, 24, 4
+
+
+class Attention(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.heads, self.qkv, self.out = HEADS, nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+
+    def forward(self, x):
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        return self.out(((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+class Lists(nn.Module):
+    """Layers as lists in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.head = nn.ModuleList(map(self.layer, range(2))), nn.Linear(WIDTH, 3)
+
+    def layer(self, place):
+        mlp = nn.Sequential(nn.Linear(WIDTH, INNER), nn.GELU(), nn.Linear(INNER, WIDTH))
+        return nn.ModuleList([Attention(WIDTH), mlp])
+
+    def forward(self, x):
+        for attend, feed in self.layers:
+            x = x + attend(x)
+            x = x + feed(x)
+        return self.head(x.mean(1))
+
+
+class Dicts(Lists):
+    """Layers as dictionaries in a list."""
+
+    def layer(self, place):
+        return nn.ModuleDict(
+            {"attend": Attention(WIDTH), "up": nn.Linear(WIDTH, INNER), "down": nn.Linear(INNER, WIDTH)}
+        )
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = x + layer["attend"](x)
+            x = x + layer["down"](F.gelu(layer["up"](x)))
+        return self.head(x.mean(1))
+
+
+class Structs(Dicts):
+    """Layers as modules that hold others and have no forward."""
+
+    def layer(self, place):
+        found = nn.Module()
+        found.attend = Attention(WIDTH)
+        found.up, found.down = nn.Linear(WIDTH, INNER), nn.Linear(INNER, WIDTH)
+        return found
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = x + layer.attend(x)
+            x = x + layer.down(F.gelu(layer.up(x)))
+        return self.head(x.mean(1))
+
+
+class TorchAttention(Lists):
+    """torch's attention with the weights that it returns thrown away."""
+
+    def layer(self, place):
+        mlp = nn.Sequential(nn.Linear(WIDTH, INNER), nn.GELU(), nn.Linear(INNER, WIDTH))
+        return nn.ModuleList([nn.MultiheadAttention(WIDTH, HEADS, batch_first=True), mlp])
+
+    def forward(self, x):
+        for attend, feed in self.layers:
+            x = x + attend(x, x, x)[0]
+            x = x + feed(x)
+        return self.head(x.mean(1))
+
+
+class Unflattened(nn.Module):
+    """Heads by `nn.Unflatten`, which keeps their number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        def maker() -> nn.Module:
+            return nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Unflatten(-1, (HEADS, WIDTH // HEADS)))
+
+        self.query, self.key, self.value = maker(), maker(), maker()
+        self.out, self.head = nn.Sequential(nn.Flatten(-2), nn.Linear(WIDTH, WIDTH)), nn.Linear(WIDTH, 3)
+
+    def forward(self, x):
+        q, k, v = (part(x).transpose(1, 2) for part in (self.query, self.key, self.value))
+        return self.head((x + self.out(((q @ k.mT).softmax(-1) @ v).transpose(1, 2))).mean(1))
+
+
+class Normalised(nn.Sequential):
+    """Instance norms with weights make sure of the number of channels."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(3, 16, 3), nn.InstanceNorm2d(16, affine=True), nn.ReLU(), nn.Conv2d(16, 12, 3), nn.ReLU(),
+            nn.Conv2d(12, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        )  # fmt: skip
+
+
+@dataclasses.dataclass
+class Answer:
+    logits: torch.Tensor
+    hidden: torch.Tensor | None = None
+
+
+class Returns(nn.Module):
+    """A feed-forward network that returns an object."""
+
+    def __init__(self, kind, shows_hidden: bool) -> None:
+        super().__init__()
+        self.kind, self.shows_hidden = kind, shows_hidden
+        self.up, self.down, self.head = nn.Linear(WIDTH, INNER), nn.Linear(INNER, WIDTH), nn.Linear(WIDTH, 3)
+
+    def forward(self, x):
+        hidden = F.relu(self.up(x))
+        logits = self.head((x + self.down(hidden)).mean(1))
+        return self.kind(logits=logits, hidden=hidden if self.shows_hidden else None)
+
+
+def words(batch: int = 4) -> dict[str, torch.Tensor]:
+    return {"x": torch.randn(batch, 6, WIDTH)}
+
+
+def images(batch: int = 4) -> dict[str, torch.Tensor]:
+    return {"input": torch.randn(batch, 3, 12, 12)}
+
+
+# network -> (how it is made, its inputs, the kinds of its groups)
+STYLES = {
+    "lists": (Lists, words, {"head", "neuron"}),
+    "dicts": (Dicts, words, {"head", "neuron"}),
+    "structs": (Structs, words, {"head", "neuron"}),
+    "torch attention": (TorchAttention, words, {"head", "neuron"}),
+    "unflatten": (Unflattened, words, {"head"}),
+    "instance norm": (Normalised, images, {"channel"}),
+    "dataclass": (lambda: Returns(Answer, False), words, {"neuron"}),
+    "namespace": (lambda: Returns(types.SimpleNamespace, False), words, {"neuron"}),
+}
+
+
+@torch.inference_mode()
+def run(model, batch):
+    found = model(**batch)
+    return found if isinstance(found, torch.Tensor) else found.logits
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_shrunk_equals_gated(name):
+    make, inputs, kinds = STYLES[name]
+    model, batch = shaken(make()), inputs()
+    space = optin.describe(model, batch)
+    assert {group.kind for group in space} == kinds
+    keep = {group.name: tuple(range(group.size - group.size // 3)) for group in space}
+    plan = Plan(space.architecture, space.sizes, keep, Cost(1, 1), Cost(1, 1), 1)
+    with twinned(model), gated(model, space, masks(model, plan)):
+        expected = run(model, batch)
+    assert (expected - run(model, batch)).abs().max() > 0.01 * expected.abs().max(), "the plan must change something"
+    shrink(model, space, plan)
+    torch.testing.assert_close(run(model, batch), expected, atol=float(1e-4 * expected.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_the_whole_job(name, tmp_path):
+    make, inputs, _ = STYLES[name]
+    model, batches = shaken(make()), [inputs() for _ in range(4)]
+    result = optin.prune(model, batches, "80%", recipe=RECIPE)
+    assert result.plan.pruned.macs <= 0.8 * result.plan.dense.macs
+    result.save(tmp_path / "small")
+    loaded = optin.load(tmp_path / "small", into=make())
+    assert torch.equal(run(loaded, batches[0]), run(result.model, batches[0]))
+
+
+@pytest.mark.parametrize("kind", [Answer, types.SimpleNamespace, dict])
+def test_what_an_object_returns_is_not_cut(kind):
+    with pytest.raises(ArchitectureError, match="what the network returns"):
+        optin.describe(Returns(kind, True), words())
+
+
+class Opaque:
+    __slots__ = ("logits",)
+
+    def __init__(self, logits, hidden):
+        self.logits = logits
+
+
+def test_an_output_without_anything_to_see_is_refused():
+    with pytest.raises(ArchitectureError, match="returns a Opaque: no tensor"):
+        optin.describe(Returns(Opaque, False), words())
+
+
+class ReadsWeights(TorchAttention):
+    """What the heads attend to on the mean goes on."""
+
+    def forward(self, x):
+        for attend, feed in self.layers:
+            mixed, weights = attend(x, x, x)
+            x = x + mixed * weights.amax(-1, keepdim=True)
+            x = x + feed(x)
+        return self.head(x.mean(1))
+
+
+def test_attention_whose_weights_are_read_stays_whole():
+    space = optin.describe(shaken(ReadsWeights()), words())
+    assert {group.kind for group in space} == {"neuron"}
+    assert {"layers.0.0.out_proj.heads", "layers.1.0.out_proj.heads"} <= set(space.whole)
+
+
+class Paired(Returns):
+    """Takes an even number of features."""
+
+    def forward(self, x):
+        hidden = F.relu(self.up(x))
+        return self.head((x + self.down(hidden[..., : hidden.shape[-1] // 2 * 2])).mean(1))
+
+
+@pytest.mark.parametrize("inner", [22, 24])
+def test_a_width_that_must_be_even_is_tried_odd(inner, monkeypatch):
+    monkeypatch.setitem(globals(), "INNER", inner)
+    with pytest.raises(ArchitectureError, match="no count"):
+        optin.describe(Paired(None, False), words())
+
+
+class Narrow(Returns):
+    """Does something else from some width on."""
+
+    def forward(self, x):
+        hidden = F.relu(self.up(x))
+        if hidden.shape[-1] < INNER // 2:
+            hidden = hidden * 2
+        return self.head((x + self.down(hidden)).mean(1))
+
+
+def test_a_forward_that_depends_on_the_width_is_refused_by_name():
+    with pytest.raises(optin.OptinError, match="exclude the modules that this is about"):
+        optin.prune(shaken(Narrow(None, False)), [words() for _ in range(4)], "40%", recipe=RECIPE)
