@@ -8,22 +8,13 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 
-import importlib.util
-from pathlib import Path
-
 import hypothesis
 import pytest
 import torch
-from jaxtyping import install_import_hook
 
-# Before anything of optin is imported: where shapes stand in annotations, the tests check them.
-SOURCE = Path(importlib.util.find_spec("optin").origin).parent
-SHAPED = [
-    ".".join(("optin", *path.relative_to(SOURCE).with_suffix("").parts))
-    for path in sorted(SOURCE.rglob("*.py"))
-    if "from jaxtyping import" in path.read_text()
-]
-install_import_hook(SHAPED, "beartype.beartype")
+from tests.shapes import check_shapes
+
+check_shapes()  # before anything of optin is imported
 
 from optin.describing import labels
 from tests.networks import HEADS_OF, REPRESENTATIVE, build, tokens

@@ -262,7 +262,7 @@ def test_sigterm_cleans_up(tmp_path):
 
 def test_a_damaged_folder_is_no_traceback(tmp_path):
     (tmp_path / "p").mkdir()
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match="no config.json"):
         run_draw(tmp_path / "p", Recipe(), tmp_path / "q", 1)
     with pytest.raises(InputError, match="no such file"):
         run_report(tmp_path / "p", Recipe())
