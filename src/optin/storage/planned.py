@@ -39,6 +39,8 @@ def cut_to_plan(model: nn.Module, plan: Plan, space: UnitSpace | None = None) ->
     space = space or _description(model, plan)
     plan = plan.renamed(space)
     shrink(model, space, plan)
+    if plan.description is None and section_of(model) is not None:  # a folder of 0.1.0, from here on one of today
+        setattr(getattr(model, "config", model), SECTION, dataclasses.replace(plan, description=space).to_dict())
     if any(plan.tokens) and space.tokens is not None:
         Merging(model, space.tokens, plan.tokens)
 
