@@ -16,6 +16,7 @@ from optin.running.batches import Batches
 from optin.running.gating import gated, masks
 from optin.running.outputs import answers
 from optin.running.surgery import shrink
+from optin.running.twins import twinned
 from tests.contract.test_architectures import random_plan
 from tests.networks import EAGER_ONLY, build, inputs, plan_of, tokens
 
@@ -37,7 +38,8 @@ def test_compensation_brings_the_pruned_network_closer(architecture):
             return sum(float((answers(model(**x)) - answers(pruned(**x))).square().mean()) for x in calibration)
 
     before = distance()
-    compensate(model, pruned, space, Batches.of(calibration, CPU), RECIPE, plan.keep)
+    with twinned(model), twinned(pruned):
+        compensate(model, pruned, space, Batches.of(calibration, CPU), RECIPE, plan.keep)
     assert distance() < 0.7 * before
 
 

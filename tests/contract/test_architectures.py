@@ -16,6 +16,7 @@ from optin.describing.inputs import example_inputs
 from optin.running.gating import gated, masks
 from optin.running.outputs import answers
 from optin.running.surgery import shrink
+from optin.running.twins import twinned
 from optin.space.plans import Cost, Plan
 from tests.networks import EAGER_ONLY, HEADS_OF, REPRESENTATIVE, build, inputs, plan_of
 from tests.slow import slow_but
@@ -52,7 +53,7 @@ def run(model, batch):
 def test_shrunk_equals_gated(architecture, head, attention):
     model = build(architecture, head, attention)
     batch, plan, space = inputs(model), random_plan(model), describe(model)
-    with gated(model, space, masks(model, plan)):
+    with twinned(model), gated(model, space, masks(model, plan)):
         expected = run(model, batch)
     assert not torch.allclose(expected, run(model, batch), atol=1e-3), "the plan must change something"
     shrink(model, space, plan)

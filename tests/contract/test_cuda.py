@@ -13,6 +13,7 @@ from optin.describing.inputs import image_input
 from optin.running.gating import gated, masks
 from optin.running.outputs import answers
 from optin.running.surgery import shrink
+from optin.running.twins import twinned
 from tests.networks import build, inputs
 from tests.test_cnn import NETWORKS
 
@@ -66,7 +67,7 @@ def test_pruned_shrunk_saved_and_loaded(kind, dtype, tmp_path):
     assert {parameter.dtype for parameter in result.model.parameters()} == {precision}
 
     cut, space = copy.deepcopy(model), describe(model)
-    with gated(model, space, masks(model, result.plan)):
+    with twinned(model), gated(model, space, masks(model, result.plan)):
         expected = run(model, batches[0])
     shrink(cut, space, result.plan)
     near(run(cut, batches[0]), expected, share)

@@ -147,7 +147,7 @@ def read_output(
         beside = _values(boxes, positions, stack) if boxes else None
         return replace(_classes(named[1], positions, stack, problem, named[0]), beside=beside)
     hidden = getattr(output, "last_hidden_state", None)
-    if not isinstance(hidden, Tensor):
+    if not isinstance(hidden, Tensor) or hidden.dim() != 3:  # maps of features are no tokens
         return _values(output, positions, stack)
     if pooling == "pooler":
         return Output("point", F.normalize(_unstack(pooled(output), stack), dim=-1), name="pooler output")
