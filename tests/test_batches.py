@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -139,9 +140,13 @@ def test_what_is_left_out_is_known_by_name(bert):
     assert set(result.plan.provenance["data"]["left_out"]) == {"labels", "text", "source"}
 
 
+@pytest.mark.parametrize("own", [True, False], ids=["by itself", "by its configuration"])
 @pytest.mark.parametrize("name", ["t5", "bart", "whisper"])
-def test_a_decoder_reads_the_labels_that_stand_alone(name):
+def test_a_decoder_reads_the_labels_that_stand_alone(name, own, monkeypatch):
     """As in the network's own loss."""
+    if not own:
+        kind = getattr(transformers, type(built(name)).__name__)
+        monkeypatch.delattr(kind, "prepare_decoder_input_ids_from_labels", raising=False)
     model, inputs = built(name).eval(), NETWORKS[name].inputs()
     given = {key: value for key, value in inputs.items() if not key.startswith("decoder")}
     labels = torch.randint(5, 60, (len(next(iter(given.values()))), 7))
@@ -150,9 +155,8 @@ def test_a_decoder_reads_the_labels_that_stand_alone(name):
     assert batch["decoder_input_ids"].shape == labels.shape
     with torch.no_grad():
         assert torch.equal(model(**batch).logits, model(**given, labels=labels).logits)
-    model.prepare_decoder_input_ids_from_labels = None
-    own = {**given, "labels": labels, "decoder_input_ids": labels.clamp_min(0)}
-    assert torch.equal(next(iter(calibration_of(model, [own])))["decoder_input_ids"], labels.clamp_min(0))
+    there = {**given, "labels": labels, "decoder_input_ids": labels.clamp_min(0)}
+    assert torch.equal(next(iter(calibration_of(model, [there])))["decoder_input_ids"], labels.clamp_min(0))
 
 
 def test_one_example_is_told_from_a_batch():

@@ -132,10 +132,10 @@ class Answer:
 class Returns(nn.Module):
     """A feed-forward network that returns an object."""
 
-    def __init__(self, kind, shows_hidden: bool) -> None:
+    def __init__(self, kind, shows_hidden: bool, inner: int = INNER) -> None:
         super().__init__()
         self.kind, self.shows_hidden = kind, shows_hidden
-        self.up, self.down, self.head = nn.Linear(WIDTH, INNER), nn.Linear(INNER, WIDTH), nn.Linear(WIDTH, 3)
+        self.up, self.down, self.head = nn.Linear(WIDTH, inner), nn.Linear(inner, WIDTH), nn.Linear(WIDTH, 3)
 
     def forward(self, x):
         hidden = F.relu(self.up(x))
@@ -188,9 +188,10 @@ def test_shrunk_equals_gated(name):
 @pytest.mark.parametrize("name", STYLES)
 def test_the_whole_job(name, tmp_path):
     make, inputs, _ = STYLES[name]
-    model, batches = shaken(make()), [inputs() for _ in range(4)]
+    model, batches = shaken(make()).train(), [inputs() for _ in range(4)]
     result = optin.prune(model, batches, "80%", recipe=RECIPE)
     assert result.plan.pruned.macs <= 0.8 * result.plan.dense.macs
+    assert model.training and not any(module.training for module in result.model.modules())
     result.save(tmp_path / "small")
     loaded = optin.load(tmp_path / "small", into=make())
     assert torch.equal(run(loaded, batches[0]), run(result.model, batches[0]))
@@ -210,7 +211,7 @@ class Opaque:
 
 
 def test_an_output_without_anything_to_see_is_refused():
-    with pytest.raises(ArchitectureError, match="returns a Opaque: no tensor"):
+    with pytest.raises(ArchitectureError, match="no tensor can be seen in what Returns returns, a Opaque"):
         optin.describe(Returns(Opaque, False), words())
 
 
@@ -240,10 +241,9 @@ class Paired(Returns):
 
 
 @pytest.mark.parametrize("inner", [22, 24])
-def test_a_width_that_must_be_even_is_tried_odd(inner, monkeypatch):
-    monkeypatch.setitem(globals(), "INNER", inner)
+def test_a_width_that_must_be_even_is_tried_odd(inner):
     with pytest.raises(ArchitectureError, match="no count"):
-        optin.describe(Paired(None, False), words())
+        optin.describe(Paired(None, False, inner), words())
 
 
 class Narrow(Returns):

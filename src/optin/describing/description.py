@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from ..errors import ArchitectureError
 from ..running.batch import size_of
 from ..running.modules import call, forget, inference_mode_of, shared_names
-from ..running.tensors import tensors_of, unread
+from ..running.tensors import kind_of, tensors_of
 from ..space.units import Argument, Gate, Product, Tap, UnitGroup, UnitSpace, lies_in
 from .blocks import behind, chain, cover, listed
 from .found import Found, found
@@ -44,7 +44,10 @@ def observed(
                 buffer.copy_(before[name])
     results = tensors_of(output)
     if not results:
-        raise ArchitectureError(unread(output))
+        raise ArchitectureError(
+            f"no tensor can be seen in what {type(model).__name__} returns, {kind_of(output)}: return tensors, or a "
+            "mapping, tuple or dataclass of them."
+        )
     for value in results:
         track.forbid_all(track.labels(value), "what the network returns")
     return track, [number for number in map(track.number, results) if number is not None]

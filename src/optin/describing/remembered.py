@@ -30,7 +30,7 @@ FEWER_TRIES = 8  # for a part of those for which none was found
 MANY = 4  # groups of one size, that are not tried one by one
 HINTS = ("head", "size", "dim", "width", "inner", "num", "features", "channels", "nf")  # in names of extents
 
-# Modules of torch that do: groups, features of which they make sure, the parts of an axis.
+# Modules of torch whose integers follow: groups, features that they check, parts of an axis.
 COUNTING = (nn.modules.conv._ConvNd, nn.modules.instancenorm._InstanceNorm, nn.Unflatten)
 
 Role = tuple[str, str, int | None]

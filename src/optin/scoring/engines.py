@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import torch
@@ -29,7 +29,6 @@ TIMEOUT = 10.0  # seconds that a cluster has to answer
 AHEAD = 2  # calls that each worker has been given and has not answered
 
 
-@runtime_checkable
 class Engine(Protocol):
     """Results of `work(*arguments)` in the order of the calls."""
 

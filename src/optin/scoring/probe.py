@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +52,6 @@ class Probe:
     outputs: dict[str, dict[str, list[Tensor]]]
 
 
-@runtime_checkable
 class Objective(Protocol):
     """Scalars to differentiate, by part, from the network's output and its blocks' hidden states."""
 

@@ -41,7 +41,7 @@ def load(folder: str | Path, *, into: nn.Module | None = None, **options: Any) -
     plan = Plan.from_dict(section)
     if "architecture" in config:
         network = make_within(path, stored) if into is None else into
-        cut_to_plan(network, plan)
+        plan = cut_to_plan(network, plan)
         fill(network, path)
         record_plan(network, plan)
         return network.eval().to(**({"dtype": options["dtype"]} if "dtype" in options else {}))

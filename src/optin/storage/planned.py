@@ -27,22 +27,24 @@ SECTION = "optin"
 GENERAL = ("PreTraining", "TextEncoding", "MultimodalLM")  # end the names of Auto classes that another stands for too
 
 
-def cut_to_plan(model: nn.Module, plan: Plan, space: UnitSpace | None = None) -> None:
+def cut_to_plan(model: nn.Module, plan: Plan, space: UnitSpace | None = None) -> Plan:
     """Cut a network to a plan in place, and let its tokens merge as the plan says.
 
     Args:
         space: its description; that which the plan holds if not given, or found anew for one that holds none.
 
+    Returns:
+        The plan by the names of today, with its description, for one of 0.1.0 that had neither.
+
     Raises:
         CheckpointError: the plan does not fit the network.
     """
     space = space or _description(model, plan)
-    plan = plan.renamed(space)
+    plan = dataclasses.replace(plan.renamed(space), description=plan.description or space)
     shrink(model, space, plan)
-    if plan.description is None and section_of(model) is not None:  # a folder of 0.1.0, from here on one of today
-        setattr(getattr(model, "config", model), SECTION, dataclasses.replace(plan, description=space).to_dict())
     if any(plan.tokens) and space.tokens is not None:
         Merging(model, space.tokens, plan.tokens)
+    return plan
 
 
 def _description(model: nn.Module, plan: Plan) -> UnitSpace:
@@ -141,7 +143,7 @@ def shrinking_within(name: str, stored: Stored | None = None) -> type[nn.Module]
             base.__init__(self, config, *args, **kwargs)
             section = getattr(config, SECTION, None)
             if section is not None:
-                cut_to_plan(self, Plan.from_dict(section))
+                setattr(config, SECTION, cut_to_plan(self, Plan.from_dict(section)).to_dict())
         if stored is not None:
             stored.check_network(self)
 

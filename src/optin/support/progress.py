@@ -15,7 +15,6 @@ class Track(Protocol):
     def __call__(self, items: Iterable[T], description: str, total: int) -> Iterator[T]: ...
 
 
-@runtime_checkable
 class Callback(Protocol):
     """Told of every stage that is done, with its figures: what trackers of experiments take."""
 

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from ..errors import DependencyError, InputError, first_line
 from .specs import TaskSpec
@@ -29,7 +29,6 @@ EXPANSION, SMALL = 200, 1 << 26
 _INTEGER, _NUMBER = re.compile(r"[+-]?[0-9]{1,18}"), re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
-@runtime_checkable
 class Rows(Protocol):
     """A table: its columns by name. Those of the package `datasets` are such tables too."""
 
