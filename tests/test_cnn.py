@@ -399,7 +399,7 @@ TORCHVISION = ("resnet18", "mobilenet_v2", "efficientnet_b0", "vgg11_bn", "convn
 @pytest.mark.parametrize(
     "name",
     slow_but(
-        ["timm:mobilenetv2_035", "torchvision:convnext_tiny"],
+        ["timm:mobilenetv2_035", "torchvision:mobilenet_v2"],
         [f"timm:{name}" for name in TIMM] + [f"torchvision:{name}" for name in TORCHVISION],
     ),
 )

@@ -18,10 +18,12 @@ from optin.running.outputs import answers
 from optin.running.surgery import shrink
 from optin.running.twins import twinned
 from tests.contract.test_architectures import random_plan
-from tests.networks import EAGER_ONLY, build, inputs, plan_of, tokens
+from tests.networks import EAGER_ONLY, HEADS_OF, build, inputs, plan_of, tokens
+from tests.slow import slow_but
 
 CPU = torch.device("cpu")
 RECIPE = Recipe().override(trajectory__draws=8)
+REFITTED = pytest.mark.parametrize("architecture", slow_but(("albert-grouped", "vit", "clip"), sorted(HEADS_OF)))
 
 
 def test_compensation_brings_the_pruned_network_closer(architecture):
@@ -63,6 +65,7 @@ def test_only_consumers_change(bert, batches):
     assert changed == {f"{name}.{leaf}" for name in consumers for leaf in ("weight", "bias")}
 
 
+@REFITTED
 def test_makers_are_refitted_too(architecture):
     """Behind the first block, in which nothing is lacking yet; and the network comes as close as it does without."""
     head = "Model" if architecture == "swinv2" else None
@@ -99,6 +102,7 @@ def plan_of_the_body(model):
     return plan_of(model, {**plan.keep, **whole}, plan.length)
 
 
+@REFITTED
 def test_the_head_is_refitted_too(architecture):
     """Behind all else, and the outputs come no less close than without."""
     model = build(architecture, None, "eager" if architecture in EAGER_ONLY else "sdpa")

@@ -143,7 +143,8 @@ def test_partial_scores_of_another_run_are_refused(bert, batches, tmp_path):
         exact_parts(Scoring(bert, space, calibration, RECIPE, silent, file))
 
 
-@pytest.mark.parametrize(("embeddings", "first"), slow_but([("all", 0)], [("all", 0), ("last", 2)]))
+@pytest.mark.slow
+@pytest.mark.parametrize(("embeddings", "first"), [("all", 0), ("last", 2)])
 def test_the_sketch_converges_to_the_squared_jacobian(embeddings, first, bert, batches):
     """For one micro-batch and one choice of rows the estimate tends to || d phi / d m ||^2, computed in full."""
     space, batch = describe(bert), batches[0]

@@ -137,7 +137,7 @@ NETWORKS = {
     ),
     "own": (Own, {"head", "neuron"}),
 }
-FAST = ("llama", "gpt2", "modernbert", "t5-encoder", "bart", "dinov3", "own")
+FAST = ("llama", "gpt2", "modernbert", "t5-encoder", "dinov3", "own")
 
 
 def built(name: str) -> nn.Module:
