@@ -72,7 +72,7 @@ def figures_of(
     Raises:
         CheckpointError: the network costs something else than the plan says.
     """
-    figures: dict[str, Any] = {"bytes": {"dense": weight_bytes(dense), "pruned": weight_bytes(pruned)}}
+    figures: dict[str, object] = {"bytes": {"dense": weight_bytes(dense), "pruned": weight_bytes(pruned)}}
     if scores is not None:
         figures["curves"] = {name: curve.sampled(CURVE) for name, curve in scores.curves.items()}
     with contextlib.suppress(InputError):  # a plan by hand may name a length that the network does not take

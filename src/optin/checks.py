@@ -7,7 +7,6 @@ import difflib
 import inspect
 import warnings
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,13 +46,13 @@ def check_inputs(model: nn.Module, space: UnitSpace, batches: Batches, recipe: R
     """
     if batches.examples < 2:
         raise InputError("calibration needs at least 2 examples, and does well with 256.")
-    seen, compared = set[Any](), ""
+    seen, compared = set[object](), ""
     for batch in batches:
         _check_tokens(model, batch)
         shape = tuple((name, value.shape[1:]) for name, value in batch.items() if batched(value))
         if shape in seen:
             continue
-        sample, blocks = next(split(batch, 2)), list[Any]()
+        sample, blocks = next(split(batch, 2)), list[object]()
         try:
             with inference_mode_of(model), torch.inference_mode(), recorded_blocks(model, space.blocks, blocks):
                 output = call(model, sample)
@@ -153,7 +152,7 @@ def _check_buffers(model: nn.Module, before: Mapping[str, Tensor]) -> None:
         )
 
 
-def _check_repeats(model: nn.Module, sample: Batch, output: Any) -> None:
+def _check_repeats(model: nn.Module, sample: Batch, output: object) -> None:
     """Refuse a network that gives another answer each time: nothing that is measured on it would hold."""
     with inference_mode_of(model), torch.inference_mode():
         one, other = answers(output), answers(call(model, sample))
@@ -164,7 +163,7 @@ def _check_repeats(model: nn.Module, sample: Batch, output: Any) -> None:
         )
 
 
-def _check_used(model: nn.Module, sample: Batch, output: Any) -> None:
+def _check_used(model: nn.Module, sample: Batch, output: object) -> None:
     """Refuse inputs that the forward takes by `**kwargs` and forgets, such as names that are spelled wrongly."""
     named = inspect.signature(model.forward).parameters
     known = [name for name, parameter in named.items() if parameter.kind is not parameter.VAR_KEYWORD]
@@ -180,7 +179,7 @@ def _check_used(model: nn.Module, sample: Batch, output: Any) -> None:
 
 
 def _check_output(
-    model: nn.Module, space: UnitSpace, sample: Batch, blocks: list[Any], output: Any, recipe: Recipe
+    model: nn.Module, space: UnitSpace, sample: Batch, blocks: list[object], output: object, recipe: Recipe
 ) -> str:
     values = answers(output)
     generator = torch.Generator().manual_seed(0)

@@ -20,7 +20,7 @@ from .space.scores import Scores
 from .space.units import UnitSpace
 
 
-def describe(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> UnitSpace:
+def describe(model: nn.Module, inputs: Mapping[str, object] | None = None) -> UnitSpace:
     """What can be removed from a network: groups of heads, neurons and channels, and why the rest stays (`whole`).
 
         space = optin.describe(model, batch)
@@ -39,7 +39,7 @@ def describe(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> UnitS
 
 @on_twins
 def inspect(
-    model: nn.Module, length: int | None = None, *, example: Mapping[str, Any] | None = None
+    model: nn.Module, length: int | None = None, *, example: Mapping[str, object] | None = None
 ) -> dict[str, Any]:
     """What can be removed from a network, and where its MACs and parameters are.
 
@@ -77,7 +77,7 @@ def inspect(
     }
 
 
-def calibration_of(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> Batches:
+def calibration_of(model: nn.Module, batches: Iterable[Mapping[str, object]]) -> Batches:
     """The calibration set on the device of a network, as its forward takes it."""
     check_network(model)
     return Batches.of(batches, device_of(model), forward_names(model), partial(completed, model))

@@ -7,7 +7,6 @@ import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -42,7 +41,7 @@ from .support.versions import versions
 
 def prune(
     model: nn.Module,
-    batches: Iterable[Mapping[str, Any]],
+    batches: Iterable[Mapping[str, object]],
     budget: str | float | Budget | None = None,
     *,
     recipe: Recipe | None = None,
@@ -86,7 +85,7 @@ def prune(
 
 def sweep(
     model: nn.Module,
-    batches: Iterable[Mapping[str, Any]],
+    batches: Iterable[Mapping[str, object]],
     budgets: Iterable[str | float | Budget],
     *,
     recipe: Recipe | None = None,
@@ -120,7 +119,7 @@ def sweep(
 @torch.inference_mode(mode=False)  # whatever the caller is in: gradients are needed
 def score(
     model: nn.Module,
-    batches: Iterable[Mapping[str, Any]],
+    batches: Iterable[Mapping[str, object]],
     *,
     recipe: Recipe | None = None,
     track: Track = silent,
@@ -241,7 +240,7 @@ def plan(
 def apply(
     model: nn.Module,
     plan: Plan,
-    batches: Iterable[Mapping[str, Any]] | None = None,
+    batches: Iterable[Mapping[str, object]] | None = None,
     *,
     recipe: Recipe | None = None,
     scores: Scores | None = None,

@@ -71,7 +71,7 @@ class Recipe:
         """The names in `exclude`."""
         return names_in(self.exclude)
 
-    def override(self, **changes: Any) -> Recipe:
+    def override(self, **changes: object) -> Recipe:
         """A copy with some options changed; a nested option is written `section__option`.
 
         None leaves an option as it is, so that the flags of a command line can be passed on unread.
@@ -96,7 +96,7 @@ class Recipe:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, data: Any) -> Recipe:
+    def from_dict(cls, data: object) -> Recipe:
         """Read nested data; what is not named keeps its default.
 
         Raises:
@@ -169,7 +169,7 @@ def preset(name: str) -> Recipe:
     return PRESETS[name]
 
 
-def recipe_of(value: Any) -> Recipe:
+def recipe_of(value: object) -> Recipe:
     """A recipe as a caller gives it; None is the default.
 
     Raises:
@@ -190,7 +190,7 @@ def names_in(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def excluded_by(provenance: Mapping[str, Any]) -> list[str]:
+def excluded_by(provenance: Mapping[str, object]) -> list[str]:
     """What stayed whole when scores or a plan were made."""
     made = provenance.get("recipe")
     names = made.get("exclude", "") if isinstance(made, Mapping) else ""

@@ -35,7 +35,7 @@ class Result:
         )
         return f"Result({type(self.model).__name__} with {left} of the dense network)"
 
-    def save(self, folder: str | Path, tokenizer: Any = None, *, overwrite: bool = False) -> Path:
+    def save(self, folder: str | Path, tokenizer: object = None, *, overwrite: bool = False) -> Path:
         """Write a folder that `optin.load` and transformers can read. See `optin.storage.saving.save`."""
         from .storage.saving import (
             save,  # the only arrow up: data know nothing of files, and users expect `save` here

@@ -58,7 +58,7 @@ def run_demo(out: Path, track: Track = silent) -> dict[str, Any]:
     return {"pruning": {**result.report, "saved": str(out / "pruned")}, "speed": speed, "files": files}
 
 
-def classifier(folder: str, tokenizer: Any, sentences: Sentences, track: Track = silent) -> nn.Module:
+def classifier(folder: str, tokenizer: object, sentences: Sentences, track: Track = silent) -> nn.Module:
     """BERT with a two-class head fitted by logistic regression; the encoder stays as it is."""
     from transformers import AutoModelForSequenceClassification
 

@@ -69,7 +69,7 @@ def run_export(
         places = {"pruned" if section_of(model) else "given": (model, home)}
         if reference is not None:
             places = {"dense": (placement.load(reference, spec.kind), Path(scratch)), **places}
-        rows: list[dict[str, Any]] = []
+        rows: list[dict[str, object]] = []
         networks: list[nn.Module] = []
         for network, (original, place) in places.items():
             rows.append({"network": network, "runtime": "torch"})
@@ -88,7 +88,7 @@ def run_export(
     return {"inputs": f"{shape}, {'real' if real else 'random'}", "rows": rows}
 
 
-def _export_inputs(source: str, recipe: Recipe, placement: Placement, batch: int) -> tuple[nn.Module, Any, Batch]:
+def _export_inputs(source: str, recipe: Recipe, placement: Placement, batch: int) -> tuple[nn.Module, object, Batch]:
     """The network, what prepares its inputs if that is known, and inputs: of the data, or random without any."""
     if recipe.task.data is not None:
         options = {"model": source, "calibration__examples": batch, "calibration__batch_size": batch}

@@ -96,7 +96,7 @@ def finetune(
 
 
 def _train(
-    model: nn.Module, processor: Any, train: Images, options: Training, seed: int, teacher: nn.Module | None
+    model: nn.Module, processor: object, train: Images, options: Training, seed: int, teacher: nn.Module | None
 ) -> Any:
     """Train in place, by the library's Trainer; returns what it says of it."""
     from transformers import PrinterCallback, Trainer, TrainingArguments
@@ -105,7 +105,7 @@ def _train(
         """The loss of the labels, and half of it replaced by the teacher's where there is one."""
 
         def compute_loss(
-            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: object = None
         ) -> Any:
             output = call(model, inputs)
             loss = F.cross_entropy(output.logits, inputs["labels"])
@@ -217,7 +217,7 @@ def follow(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return output_loss(got, aim, temperature).squeeze(0)
 
 
-class Prepared(torch.utils.data.Dataset[dict[str, Any]]):
+class Prepared(torch.utils.data.Dataset[dict[str, object]]):
     """Images as a processor makes them; one that cannot be read gives way to the next."""
 
     def __init__(self, images: Images, processor: Any) -> None:
@@ -226,7 +226,7 @@ class Prepared(torch.utils.data.Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> dict[str, object]:
         assert self.images.labels is not None
         for step in range(len(self)):
             place = (index + step) % len(self)

@@ -93,7 +93,7 @@ class Kept:
         forget(self.partial)
 
 
-def scoring_options(recipe: Any) -> Any:
+def scoring_options(recipe: object) -> Any:
     """The options that scores depend on."""
     later = ("budget", "search", "round_to", "latency_batch", "model", "training")
     return {name: value for name, value in recipe.items() if name not in later} if isinstance(recipe, dict) else None

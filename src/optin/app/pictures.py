@@ -38,7 +38,7 @@ PICTURES_KIND = "pictures"  # of result
 def draw(
     folder: str | Path,
     out: str | Path,
-    images: Any = None,
+    images: object = None,
     count: int = 4,
     reference: nn.Module | None = None,
     *,
@@ -95,7 +95,7 @@ def _drawn(
     return written
 
 
-def _readable(images: Images, count: int) -> Iterator[tuple[int, Any]]:
+def _readable(images: Images, count: int) -> Iterator[tuple[int, object]]:
     """The first images, with their indices; those that cannot be read are passed over."""
     for index in range(len(images)):
         if count == 0:
@@ -188,7 +188,7 @@ def draw_tokens(image: Any, groups: Tensor, path: Path) -> Path:
     return path
 
 
-def draw_scene(image: Any, found: Mapping[str, Tensor], names: Sequence[str], path: Path) -> Path:
+def draw_scene(image: object, found: Mapping[str, Tensor], names: Sequence[str], path: Path) -> Path:
     """An image and its segmentations side by side; last, where the dense and the pruned network differ.
 
     Args:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -76,7 +75,7 @@ class Job:
 
     recipe: Recipe
     model: nn.Module
-    preprocessor: Any
+    preprocessor: object
     batches: list[Batch]
     evaluation: Examples | Images | None = None
     overlap: dict[str, int] = dataclasses.field(default_factory=dict)  # with calibration, as `keep_apart` says it
@@ -137,7 +136,7 @@ def what_is_read(recipe: Recipe) -> list[str | Path | None]:
     return [None if recipe.model is None else local(recipe.model), recipe.task.data]
 
 
-def as_pooled(recipe: Recipe, preprocessor: Any) -> Recipe:
+def as_pooled(recipe: Recipe, preprocessor: object) -> Recipe:
     """The recipe with the pooling of a folder of sentence-transformers; one that is no default wins."""
     if not isinstance(preprocessor, SentenceTokenizer) or recipe.trajectory.pooling != Trajectory().pooling:
         return recipe

@@ -16,13 +16,18 @@ from .placement import Job
 
 
 def measure(
-    model: nn.Module, preprocessor: Any, recipe: Recipe, examples: Any, reference: nn.Module | None, track: Track
+    model: nn.Module,
+    preprocessor: object,
+    recipe: Recipe,
+    examples: object,
+    reference: nn.Module | None,
+    track: Track,
 ) -> dict[str, float]:
     """The metrics of one network on examples of the task; against the outputs of another one if given."""
     return task_of(recipe).evaluate(model, preprocessor, examples, recipe, reference=reference, track=track)
 
 
-def seen_before(source: Path, recipe: Recipe, examples: Any) -> dict[str, int]:
+def seen_before(source: Path, recipe: Recipe, examples: object) -> dict[str, int]:
     """How many of the examples the calibration of a pruned network saw, as far as its recipe says."""
     file = source / "recipe.yaml"
     if not file.is_file() or recipe.task.data is None:

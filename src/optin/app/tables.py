@@ -11,7 +11,7 @@ from rich.text import Text
 from ..storage.report import overlap, share_of
 
 
-def entries(result: dict[str, Any]) -> Table:
+def entries(result: dict[str, object]) -> Table:
     """One line per figure."""
     table = Table(show_header=False)
     table.add_column()
@@ -94,7 +94,7 @@ def sweep(result: dict[str, Any]) -> RenderableType:
     return Group(table, *map(Text, overlap(result)), entries({name: result[name] for name in ("saved", "picture")}))
 
 
-def speeds(result: list[dict[str, Any]]) -> Table:
+def speeds(result: list[dict[str, object]]) -> Table:
     """`optin bench`."""
     table = _table("batch x tokens", "dense, ms", "pruned, ms", "speed-up", "ideal", "share of ideal")
     for speed in result:

@@ -27,7 +27,6 @@ from collections.abc import Container
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -165,7 +164,7 @@ def _of_one_make(
     meetings: dict[str, dict[Groups, int]],
 ) -> list[list[str]]:
     """Blocks that differ in the names of their groups alone."""
-    found: dict[Any, list[str]] = defaultdict(list)
+    found: dict[object, list[str]] = defaultdict(list)
     for block, run in runs.items():
         number = {name: index for index, name in enumerate(groups[block])}
         sets = {frozenset(number[name] for name in together): amount for together, amount in meetings[block].items()}
@@ -287,14 +286,14 @@ class _Stopwatch:
     def __init__(self, device: torch.device) -> None:
         self.device, self.total, self.started = device, 0, 0
 
-    def start(self, module: nn.Module, args: Any) -> None:
+    def start(self, module: nn.Module, args: object) -> None:
         self.started = now(self.device)
 
-    def stop(self, module: nn.Module, args: Any, output: Any) -> None:
+    def stop(self, module: nn.Module, args: object, output: object) -> None:
         self.total += now(self.device) - self.started
 
 
-def _key(model: nn.Module, space: UnitSpace, inputs: Batch) -> dict[str, Any]:
+def _key(model: nn.Module, space: UnitSpace, inputs: Batch) -> dict[str, object]:
     """What the latency of a network depends on."""
     device = device_of(model)
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
@@ -316,14 +315,14 @@ def _channels_last(value: Tensor) -> bool:
     return value.dim() == 4 and not value.is_contiguous() and value.is_contiguous(memory_format=torch.channels_last)
 
 
-def _form(value: Any) -> Any:
+def _form(value: object) -> object:
     """Of an input: its shape, type and memory format, or what it is."""
     if not isinstance(value, Tensor):
         return value
     return [list(value.shape), str(value.dtype), _channels_last(value)]
 
 
-def _stored(file: Path, key: dict[str, Any], space: UnitSpace) -> list[Term] | None:
+def _stored(file: Path, key: dict[str, object], space: UnitSpace) -> list[Term] | None:
     """The terms that a file holds for this key; None if it holds anything else than optin writes."""
     try:
         data = read_json(file)
@@ -335,7 +334,7 @@ def _stored(file: Path, key: dict[str, Any], space: UnitSpace) -> list[Term] | N
     return [Term(module, amount, tuple(groups)) for module, amount, groups in data["terms"]] if fits else None
 
 
-def _is_term(row: Any, space: UnitSpace) -> bool:
+def _is_term(row: object, space: UnitSpace) -> bool:
     if not isinstance(row, list) or len(row) != 3:
         return False
     module, amount, groups = row

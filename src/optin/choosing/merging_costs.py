@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -77,14 +76,14 @@ class _Reference:
     batch: Batch
     options: Trajectory
     positions: Positions
-    blocks: list[Any]
+    blocks: list[object]
     maps: list[Tensor]
     output: Output
 
     @classmethod
     def of(cls, model: nn.Module, space: UnitSpace, batch: Batch, options: Trajectory, seed: int) -> _Reference:
         positions = Positions(batch, options.rows, torch.Generator().manual_seed(seed))
-        blocks: list[Any] = []
+        blocks: list[object] = []
         with recorded_blocks(model, space.blocks, blocks):
             output = read_final(model, call(model, batch), positions, options)
         maps = [positions.manifold(hidden) for hidden in map(hidden_of, blocks)]
@@ -96,7 +95,7 @@ class _Reference:
 
     def cost(self, place: int, r: int, scales: Mapping[str, float]) -> float:
         """The balanced trajectory loss of merging `r` tokens before one block of the token space."""
-        after: list[Any] = []
+        after: list[object] = []
         tokens = token_space(self.space)
         schedule = [r if other == place else 0 for other in range(len(tokens.blocks))]
         index, matched = (self.space.blocks.index(tokens.blocks[other]) for other in (place, place - 1))

@@ -26,7 +26,7 @@ from .refusals import check_network, check_shared
 
 TOKENS = 8  # of a text, in the forward that labels travel through
 
-Describe = Callable[[nn.Module, Mapping[str, Any]], UnitSpace]
+Describe = Callable[[nn.Module, Mapping[str, object]], UnitSpace]
 
 
 def architectures() -> Mapping[str, Describe]:
@@ -44,7 +44,7 @@ def architecture_of(model: nn.Module) -> str:
 
 
 @on_twins
-def describe(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> UnitSpace:
+def describe(model: nn.Module, inputs: Mapping[str, object] | None = None) -> UnitSpace:
     """What can be removed from a network.
 
     Args:
@@ -63,7 +63,7 @@ def describe(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> UnitS
     return space
 
 
-def _describe(model: nn.Module, inputs: Mapping[str, Any] | None) -> UnitSpace:
+def _describe(model: nn.Module, inputs: Mapping[str, object] | None) -> UnitSpace:
     known = architectures()
     name = next((name for name in (architecture_of(model), type(model).__name__) if name in known), None)
     # While a network without weights is made, ours are on the CPU still.

@@ -25,7 +25,7 @@ from .tracking import Tracking
 
 
 def observed(
-    model: nn.Module, inputs: Mapping[str, Any], apart: Collection[Argument] = ()
+    model: nn.Module, inputs: Mapping[str, object], apart: Collection[Argument] = ()
 ) -> tuple[Tracking, list[int]]:
     """The labels of one forward, and the values that it returns by number; all of them stay.
 
@@ -53,7 +53,7 @@ def observed(
     return track, [number for number in map(track.number, results) if number is not None]
 
 
-def described(model: nn.Module, inputs: Mapping[str, Any], architecture: str) -> UnitSpace:
+def described(model: nn.Module, inputs: Mapping[str, object], architecture: str) -> UnitSpace:
     """What the labels show, before it is tried.
 
     Raises:
@@ -188,7 +188,7 @@ def _within(gate: Gate, blocks: Sequence[str]) -> Gate:
     return gate if inside else dataclasses.replace(gate, total=Tap(gate.module, "output"), scale=None)
 
 
-def counted(model: nn.Module, groups: Sequence[UnitGroup], inputs: Mapping[str, Any]) -> tuple[Product, ...]:
+def counted(model: nn.Module, groups: Sequence[UnitGroup], inputs: Mapping[str, object]) -> tuple[Product, ...]:
     """The products of a forward whose groups were described by hand."""
     track, _ = observed(model, inputs)
     roots = track.classes.roots()

@@ -40,7 +40,7 @@ def completed(model: nn.Module, batch: Batch) -> Batch:
     Raises:
         InputError: nothing says which token a decoder begins with.
     """
-    network: Any = model
+    network: object = model
     labels, config = batch.get("labels"), getattr(network, "config", None)
     if (
         not (getattr(config, "is_encoder_decoder", False) and takes(model, "decoder_input_ids"))
@@ -72,7 +72,7 @@ def example_inputs(
     length: int,
     batch: int = 1,
     width: int | None = None,
-    like: Mapping[str, Any] | None = None,
+    like: Mapping[str, object] | None = None,
 ) -> dict[str, Tensor]:
     """Random inputs: `length` is in tokens for a text encoder, in pixels of a side for an image encoder.
 
@@ -109,7 +109,7 @@ def example_inputs(
 
 
 def _made_like(
-    model: nn.Module, like: Mapping[str, Any], length: int, batch: int, width: int | None
+    model: nn.Module, like: Mapping[str, object], length: int, batch: int, width: int | None
 ) -> dict[str, Any]:
     """Inputs as they were seen, on the device and in the precision of the network."""
     limit = max_positions(model)
@@ -168,7 +168,7 @@ def with_weights(model: nn.Module, most: int) -> Iterator[nn.Module]:
 
 
 def _first_taken(model: nn.Module) -> int:
-    network: Any = model
+    network: object = model
     settings = getattr(network, "pretrained_cfg", None) or {}
     places = [getattr(part, name, None) for part in model.modules() for name in ("img_size", "image_size")]
     places += [
@@ -191,7 +191,7 @@ def _first_taken(model: nn.Module) -> int:
 
 
 def _channels(model: nn.Module) -> int:
-    network: Any = model
+    network: object = model
     if hasattr(network, "config"):
         return int(getattr(getattr(network.config, "vision_config", network.config), "num_channels", 3))
     return next((module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), 3)

@@ -11,7 +11,6 @@ import copy
 import dataclasses
 import weakref
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +28,10 @@ from .tokens import token_space
 
 LARGE = 5 * 10**8  # weights above which one block of every kind is tried, not the whole network
 
-_known: weakref.WeakKeyDictionary[nn.Module, tuple[Any, UnitSpace]] = weakref.WeakKeyDictionary()
+_known: weakref.WeakKeyDictionary[nn.Module, tuple[object, UnitSpace]] = weakref.WeakKeyDictionary()
 
 
-def describe(model: nn.Module, inputs: Mapping[str, Any], architecture: str) -> UnitSpace:
+def describe(model: nn.Module, inputs: Mapping[str, object], architecture: str) -> UnitSpace:
     """What can be removed from a network.
 
     Args:
@@ -49,7 +48,7 @@ def describe(model: nn.Module, inputs: Mapping[str, Any], architecture: str) -> 
     return known[1]
 
 
-def products_of(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any]) -> tuple[Product, ...]:
+def products_of(model: nn.Module, space: UnitSpace, inputs: Mapping[str, object]) -> tuple[Product, ...]:
     """The products of a forward, and which groups of a description made by hand they grow with.
 
     Args:
@@ -63,7 +62,7 @@ def products_of(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any]) -
 
 
 @contextlib.contextmanager
-def _followed(model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[tuple[nn.Module, dict[str, Any]]]:
+def _followed(model: nn.Module, inputs: Mapping[str, object]) -> Iterator[tuple[nn.Module, dict[str, object]]]:
     """A network and inputs whose operations can be taken apart, whatever the caller is in."""
     try:
         with torch.inference_mode(mode=False), all_tokens(model):
@@ -78,7 +77,7 @@ def _followed(model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[tuple[nn.
         ) from error
 
 
-def _described(model: nn.Module, inputs: Mapping[str, Any], architecture: str) -> UnitSpace:
+def _described(model: nn.Module, inputs: Mapping[str, object], architecture: str) -> UnitSpace:
     with _followed(model, inputs) as (model, inputs):
         if device_of(model).type == "meta" or sum(value.numel() for value in model.parameters()) > LARGE:
             inputs = without_masks(inputs) if device_of(model).type == "meta" else inputs
@@ -98,7 +97,7 @@ def _described(model: nn.Module, inputs: Mapping[str, Any], architecture: str) -
     return dataclasses.replace(kept, chained=_chained(model, kept, inputs))
 
 
-def _chained(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any]) -> bool:
+def _chained(model: nn.Module, space: UnitSpace, inputs: Mapping[str, object]) -> bool:
     """Whether each block reads nothing but what the one before it returned, beside what all of them get."""
     with contextlib.suppress(Exception), inference_mode_of(model), torch.no_grad():
         check_replay(model, space.blocks, dict(inputs), chained=True)

@@ -21,10 +21,10 @@ from .remembered import shaken, single, with_attributes
 
 STEP = 7  # places by which one row of a weight is moved against the one before
 OUTSIDE = "the network is large, and it lies in no block"
-Shape = tuple[Any, ...]
+Shape = tuple[object, ...]
 
 
-def without_masks(inputs: Mapping[str, Any]) -> dict[str, Any]:
+def without_masks(inputs: Mapping[str, object]) -> dict[str, Any]:
     """Inputs without values; what makes masks of them asks for values, and nothing is masked."""
     return {
         name: value.to("meta") if isinstance(value, Tensor) else value
@@ -33,7 +33,7 @@ def without_masks(inputs: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def by_blocks(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any]) -> tuple[UnitSpace, dict[str, str]]:
+def by_blocks(model: nn.Module, space: UnitSpace, inputs: Mapping[str, object]) -> tuple[UnitSpace, dict[str, str]]:
     """As `remembered.with_attributes`, of one block of every kind."""
     inside: dict[str, list[UnitGroup]] = {block: [] for block in space.body}
     whole: dict[str, str] = {}
@@ -73,7 +73,7 @@ def _drawn(block: nn.Module) -> nn.Module:
     sizes = [value.shape[:1].numel() * STEP + value.numel() // max(len(value), 1) for value in tensors.values()]
     pool = torch.randn(max(sizes), generator=torch.Generator().manual_seed(0))
     pool *= max(value[0].numel() for value in tensors.values()) ** -0.5
-    copies: dict[int, Any] = {}
+    copies: dict[int, object] = {}
     for key, value in tensors.items():
         strides = [STEP, *torch.empty(value.shape[1:], device="meta").stride()][: value.dim()]
         drawn = torch.as_strided(pool, value.shape, strides) if value.dim() else torch.ones(())
@@ -119,9 +119,9 @@ def _tried(group: UnitGroup, tried: UnitGroup, block: str) -> UnitGroup:
     return dataclasses.replace(group, attributes=attributes, twins=twins, min_keep=tried.min_keep)
 
 
-def _given(model: nn.Module, blocks: Sequence[str], inputs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _given(model: nn.Module, blocks: Sequence[str], inputs: Mapping[str, object]) -> dict[str, dict[str, object]]:
     """What the first run of each block is called with, by name."""
-    given: dict[str, dict[str, Any]] = {}
+    given: dict[str, dict[str, object]] = {}
 
     def note(block: str) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -139,12 +139,12 @@ def _given(model: nn.Module, blocks: Sequence[str], inputs: Mapping[str, Any]) -
     return given
 
 
-def _plain(value: Any) -> bool:
+def _plain(value: object) -> bool:
     """Whether an argument is the same at every call; a cache of keys and values is not."""
     return all(isinstance(leaf, (Tensor, bool, int, float, str, type(None))) for leaf in tree_leaves(value))
 
 
-def _valued(value: Any) -> Any:
+def _valued(value: object) -> object:
     """A tensor in single precision; one without values with random ones, places of positions in their order."""
     if not isinstance(value, Tensor) or not value.is_meta:
         return single(value.clone()) if isinstance(value, Tensor) else value

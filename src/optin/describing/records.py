@@ -117,7 +117,7 @@ class Call:
     name: str
     func: Any
     args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    kwargs: Mapping[str, object]
     out: Any
     tensors: Sequence[Tensor] = field(default_factory=list)
 
@@ -126,6 +126,6 @@ class Call:
         """What it returns, or the first of several values."""
         return self.out[0] if isinstance(self.out, (tuple, list)) else self.out
 
-    def argument(self, place: int, name: str, default: Any = None) -> Any:
+    def argument(self, place: int, name: str, default: object = None) -> Any:
         """By place or by name."""
         return self.args[place] if len(self.args) > place else self.kwargs.get(name, default)

@@ -36,7 +36,7 @@ _FOREIGN = (
 )
 
 
-def check_network(model: Any) -> None:
+def check_network(model: object) -> None:
     """Refuse what is no plain network of torch with weights of its own.
 
     Raises:
@@ -57,7 +57,7 @@ def check_network(model: Any) -> None:
     _check_parameters(model)
 
 
-def _no_network(model: Any) -> str:
+def _no_network(model: object) -> str:
     if isinstance(model, (str, PurePath)):
         return (
             f"{str(model)!r:.80} is a path or a name: load the network first, for example with "
@@ -152,7 +152,7 @@ def check_shared(model: nn.Module, space: UnitSpace) -> None:
                 )
 
 
-def check_hooks(model: nn.Module, batch: Mapping[str, Any]) -> None:
+def check_hooks(model: nn.Module, batch: Mapping[str, object]) -> None:
     """Refuse hooks of the user that change what a network computes: a saved network has none.
 
     Raises:
@@ -171,7 +171,7 @@ def check_hooks(model: nn.Module, batch: Mapping[str, Any]) -> None:
 @contextlib.contextmanager
 def _watched(model: nn.Module, changing: list[str]) -> Iterator[None]:
     """Note modules whose hooks return something, other than our own, for a while."""
-    replaced: list[tuple[Any, int, Callable[..., Any]]] = []
+    replaced: list[tuple[Any, int, Callable[..., object]]] = []
     for name, module in model.named_modules():
         for table in (module._forward_hooks, module._forward_pre_hooks):
             for key, hook in list(table.items()):
@@ -185,8 +185,8 @@ def _watched(model: nn.Module, changing: list[str]) -> Iterator[None]:
             table[key] = hook
 
 
-def _noting(hook: Callable[..., Any], name: str, changing: list[str]) -> Callable[..., Any]:
-    def note(*args: Any, **kwargs: Any) -> Any:
+def _noting(hook: Callable[..., object], name: str, changing: list[str]) -> Callable[..., object]:
+    def note(*args: object, **kwargs: object) -> Any:
         seen = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
         before = [value.clone() for value in seen]
         result = hook(*args, **kwargs)
@@ -197,7 +197,7 @@ def _noting(hook: Callable[..., Any], name: str, changing: list[str]) -> Callabl
     return note
 
 
-def _ours(hook: Any) -> bool:
+def _ours(hook: object) -> bool:
     kind = getattr(hook, "__self__", hook)
     module = getattr(hook, "__module__", None) or type(kind).__module__
     return str(module).startswith("optin.")

@@ -37,7 +37,7 @@ Role = tuple[str, str, int | None]
 
 
 def with_attributes(
-    model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any]
+    model: nn.Module, space: UnitSpace, inputs: Mapping[str, object]
 ) -> tuple[UnitSpace, dict[str, str]]:
     """The description with the attributes that follow, and by name the reason why some groups stay whole.
 
@@ -65,7 +65,7 @@ def with_attributes(
 
 
 def _settled(
-    model: nn.Module, space: UnitSpace, some: Sequence[UnitGroup], inputs: Mapping[str, Any], tries: int = TRIES
+    model: nn.Module, space: UnitSpace, some: Sequence[UnitGroup], inputs: Mapping[str, object], tries: int = TRIES
 ) -> Iterator[UnitSpace]:
     """Parts of groups that are alike, each with the attributes that follow; what there are none for is left out.
 
@@ -82,7 +82,7 @@ def _settled(
         if chosen is not None:
             yield _with(attempt, chosen)
             return
-    sizes: dict[Any, list[UnitGroup]] = defaultdict(list)
+    sizes: dict[object, list[UnitGroup]] = defaultdict(list)
     for group in some:
         sizes[group.size, *(cut.block for cut in group.cuts)].append(group)
     parts = list(sizes.values())
@@ -116,12 +116,12 @@ def shaken(model: nn.Module) -> nn.Module:
     return trial
 
 
-def single(value: Any) -> Any:
+def single(value: object) -> Any:
     """In the precision of `shaken`."""
     return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def _choice(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any], tries: int = TRIES) -> Chosen | None:
+def _choice(model: nn.Module, space: UnitSpace, inputs: Mapping[str, object], tries: int = TRIES) -> Chosen | None:
     """The fewest attributes with which shrunk equals gated."""
     candidates = _candidates(model, space, inputs)
     trial = _Trial(model, space, inputs)
@@ -169,7 +169,7 @@ def likeliest(odds: Mapping[Role, float]) -> Iterator[list[Role]]:
 
 
 def _candidates(
-    model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any]
+    model: nn.Module, space: UnitSpace, inputs: Mapping[str, object]
 ) -> dict[Role, dict[str, list[Attribute]]]:
     """By role and group the attributes that may follow: those that the forward reads."""
     possible: list[tuple[str, Attribute]] = []
@@ -237,24 +237,24 @@ def _integers(module: nn.Module, own: bool) -> Iterator[tuple[str, int | None, i
             yield from ((f"{name}.{key}", None, entry) for key, entry in vars(value).items() if _counts(entry))
 
 
-def _counts(value: Any) -> bool:
+def _counts(value: object) -> bool:
     return type(value) is int and value > 0
 
 
-def _read(model: nn.Module, inputs: Mapping[str, Any], paths: Iterable[str]) -> set[tuple[str, str]]:
+def _read(model: nn.Module, inputs: Mapping[str, object], paths: Iterable[str]) -> set[tuple[str, str]]:
     """Which attributes of some modules, and of their settings, one forward reads."""
     seen, unseen = set[tuple[str, str]](), set[tuple[str, str]]()
-    watched: list[tuple[Any, type]] = []
+    watched: list[tuple[object, type]] = []
     owners: dict[int, list[str]] = defaultdict(list)
 
-    def watch(holder: Any, prefix: str, path: str) -> None:
+    def watch(holder: object, prefix: str, path: str) -> None:
         owners[id(holder)].append(path)
         if len(owners[id(holder)]) == 1:
             kind: Any = type(holder)
 
             names = getattr(kind, "attribute_map", {})  # under which transformers keeps settings
 
-            def reading(self: Any, name: str) -> Any:
+            def reading(self: object, name: str) -> Any:
                 seen.update((owner, prefix + names.get(name, name)) for owner in owners[id(self)])
                 return kind.__getattribute__(self, name)
 

@@ -58,13 +58,13 @@ class _Chain:
     """Blocks that are alike, each with one group of heads, and what they read and return on two examples."""
 
     def __init__(
-        self, model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any], heads: Mapping[str, str]
+        self, model: nn.Module, space: UnitSpace, inputs: Mapping[str, object], heads: Mapping[str, str]
     ) -> None:
         self.model, self.space, self.inputs, self.heads = model, space, inputs, heads
         self.blocks = tuple(heads)
         self.calls: dict[str, tuple[Any, Any]] = {}
         self.states: list[Tensor] = []
-        self.after: dict[str, Any] = {}  # what modules return behind the last block
+        self.after: dict[str, object] = {}  # what modules return behind the last block
         with self._recording():
             call(model, inputs)
 
@@ -74,7 +74,7 @@ class _Chain:
             return lambda module, args, kwargs: self.calls.update({name: (args, kwargs)})
 
         def end(name: str) -> Any:
-            def hook(module: nn.Module, args: Any, output: Any) -> None:
+            def hook(module: nn.Module, args: object, output: object) -> None:
                 if name in self.heads:
                     self.states.append(hidden_of(output))
                 elif len(self.states) == len(self.blocks):
@@ -140,7 +140,7 @@ class _Chain:
         for path in (path for path in paths if lies_in(path, block)):
             module = self.model.get_submodule(path)
 
-            def shift(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            def shift(module: nn.Module, args: object, output: Tensor) -> Tensor:
                 return output + torch.linspace(-1, 1, output.shape[-1], device=output.device)
 
             with hooks(module.register_forward_hook(shift)):
@@ -199,7 +199,7 @@ class _Chain:
     def _outputs(self, state: Tensor) -> tuple[list[Tensor], int]:
         """What the network makes of a state behind the last block, and the MACs of the whole forward."""
 
-        def exchange(module: nn.Module, args: Any, output: Any) -> Any:
+        def exchange(module: nn.Module, args: object, output: object) -> Any:
             return with_hidden(output, state.clone())
 
         last, counter = self.model.get_submodule(self.blocks[-1]), flop_counter()

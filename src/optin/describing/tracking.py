@@ -113,16 +113,16 @@ class Tracking(TorchDispatchMode):
 
     # What is known of a value.
 
-    def labels(self, value: Any) -> Tensor | None:
+    def labels(self, value: object) -> Tensor | None:
         """Of an activation."""
         return self._labels.get(value) if isinstance(value, Tensor) else None
 
-    def weight(self, value: Any) -> Weight | None:
+    def weight(self, value: object) -> Weight | None:
         """What a parameter or a view of one is of; None for any other value."""
         found = self._weights.get(value) if isinstance(value, Tensor) else None
         return found if found is not None and found.axes else None
 
-    def set(self, value: Any, labels: Tensor | None) -> None:
+    def set(self, value: object, labels: Tensor | None) -> None:
         """Give an activation labels."""
         if labels is None or not isinstance(value, Tensor) or not bool((labels >= 0).any()):
             return
@@ -149,11 +149,11 @@ class Tracking(TorchDispatchMode):
 
     # Whose output a value is.
 
-    def made(self, value: Any) -> tuple[Made, ...]:
+    def made(self, value: object) -> tuple[Made, ...]:
         """The maps that made a value, two where it is their sum, and what was done with it since."""
         return self._made.get(value, ()) if isinstance(value, Tensor) else ()
 
-    def set_made(self, value: Any, *origins: Made) -> None:
+    def set_made(self, value: object, *origins: Made) -> None:
         """Say so."""
         if origins and isinstance(value, Tensor):
             self._made[value] = origins
@@ -167,7 +167,7 @@ class Tracking(TorchDispatchMode):
             self._numbers[value], self._count = self._count, self._count + 1
         return int(self._numbers[value])
 
-    def of_examples(self, *values: Any) -> None:
+    def of_examples(self, *values: object) -> None:
         """Say that values are of the examples, as what is made of them will be."""
         for value in values:
             if isinstance(value, Tensor):
@@ -180,7 +180,7 @@ class Tracking(TorchDispatchMode):
         if name in CHOOSING or masked or (not put and any(value in self._chosen for value in tensors)):
             self._chosen.update({value: True for value in tree_leaves(out) if isinstance(value, Tensor)})
 
-    def _step(self, args: Sequence[Tensor], out: Any) -> None:
+    def _step(self, args: Sequence[Tensor], out: object) -> None:
         made = [value for value in tree_leaves(out) if isinstance(value, Tensor)]
         reads, makes = (tuple(n for n in map(self.number, values) if n is not None) for values in (args, made))
         if reads or makes:
@@ -188,7 +188,7 @@ class Tracking(TorchDispatchMode):
 
     # The forward.
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> object:
         out = func(*args, **(kwargs or {}))
         if func._overloadpacket in PRODUCTS:
             self.products.append(Product(self.module))
@@ -226,7 +226,7 @@ class Tracking(TorchDispatchMode):
 
             return hook
 
-        def leave(module: nn.Module, args: Any, output: Any) -> None:
+        def leave(module: nn.Module, args: object, output: object) -> None:
             name = stack.pop()
             self.module = stack[-1] if stack else ""
             values = output if isinstance(output, tuple) else (output,)
@@ -253,7 +253,7 @@ class Tracking(TorchDispatchMode):
             for handle in handles:
                 handle.remove()
 
-    def _given(self, module: nn.Module, name: str, args: Any, kwargs: Any) -> Any:
+    def _given(self, module: nn.Module, name: str, args: Any, kwargs: Any) -> object:
         """Note what a module is called with, and exchange what is to have labels of its own there."""
         names = [*inspect.signature(module.forward).parameters]
         named = dict(zip(names, args, strict=False)) | kwargs
@@ -270,7 +270,7 @@ class Tracking(TorchDispatchMode):
         args = tuple(named[argument] for argument in names[: len(args)]) if len(args) <= len(names) else args
         return args, {argument: named[argument] for argument in kwargs}
 
-    def _along(self, value: Any) -> dict[int, Tensor]:
+    def _along(self, value: object) -> dict[int, Tensor]:
         """The labels that tell the entries of a value apart along one axis each."""
         weight, labels = self.weight(value), self.labels(value)
         axes = list(weight.axes) if weight is not None else [] if labels is None else [labels]
@@ -288,7 +288,7 @@ class Tracking(TorchDispatchMode):
         self.set(own, fresh.view(labels.shape))
         return own
 
-    def _summed(self, value: Any, module: str, side: str) -> None:
+    def _summed(self, value: object, module: str, side: str) -> None:
         for origin in self.made(value):
             if origin.summed and module:
                 self.sums.setdefault(origin.weight, Sum(module, side, origin.scale))

@@ -25,7 +25,7 @@ Chosen = Mapping[str, Sequence[Attribute]]
 class _Trial:
     """The network cut twice, to half of all units and to other numbers in every second group, beside itself gated."""
 
-    def __init__(self, model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any]) -> None:
+    def __init__(self, model: nn.Module, space: UnitSpace, inputs: Mapping[str, object]) -> None:
         self.inputs = inputs
         self.cut: list[tuple[nn.Module, dict[str, int], list[Tensor]]] = []
         half = {group.name: tuple(range(0, group.size, 2)) for group in space}
@@ -70,7 +70,7 @@ class _Trial:
 class _NoEmptyAttention(TorchFunctionMode):
     """Refuses attention without heads, to which a wrong count may lead: torch up to 2.13 divides by their number."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> object:
         given = (*args, *(kwargs or {}).values())
         if func is nn.functional.scaled_dot_product_attention and any(
             isinstance(value, Tensor) and value.dim() > 2 and not value.shape[-3] for value in given
@@ -84,7 +84,7 @@ def _plan(space: UnitSpace, keep: Mapping[str, tuple[int, ...]]) -> Plan:
 
 
 @torch.no_grad()
-def _outputs(model: nn.Module, inputs: Mapping[str, Any]) -> list[Tensor]:
+def _outputs(model: nn.Module, inputs: Mapping[str, object]) -> list[Tensor]:
     device = device_of(model)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):  # the caller's draws stay as they are
         torch.manual_seed(0)  # some draw in evaluation too

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -148,11 +147,11 @@ class _Walk:
         self.merged: tuple[str, ...] = ()  # the parts of its state that there are so far
         self.outputs = outputs  # per consumer whose outputs are units, those that stay
         # What the blocks passed so far return on each batch, the hidden states without their values.
-        self.templates: dict[str, list[list[Any]]] = {"dense": [], "pruned": []}
+        self.templates: dict[str, list[list[object]]] = {"dense": [], "pruned": []}
 
     def block(self, gates: Sequence[Gate], weights: WeightsOf) -> None:
         """Refit the consumers of a block that runs once, then move both networks behind it."""
-        outputs: list[Any] = []
+        outputs: list[object] = []
         for index, batch in enumerate(self.batches):
             totals = Recorder([_total(gate) for gate in gates])
             with totals.recording(self.models["dense"]):
@@ -199,7 +198,7 @@ class _Walk:
             positions = [place for place, block in enumerate(blocks) if block == self.space.block_of(gate.module)]
             folds = self._folds(gate)
             for index, batch in enumerate(self.batches):
-                outputs: list[Any] = []
+                outputs: list[object] = []
                 totals = Recorder([_total(gate)])
                 with totals.recording(self.models["dense"]), recorded_blocks(self.models["dense"], blocks, outputs):
                     call(self.models["dense"], batch)
@@ -255,7 +254,7 @@ class _Walk:
         """Keep what a block returned: the last one's if they form a chain, else all."""
         self.store[which, index, 0 if self.space.chained else len(self.templates[which])] = hidden
 
-    def _before(self, which: str, index: int) -> list[Any]:
+    def _before(self, which: str, index: int) -> list[object]:
         """What the blocks passed so far return."""
         templates = [outputs[index] for outputs in self.templates[which]]
         if not templates:
@@ -265,7 +264,7 @@ class _Walk:
         states = (self.store[which, index, place].clone() for place in range(len(templates)))
         return [with_hidden(kept, state) for kept, state in zip(templates, states, strict=True)]
 
-    def _run(self, which: str, index: int, batch: Batch, until: Tap | None = None) -> Any:
+    def _run(self, which: str, index: int, batch: Batch, until: Tap | None = None) -> object:
         before = self._before(which, index)
         with self._merged(which, index, len(before)):
             return run_block(self.models[which], self.space.blocks, batch, before, until)
@@ -309,7 +308,7 @@ class _Walk:
             add(model, gate, *folds.refit(ridge, bias=can_shift(module, gate)))
 
 
-def _template(output: Any) -> Any:
+def _template(output: object) -> object:
     """What a block returned, its hidden state without values."""
     return with_hidden(output, hidden_of(output).to("meta"))
 

@@ -42,14 +42,14 @@ def _made(model: nn.Module, linear: list[str], space: UnitSpace, batch: Batch) -
     runs, chains = Counter[str](), set[str]()
 
     def keep(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+        def hook(module: nn.Module, args: object, output: Tensor) -> None:
             made[name] = output, set(chains)
             runs[name] += 1
 
         return hook
 
     def forget(block: str) -> Any:
-        def hook(*_: Any) -> None:
+        def hook(*_: object) -> None:
             chains.add(pattern(block))
             for name in [name for name, (_, before) in made.items() if not before or pattern(block) in before]:
                 del made[name]

@@ -23,7 +23,7 @@ def without_labels(batch: Batch) -> Batch:
     return {name: value for name, value in batch.items() if name not in LABELS}
 
 
-def batched(value: Any) -> bool:
+def batched(value: object) -> bool:
     """Whether a value of a batch has the examples along its first axis; others are the same for all of them."""
     return isinstance(value, Tensor) and value.dim() > 0
 

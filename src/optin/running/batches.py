@@ -49,14 +49,14 @@ class Batches:
     positions: int
     width: int | None
     digest: str
-    keywords: Mapping[str, Any]
+    keywords: Mapping[str, object]
     left_out: tuple[str, ...]
-    looks: Mapping[str, Any]
+    looks: Mapping[str, object]
 
     @classmethod
     def of(
         cls,
-        source: Iterable[Mapping[str, Any]],
+        source: Iterable[Mapping[str, object]],
         device: torch.device,
         taken: Collection[str] = (),
         complete: Callable[[Batch], Batch] = dict,
@@ -176,7 +176,7 @@ class _Kept:
             yield values | tensors
 
 
-def _keywords(inputs: Batch) -> dict[str, Any]:
+def _keywords(inputs: Batch) -> dict[str, object]:
     """The values that are the same for all examples."""
     return {
         name: value.item() if isinstance(value, Tensor) else value

@@ -166,7 +166,7 @@ def _shared(module: str, amount: int, parts: Sequence[Sequence[tuple[str, int]]]
     return terms
 
 
-def mac_cost(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any]) -> CostModel:
+def mac_cost(model: nn.Module, space: UnitSpace, inputs: Mapping[str, object]) -> CostModel:
     """MACs of one example, from what each product of its forward is proportional to, attention taken apart.
 
     The sum of all terms is what torch counts in that forward.
@@ -234,7 +234,7 @@ class Amounts(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.macs: list[int] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> object:
         out = func(*args, **(kwargs or {}))
         if func._overloadpacket in PRODUCTS:
             from torch.utils.flop_counter import flop_registry
@@ -243,7 +243,7 @@ class Amounts(TorchDispatchMode):
         return out
 
 
-def counted_macs(model: nn.Module, inputs: Mapping[str, Any]) -> int:
+def counted_macs(model: nn.Module, inputs: Mapping[str, object]) -> int:
     """MACs of one forward as torch counts them, whatever the network is made of."""
     counter = flop_counter()
     with inference_mode_of(model), torch.no_grad(), counter:
@@ -255,7 +255,7 @@ def flop_counter() -> Any:
     """The counter of torch, taught the attention that it counts as nothing; it takes long to import."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    def on_cpu(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    def on_cpu(query: Any, key: Any, value: Any, *args: object, out_shape: object = None, **kwargs: object) -> int:
         *heads, positions, features = query  # of keys and values there may be fewer, each for a group of queries
         flops: int = 2 * math.prod(heads) * positions * key[-2] * (features + value[-1])
         return flops

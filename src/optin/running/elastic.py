@@ -19,7 +19,7 @@ _made: dict[tuple[type, type], type[nn.Module]] = {}
 class Elastic(nn.Module):
     """A module of any class whose forward takes its heads to be as many as they were in sizes of reshapes alone."""
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def __reduce_ex__(self, protocol: object) -> Any:
         """Pickle knows the class that it was."""
         return _elastic_again, (type(self).__mro__[2],), vars(self)
 
@@ -38,7 +38,7 @@ def elastic(kind: type[nn.Module]) -> type[nn.Module]:
     plain: Any = kind.forward
 
     @functools.wraps(plain)
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def forward(self: object, *args: object, **kwargs: object) -> Any:
         with _Reshapes(*vars(self).get(HEADS, (1, 1, 1))):
             return plain(self, *args, **kwargs)
 
@@ -60,7 +60,7 @@ class _Reshapes(TorchFunctionMode):
         super().__init__()
         self.dense, self.kept, self.width = dense, kept, width
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> object:
         if func in RESHAPES and self.kept < self.dense and not kwargs:
             value, *sizes = args
             sizes = list(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
@@ -70,7 +70,7 @@ class _Reshapes(TorchFunctionMode):
             args = (args[0], self._parts(args[0], args[1], *args[2:3], **(kwargs or {})), *args[2:])
         return func(*args, **(kwargs or {}))
 
-    def _parts(self, value: Tensor, sizes: Any, dim: int = 0) -> Any:
+    def _parts(self, value: Tensor, sizes: Any, dim: int = 0) -> object:
         """The sizes of a split, one for all parts or a list; others than of all heads stay."""
         parts, before = [sizes] if isinstance(sizes, int) else sizes, value.shape[dim] * self.dense
         evenly = before % (sizes * self.kept) == 0 if isinstance(sizes, int) else sum(sizes) * self.kept == before
@@ -94,7 +94,7 @@ class _Reshapes(TorchFunctionMode):
         return sizes
 
 
-def mixed(twin: type[nn.Module], kind: type[nn.Module], **own: Any) -> type[nn.Module]:
+def mixed(twin: type[nn.Module], kind: type[nn.Module], **own: object) -> type[nn.Module]:
     """The one class that is both a twin and what a module was."""
     if (twin, kind) not in _made:
         _made[twin, kind] = type(kind.__name__, (twin, kind), {**own, "__module__": kind.__module__})

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,8 +56,8 @@ class _Multiply:
         self.multiplier = multiplier.repeat_interleave(gate.block, dim=-1)
 
     def __call__(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> tuple[tuple[object, ...], dict[str, object]]:
         value = first_of(module, args, kwargs)
         shape = [1] * value.dim()
         shape[self.dim] = width = value.shape[self.dim]

@@ -163,15 +163,15 @@ class Merging:
         """Whether this forward merges before this block."""
         return self.enabled and place >= self._start[0]
 
-    def _begin(self, module: nn.Module, args: Any) -> None:
+    def _begin(self, module: nn.Module, args: object) -> None:
         _, state = self._start
         self.sizes, self.places, self.origins = state.get("sizes"), state.get("places"), state.get("origins")
         self._keys = state.get("keys")
 
-    def _remember(self, module: nn.Module, args: Any, output: Tensor) -> None:
+    def _remember(self, module: nn.Module, args: object, output: Tensor) -> None:
         self._keys = output
 
-    def _weigh(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    def _weigh(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[object, Any]:
         """Add the logarithm of the sizes to the attention logits, as an additive mask."""
         if self.sizes is None or self.origins is None:
             return args, kwargs
@@ -182,7 +182,7 @@ class Merging:
             mask = mask + _reduced(given, self.origins)
         return args[:1], {**kwargs, "attention_mask": mask}
 
-    def _average(self, module: nn.Module, args: Any, output: Any) -> Any:
+    def _average(self, module: nn.Module, args: object, output: object) -> object:
         return output if self.sizes is None else weighted(output, self.sizes, self.space.protected)
 
 
@@ -204,7 +204,7 @@ class _Step:
     def __init__(self, merging: Merging, place: int, r: int) -> None:
         self.merging, self.place, self.r = merging, place, r
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[object, ...]:
         merges = self.merging.merges_before(self.place)
         return (self.merging.step(args[0], self.r), *args[1:]) if merges else args
 

@@ -18,12 +18,12 @@ from .nesting import nested
 ALIGNED = 64  # bytes that torch's own tensors begin at multiples of
 
 
-def call(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
+def call(model: nn.Module, inputs: Mapping[str, object]) -> Any:
     """What a network returns for inputs by name, those that lie in others by theirs: see `optin.running.nesting`."""
     return model(**nested(inputs))
 
 
-def modules_run(model: nn.Module, run: Callable[[], Any]) -> list[str]:
+def modules_run(model: nn.Module, run: Callable[[], object]) -> list[str]:
     """The modules that run when something is done with a network, in the order in which they begin."""
     found: dict[str, None] = {}
     noted = (
@@ -120,7 +120,7 @@ def hooks(*handles: RemovableHandle) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def patched_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+def patched_forward(module: nn.Module, forward: Callable[..., object]) -> Iterator[None]:
     """Replace what a module computes, for this object only and for a while."""
     own = module.__dict__.get("forward")
     module.forward = forward
@@ -132,13 +132,13 @@ def patched_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[
             module.forward = own
 
 
-def first_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def first_of(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> Any:
     """The first argument of a module's forward, given by place or by name: what a consumer reads."""
     return args[0] if args else kwargs[_first_name(module, kwargs)]
 
 
 def with_first(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any
+    module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], value: object
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a call with another first one."""
     if args:
@@ -146,7 +146,7 @@ def with_first(
     return args, {**kwargs, _first_name(module, kwargs): value}
 
 
-def _first_name(module: nn.Module, kwargs: dict[str, Any]) -> str:
+def _first_name(module: nn.Module, kwargs: dict[str, object]) -> str:
     name = next(iter(inspect.signature(module.forward).parameters), "")
     return name if name in kwargs else next(iter(kwargs))
 

@@ -15,7 +15,7 @@ _KEY = re.compile(r"[^.\[\]()]+")
 _STEP = re.compile(r"\.([^.\[\]()]+)|\[(\d+)\]|\((\d+)\)")
 
 
-def leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+def leaves(name: str, value: object) -> Iterator[tuple[str, Any]]:
     """What a value holds, by name; itself where it holds nothing.
 
     Raises:
@@ -36,9 +36,9 @@ def leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def nested(inputs: Mapping[str, Any]) -> dict[str, Any]:
+def nested(inputs: Mapping[str, object]) -> dict[str, Any]:
     """Inputs as a forward takes them, from leaves by name."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for name, value in inputs.items():
         root = name[: match.start()] if (match := _STEP.search(name)) else name
         steps: list[str | tuple[int] | int] = [root]
@@ -48,17 +48,17 @@ def nested(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _built(value) for name, value in found.items()}
 
 
-def _put(tree: dict[Any, Any], steps: list[Any], value: Any) -> None:
+def _put(tree: dict[Any, Any], steps: list[Any], value: object) -> None:
     for step in steps[:-1]:
         tree = tree.setdefault(step, _Branch())
     tree[steps[-1]] = value
 
 
-class _Branch(dict[Any, Any]):
+class _Branch(dict[Any, object]):
     """Entries by key; by a whole number those of a list, by one in a tuple those of a tuple."""
 
 
-def _built(value: Any) -> Any:
+def _built(value: object) -> object:
     if not isinstance(value, _Branch):
         return value
     entries = {key: _built(entry) for key, entry in value.items()}

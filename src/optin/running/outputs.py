@@ -28,7 +28,7 @@ PIXELS = 256  # of a map of classes that are compared, per example
 VALUES = 1024  # of any other tensor that are compared, per example
 KINDS = {"distribution": "KL divergence", "point": "squared error", "values": "squared error at unit variance"}
 
-Reader = Callable[[Any], Any]
+Reader = Callable[[object], object]
 _reader: contextvars.ContextVar[Reader | None] = contextvars.ContextVar("reader", default=None)
 
 
@@ -94,7 +94,7 @@ def reading(output: str | Reader | None) -> Iterator[None]:
 def field_reader(path: str) -> Reader:
     """A function that takes a field of an output: names and places, with dots between them."""
 
-    def read(output: Any) -> Any:
+    def read(output: object) -> Any:
         for part in path.split("."):
             try:
                 if isinstance(output, Mapping):
@@ -155,7 +155,7 @@ def read_output(
     return Output("point", pool(values, positions.mask(values[0]), pooling), name="embeddings")
 
 
-def _named(output: Any) -> tuple[str, Tensor] | None:
+def _named(output: object) -> tuple[str, Tensor] | None:
     """The tensor that is known to hold classes, and its name; None if there is none."""
     if isinstance(output, Tensor):
         return "the output", output
@@ -166,7 +166,7 @@ def _named(output: Any) -> tuple[str, Tensor] | None:
     return None
 
 
-def _boxes(output: Any) -> dict[str, Tensor]:
+def _boxes(output: object) -> dict[str, Tensor]:
     """What a detector says beside its classes."""
     fields = output.items() if isinstance(output, Mapping) else ()
     return {name: value for name, value in fields if name.startswith("pred_") and isinstance(value, Tensor)}
@@ -198,7 +198,7 @@ def _is_image_to_image(output: Tensor, batch: Batch, stack: int) -> bool:
     return output.dim() == 4 and (output.shape[0] // stack, *output.shape[1:]) in shapes
 
 
-def _values(output: Any, positions: Compared, stack: int) -> Output:
+def _values(output: object, positions: Compared, stack: int) -> Output:
     """All tensors that have the examples along their first axis, a regular part of each."""
     examples = size_of(positions.batch) * stack
     fields = named_tensors(output)
@@ -221,12 +221,12 @@ def semantic_logits(output: Any) -> Float[Tensor, "batch class height width"]:
     return scores.clamp_min(torch.finfo(scores.dtype).tiny).log()
 
 
-def projected(output: Any) -> list[Tensor]:
+def projected(output: object) -> list[Tensor]:
     """The embeddings of a contrastive network's output, image before text; empty for any other output."""
     return [value for name in ("image_embeds", "text_embeds") if (value := getattr(output, name, None)) is not None]
 
 
-def pooled(output: Any) -> Tensor:
+def pooled(output: object) -> Tensor:
     """What a bare encoder's own pooling gives.
 
     Raises:

@@ -17,7 +17,7 @@ from .nesting import leaves
 _ROW_DIMS = {"input_ids": 1, "pixel_values": 3}  # dimensions of one example of what most networks take
 
 
-def read_all(source: Iterable[Any]) -> Iterator[Any]:
+def read_all(source: Iterable[object]) -> Iterator[Any]:
     """The batches of a source, and one clear line where it fails."""
     try:
         yield from source
@@ -29,7 +29,7 @@ def read_all(source: Iterable[Any]) -> Iterator[Any]:
         raise
 
 
-def read_batch(raw: Any, index: int, taken: Collection[str]) -> tuple[Batch, list[str]]:
+def read_batch(raw: object, index: int, taken: Collection[str]) -> tuple[Batch, list[str]]:
     """A batch as tensors and plain values, and the names of the texts and labels that no forward takes."""
     raw, dropped = _named(raw, taken)
     batch: Batch = {}
@@ -80,7 +80,7 @@ def _batched_patches(name: str, tensors: Batch) -> bool:
     )
 
 
-def _named(raw: Any, taken: Collection[str]) -> tuple[Mapping[Any, Any], list[str]]:
+def _named(raw: object, taken: Collection[str]) -> tuple[Mapping[Any, object], list[str]]:
     """What a loader gives, by name: inputs of pairs with a label, and one tensor as the forward's first argument.
 
     Raises:
@@ -104,7 +104,7 @@ def _named(raw: Any, taken: Collection[str]) -> tuple[Mapping[Any, Any], list[st
     return raw, dropped
 
 
-def _value(name: str, value: Any) -> Any:
+def _value(name: str, value: object) -> object:
     """Lists and arrays of numbers as tensors; everything else as it is.
 
     Raises:
@@ -144,12 +144,12 @@ def _value(name: str, value: Any) -> Any:
     )
 
 
-def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+def _leaves(name: str, value: object) -> Iterator[tuple[str, object]]:
     """What a value holds that holds tensors; rows of numbers stay together."""
     return leaves(name, value) if _holds(value) else iter([(name, value)])
 
 
-def _holds(value: Any) -> bool:
+def _holds(value: object) -> bool:
     """Whether a value is no row or table of numbers: a mapping, a tuple of tensors, or a list of such."""
     if not isinstance(value, (tuple, list)):
         return isinstance(value, Mapping)
@@ -161,7 +161,7 @@ def _single(value: Tensor) -> Tensor:
     return value.to(torch.get_default_dtype()) if value.dtype == torch.float64 else value
 
 
-def _is_text(value: Any) -> bool:
+def _is_text(value: object) -> bool:
     if isinstance(value, (list, tuple)):
         return len(value) > 0 and all(map(_is_text, value))
     return isinstance(value, str)

@@ -55,7 +55,7 @@ class Recorder:
         return lambda module, args, kwargs: self.calls[tap].append(_snapshot(first_of(module, args, kwargs)))
 
     def _output(self, tap: Tap) -> Any:
-        def record(module: nn.Module, args: Any, output: Any) -> Any:
+        def record(module: nn.Module, args: object, output: object) -> Any:
             if not isinstance(output, Tensor):
                 self.calls[tap].append(_snapshot(hidden_of(output)))
                 return None
@@ -66,10 +66,10 @@ class Recorder:
 
 
 @contextlib.contextmanager
-def recorded_blocks(model: nn.Module, blocks: Sequence[str], outputs: list[Any]) -> Iterator[None]:
+def recorded_blocks(model: nn.Module, blocks: Sequence[str], outputs: list[object]) -> Iterator[None]:
     """Append what each block returns to `outputs`, in order of execution."""
 
-    def record(module: nn.Module, args: Any, output: Any) -> Any:
+    def record(module: nn.Module, args: object, output: object) -> Any:
         outputs.append(_snapshot(output))
         return output.clone() if isinstance(output, Tensor) and torch.is_grad_enabled() else None
 
@@ -77,7 +77,7 @@ def recorded_blocks(model: nn.Module, blocks: Sequence[str], outputs: list[Any])
         yield
 
 
-def _snapshot(value: Any) -> Any:
+def _snapshot(value: object) -> Any:
     """A value that later operations cannot change in place; itself where gradients by it may be asked for."""
     if torch.is_grad_enabled():
         return value
@@ -85,7 +85,7 @@ def _snapshot(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def resumed_at(model: nn.Module, blocks: Sequence[str], before: Sequence[Any]) -> Iterator[None]:
+def resumed_at(model: nn.Module, blocks: Sequence[str], before: Sequence[object]) -> Iterator[None]:
     """Make the first blocks return what is given instead of running; the last one's is what the rest works on.
 
     Args:
@@ -101,7 +101,7 @@ def resumed_at(model: nn.Module, blocks: Sequence[str], before: Sequence[Any]) -
         yield
 
 
-def with_last_state(outputs: Sequence[Any], hidden: Tensor, times: int = 1) -> list[Any]:
+def with_last_state(outputs: Sequence[object], hidden: Tensor, times: int = 1) -> list[Any]:
     """What skipped blocks return where nothing flows past them: the last one `hidden`, in the form of its own output.
 
     Those before it return zeros of their own shapes: what modules between the blocks make of them is read by nothing.
@@ -112,7 +112,7 @@ def with_last_state(outputs: Sequence[Any], hidden: Tensor, times: int = 1) -> l
     """
     if not outputs:
         return []
-    zeros: dict[Any, Tensor] = {}
+    zeros: dict[object, Tensor] = {}
     replaced = []
     for output in outputs[:-1]:
         own = hidden_of(output)
@@ -135,7 +135,7 @@ def check_replay(model: nn.Module, blocks: Sequence[str], batch: Batch, chained:
     Raises:
         ArchitectureError: names the block.
     """
-    outputs: list[Any] = []
+    outputs: list[object] = []
     with recorded_blocks(model, blocks, outputs):
         expected = answers(call(model, batch))
     if len(outputs) != len(blocks):
@@ -158,7 +158,7 @@ def check_replay(model: nn.Module, blocks: Sequence[str], batch: Batch, chained:
             raise _cannot_go_on(model, blocks[place - 1])
 
 
-def _numbers(output: Any) -> Tensor:
+def _numbers(output: object) -> Tensor:
     """The hidden state; rows of padding may hold NaN."""
     return hidden_of(output).nan_to_num(0.0, math.inf, -math.inf)
 
@@ -173,10 +173,10 @@ def _cannot_go_on(model: nn.Module, block: str) -> ArchitectureError:
 class Recorded:
     """A forward that returns recorded values the first few times."""
 
-    def __init__(self, forward: Any, values: list[Any]) -> None:
+    def __init__(self, forward: Any, values: list[object]) -> None:
         self.forward, self.values = forward, iter(values)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         for value in self.values:
             return value
         return self.forward(*args, **kwargs)
@@ -186,7 +186,7 @@ def run_block(
     model: nn.Module,
     blocks: Sequence[str],
     batch: Batch,
-    before: Sequence[Any],
+    before: Sequence[object],
     until: Tap | None = None,
 ) -> Any:
     """Output of the block after those whose outputs are given.
@@ -200,7 +200,7 @@ def run_block(
     name, result = blocks[len(before)], []
     passes = blocks[: len(before)].count(name)
 
-    def finish(module: nn.Module, args: Any, output: Any) -> None:
+    def finish(module: nn.Module, args: object, output: object) -> None:
         result.append(output)
         if len(result) > passes:
             raise _Stop
@@ -217,7 +217,7 @@ def run_block(
 def run_until(model: nn.Module, batch: Batch, tap: Tap | None) -> None:
     """Run a network up to a tap, or to its end."""
 
-    def leave(*_: Any) -> None:
+    def leave(*_: object) -> None:
         raise _Stop
 
     with contextlib.ExitStack() as stack:
@@ -239,8 +239,8 @@ class FinishedParts:
 
     def __init__(self, block: str, consumers: Sequence[str]) -> None:
         self.block, self.consumers = block, consumers
-        self.finished: dict[str, dict[str, list[Any]]] = {}
-        self._done: dict[str, list[Any]] = defaultdict(list)
+        self.finished: dict[str, dict[str, list[object]]] = {}
+        self._done: dict[str, list[object]] = defaultdict(list)
 
     @contextlib.contextmanager
     def recording(self, model: nn.Module) -> Iterator[None]:
@@ -256,15 +256,15 @@ class FinishedParts:
         ):
             yield
 
-    def _finish(self, name: str) -> Any:
-        def finish(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def _finish(self, name: str) -> object:
+        def finish(module: nn.Module, args: object, kwargs: object, output: object) -> None:
             if args or kwargs:  # what a module makes from nothing (a table of biases) is not of this input
                 self._done[name].append(_snapshot(output))
 
         return finish
 
     def _begin(self, consumer: str) -> Any:
-        def snapshot(module: nn.Module, args: Any) -> None:
+        def snapshot(module: nn.Module, args: object) -> None:
             self.finished[consumer] = {
                 name: list(outputs)
                 for name, outputs in self._done.items()

@@ -27,14 +27,14 @@ _DTYPES = {
 }
 
 
-def looks_of(batch: Mapping[str, Any]) -> dict[str, Any]:
+def looks_of(batch: Mapping[str, object]) -> dict[str, Any]:
     """What the inputs of a batch look like, by name; values that are no tensors are left out."""
     mask = batch.get("attention_mask")
     found = {}
     for name, value in batch.items():
         if isinstance(value, Tensor) and value.dim() == 2 and isinstance(mask, Tensor) and mask.shape == value.shape:
             value = value[:, mask[0].bool()] if bool(mask[0].any()) else value
-            looks: Any = _looks(value) | {"shape": [mask.shape[1]]}
+            looks: object = _looks(value) | {"shape": [mask.shape[1]]}
         else:
             looks = _looks(value)
         if looks is not None:
@@ -42,11 +42,11 @@ def looks_of(batch: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _looks(value: Any) -> Any:
+def _looks(value: object) -> Any:
     if not isinstance(value, Tensor) or value.dim() == 0 or str(value.dtype).removeprefix("torch.") not in _DTYPES:
         return None
     one = value[0]
-    found: dict[str, Any] = {"dtype": str(value.dtype).removeprefix("torch."), "shape": list(one.shape)}
+    found: dict[str, object] = {"dtype": str(value.dtype).removeprefix("torch."), "shape": list(one.shape)}
     if not value.numel():
         return found
     if value.is_floating_point():
@@ -65,7 +65,7 @@ def _looks(value: Any) -> Any:
 
 
 def made_of(
-    looks: Mapping[str, Any], batch: int, length: int | None = None, width: int | None = None
+    looks: Mapping[str, object], batch: int, length: int | None = None, width: int | None = None
 ) -> dict[str, Tensor]:
     """Random inputs of the same kinds: the same ones at every call.
 
@@ -86,7 +86,9 @@ def made_of(
 Sizes = Mapping[tuple[int, ...], tuple[int, ...]]  # by the sizes seen, those wanted
 
 
-def _sizes(looks: Mapping[str, Any], length: int | None, width: int | None) -> dict[tuple[int, ...], tuple[int, ...]]:
+def _sizes(
+    looks: Mapping[str, object], length: int | None, width: int | None
+) -> dict[tuple[int, ...], tuple[int, ...]]:
     """Which sizes of the inputs change, and to what: those of images, else those of texts."""
     if length is None:
         return {}

@@ -83,7 +83,7 @@ def _cut(model: nn.Module, name: str, dim: int, mask: Tensor) -> None:
 def _adjust(model: nn.Module, group: UnitGroup, units: tuple[int, ...]) -> None:
     for attribute in group.attributes:
         write_count(model, attribute, len(units) * attribute.per_unit)
-        module: Any = model.get_submodule(attribute.module)
+        module: object = model.get_submodule(attribute.module)
         if attribute.name == "groups" and isinstance(module, nn.modules.conv._ConvNd):
             module.in_channels = module.weight.shape[1] * module.groups
     for path in group.twins:
@@ -102,7 +102,7 @@ class _Select:
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    ) -> tuple[tuple[object, ...], dict[str, object]]:
         name, position = self.argument.name, self.argument.position
         if name in kwargs:
             kwargs = {**kwargs, name: self._select(kwargs[name])}
@@ -119,7 +119,7 @@ class _Select:
 OWN = "_optin_own"  # marks settings that one module alone holds
 
 
-def is_settings(value: Any) -> bool:
+def is_settings(value: object) -> bool:
     """Whether an attribute of a module holds plain values by name, as a configuration does."""
     plain = not isinstance(value, (nn.Module, Tensor, type, dict, Enum)) and not callable(value)
     return plain and any(type(entry) is int for entry in getattr(value, "__dict__", {}).values())
@@ -134,7 +134,7 @@ def read_count(model: nn.Module, attribute: Attribute) -> Any:
     return value[attribute.place] if isinstance(value, (tuple, list)) and attribute.place < len(value) else None
 
 
-def write_count(model: nn.Module, attribute: Attribute, value: Any) -> None:
+def write_count(model: nn.Module, attribute: Attribute, value: object) -> None:
     """Have an attribute hold another integer."""
     holder, leaf = _holder(model, attribute, own=True)
     if attribute.place is not None:
@@ -143,7 +143,7 @@ def write_count(model: nn.Module, attribute: Attribute, value: Any) -> None:
     setattr(holder, leaf, value)
 
 
-def _holder(model: nn.Module, attribute: Attribute, own: bool = False) -> tuple[Any, str]:
+def _holder(model: nn.Module, attribute: Attribute, own: bool = False) -> tuple[object, str]:
     """The module, or the settings that it holds; those that others hold too are exchanged for a copy."""
     module = model.get_submodule(attribute.module)
     settings, dot, leaf = attribute.name.rpartition(".")

@@ -16,7 +16,7 @@ ON_THE_WAY = (
 )
 
 
-def named_tensors(output: Any, inside: bool = False) -> dict[str, Tensor]:
+def named_tensors(output: object, inside: bool = False) -> dict[str, Tensor]:
     """The floating tensors of an output by name: the answer alone, not what led to it."""
     if isinstance(output, Tensor):
         return {"": output} if output.is_floating_point() else {}
@@ -29,7 +29,7 @@ def named_tensors(output: Any, inside: bool = False) -> dict[str, Tensor]:
     }
 
 
-def fields_in(output: Any, inside: bool) -> dict[str, Any]:
+def fields_in(output: object, inside: bool) -> dict[str, Any]:
     """What an output holds, by name or place. Objects inside others, caches of keys and values, hold no answers."""
     if isinstance(output, Mapping):
         return {str(name): value for name, value in output.items()}
@@ -40,14 +40,14 @@ def fields_in(output: Any, inside: bool) -> dict[str, Any]:
     return {} if inside else dict(getattr(output, "__dict__", {}))
 
 
-def tensors_of(output: Any, inside: bool = False) -> list[Tensor]:
+def tensors_of(output: object, inside: bool = False) -> list[Tensor]:
     """In order, of whatever holds them; of an object within others only if it is a dataclass."""
     if isinstance(output, Tensor):
         return [output]
     return [value for part in fields_in(output, inside).values() for value in tensors_of(part, inside=True)]
 
 
-def kind_of(output: Any) -> str:
+def kind_of(output: object) -> str:
     """An output for people."""
     if isinstance(output, Mapping):
         return f"a {type(output).__name__} of {', '.join(map(str, output))}"
@@ -56,7 +56,7 @@ def kind_of(output: Any) -> str:
     return f"a {type(output).__name__}"
 
 
-def unread(output: Any) -> str:
+def unread(output: object) -> str:
     """What is said of an output that nobody can read."""
     return (
         f"the network returns {kind_of(output)}: no tensor of numbers in it has the examples along its first axis. "

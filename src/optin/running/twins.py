@@ -23,7 +23,7 @@ from .experts import EXPERT, ExpertMap, Experts, are_experts
 
 PLAIN = "_optin_plain"  # where a twin remembers the class that it was
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable[..., object])
 
 
 class SelfAttention(nn.Module):
@@ -35,7 +35,7 @@ class SelfAttention(nn.Module):
     v_proj: nn.Linear
     out_proj: nn.Linear
 
-    def forward(self, hidden_states: Tensor, position_embeddings: Tensor, **_: Any) -> tuple[Tensor, None]:
+    def forward(self, hidden_states: Tensor, position_embeddings: Tensor, **_: object) -> tuple[Tensor, None]:
         """States and positions of shape (query, example, feature)."""
         values = hidden_states.transpose(0, 1)
         placed = values + position_embeddings.transpose(0, 1)
@@ -192,7 +192,7 @@ def on_twins(function: Function) -> Function:
     """Run a function of a network while that is `twinned`."""
 
     @functools.wraps(function)
-    def run(model: Any, *args: Any, **kwargs: Any) -> Any:
+    def run(model: object, *args: object, **kwargs: object) -> Any:
         with twinned(model) if isinstance(model, nn.Module) else contextlib.nullcontext():
             return function(model, *args, **kwargs)
 

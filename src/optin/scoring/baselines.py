@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +71,7 @@ def fisher(scoring: Scoring) -> Found:
     return Found({name: Curve.from_importance(value) for name, value in total.items()}, gradients=gradients)
 
 
-def _label_loss(labels: Tensor | None, batch: Batch, output: Any, hidden: list[Tensor]) -> dict[str, Tensor]:
+def _label_loss(labels: Tensor | None, batch: Batch, output: object, hidden: list[Tensor]) -> dict[str, Tensor]:
     loss = getattr(output, "loss", None)
     if isinstance(output, Tensor) and output.dim() == 2 and labels is not None:
         loss = nn.functional.cross_entropy(output, labels)

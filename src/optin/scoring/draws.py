@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -176,7 +176,7 @@ class BatchSums:
         """
         generator = torch.Generator().manual_seed(self.recipe.seed)
         objective = trajectory_objective(self.model, self.space, self.recipe.trajectory, generator)
-        seen: dict[Any, tuple[Any, list[Tensor]]] = {}
+        seen: dict[object, tuple[object, list[Tensor]]] = {}
         for index, again, stack in places:
             yield generator.get_state()
             for micro in micro_batches_of(self.batches[index], index, self.size, again, stack):
@@ -185,12 +185,12 @@ class BatchSums:
                     seen[shapes] = self._zeros(tile(micro.batch, stack))
                 objective(micro.batch, *seen[shapes], stack)
 
-    def _zeros(self, batch: Batch) -> tuple[Any, list[Tensor]]:
+    def _zeros(self, batch: Batch) -> tuple[object, list[Tensor]]:
         """Zeros in the shapes of what the network and its blocks return, which take no memory."""
-        blocks: list[Any] = []
+        blocks: list[object] = []
         with inference_mode_of(self.model), torch.no_grad(), recorded_blocks(self.model, self.space.blocks, blocks):
             output = call(self.model, batch)
-        zeros: tuple[Any, list[Tensor]] = tree_map(
+        zeros: tuple[object, list[Tensor]] = tree_map(
             lambda value: value.new_zeros(()).expand(value.shape) if isinstance(value, Tensor) else value,
             (output, states(self.space, blocks)),
         )

@@ -32,7 +32,7 @@ AHEAD = 2  # calls that each worker has been given and has not answered
 class Engine(Protocol):
     """Results of `work(*arguments)` in the order of the calls."""
 
-    def __call__(self, work: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> Iterator[T]: ...
+    def __call__(self, work: Callable[..., T], calls: Sequence[tuple[object, ...]]) -> Iterator[T]: ...
 
 
 def engine(name: str, address: str | None = None) -> Engine:
@@ -53,7 +53,7 @@ def engine(name: str, address: str | None = None) -> Engine:
     return local
 
 
-def local(work: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> Iterator[T]:
+def local(work: Callable[..., T], calls: Sequence[tuple[object, ...]]) -> Iterator[T]:
     """One after the other, here."""
     for arguments in calls:
         yield work(*arguments)
@@ -72,14 +72,14 @@ class Ray:
 
     address: str | None = None
 
-    def __call__(self, work: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> Iterator[T]:
+    def __call__(self, work: Callable[..., T], calls: Sequence[tuple[object, ...]]) -> Iterator[T]:
         if self.address is None:
             _stay_on_loopback()
         ray = _ray()
         own = not ray.is_initialized()
         if own:
             self._connect(ray)
-        actors: list[Any] = []
+        actors: list[object] = []
         try:
             threads, gpus = torch.get_num_threads(), int(_on_gpu(work))
             kind = ray.remote(num_cpus=threads, num_gpus=gpus, max_restarts=-1, max_task_retries=-1)(_Actor)
@@ -179,15 +179,15 @@ def _auto_address() -> str | None:
 class _Actor:
     """One worker: a process of Ray."""
 
-    def __init__(self, shared: Sequence[Any], threads: int) -> None:
+    def __init__(self, shared: Sequence[object], threads: int) -> None:
         torch.set_num_threads(threads)
         self.shared = shared
-        self.work: Callable[..., Any] | None = None
+        self.work: Callable[..., object] | None = None
 
     def build(self) -> dict[str, str]:
         return build()
 
-    def do(self, *arguments: Any) -> Any:
+    def do(self, *arguments: object) -> Any:
         if self.work is None:
             self.work = _ray().get(self.shared[0])
         return self.work(*arguments)
@@ -215,17 +215,17 @@ def _check_builds(ray: Any, actors: Sequence[Any]) -> None:
             )
 
 
-def _on_gpu(work: Callable[..., Any]) -> bool:
+def _on_gpu(work: Callable[..., object]) -> bool:
     """Whether it has a network that is on one."""
     model = getattr(work, "model", None)
     return isinstance(model, torch.nn.Module) and device_of(model).type == "cuda"
 
 
-def in_order(ray: Any, actors: Sequence[Any], calls: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+def in_order(ray: Any, actors: Sequence[Any], calls: Sequence[tuple[object, ...]]) -> Iterator[Any]:
     """Give each actor a call when it has answered one; give out answers in the order of the calls."""
     free = [actor for actor in actors for _ in range(AHEAD)]
-    running: dict[Any, tuple[int, Any]] = {}
-    answers: dict[int, Any] = {}
+    running: dict[object, tuple[int, object]] = {}
+    answers: dict[int, object] = {}
     given = 0
     for place in range(len(calls)):
         while place not in answers:

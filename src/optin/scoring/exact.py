@@ -92,7 +92,7 @@ class Removals:
             middle, output = self.latest[1].losses(self.space[group], units)
         return middle.double().cpu(), output.double().cpu()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "latest": None}
 
 
@@ -119,7 +119,7 @@ class Reference:
     batch: Batch
     options: Trajectory
     positions: Positions
-    blocks: list[Any]
+    blocks: list[object]
     maps: list[Tensor]
     output: Output
     consumers: dict[str, tuple[Tensor, Tensor]]
@@ -136,7 +136,7 @@ class Reference:
                 gates[group.layer] += [gate.module for gate in group.gates]
         trails = {layer: FinishedParts(space.blocks[layer], names) for layer, names in gates.items()}
         recorder = Recorder([Tap(name, side) for names in gates.values() for name in names for side in SIDES])
-        blocks: list[Any] = []
+        blocks: list[object] = []
         with contextlib.ExitStack() as stack:
             stack.enter_context(recorder.recording(model))
             for trail in trails.values():
@@ -157,7 +157,7 @@ class Reference:
     def losses(self, group: UnitGroup, units: list[int]) -> tuple[Tensor, Tensor]:
         """(sum of L_mid over the blocks from the unit's on, L_out) of removing each unit alone; shape (units,)."""
         stack = len(units)
-        blocks: list[Any] = []
+        blocks: list[object] = []
         resumable = (
             len(group.gates) == 1
             and group.gates[0].module in self.consumers
@@ -207,7 +207,7 @@ class Reference:
                 patches.enter_context(patched_forward(part, Recorded(part.forward, outputs)))
             yield
 
-    def _tiled(self, output: Any, times: int) -> Any:
+    def _tiled(self, output: object, times: int) -> Any:
         size = size_of(self.batch)
 
         def repeat(value: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +55,7 @@ class Probe:
 class Objective(Protocol):
     """Scalars to differentiate, by part, from the network's output and its blocks' hidden states."""
 
-    def __call__(self, batch: Batch, output: Any, hidden: list[Tensor], stack: int = 1) -> dict[str, Tensor]:
+    def __call__(self, batch: Batch, output: object, hidden: list[Tensor], stack: int = 1) -> dict[str, Tensor]:
         """Of `stack` copies of the batch, each with a random projection of its own."""
 
 
@@ -68,7 +68,7 @@ def trajectory_objective(
         NumericalError: NaN or infinity in a block's output; names the block.
     """
 
-    def objective(batch: Batch, output: Any, hidden: list[Tensor], stack: int = 1) -> dict[str, Tensor]:
+    def objective(batch: Batch, output: object, hidden: list[Tensor], stack: int = 1) -> dict[str, Tensor]:
         positions = Positions(batch, options.rows, generator, space.channels_first)
         check_activations(space.blocks, [state[: len(state) // stack] for state in hidden], positions)
         maps = [positions.manifold(hidden[place], stack) for place in options.compared(len(space.body))]
@@ -82,7 +82,7 @@ def trajectory_objective(
     return objective
 
 
-def read_final(model: nn.Module, output: Any, positions: Positions, options: Trajectory, stack: int = 1) -> Output:
+def read_final(model: nn.Module, output: object, positions: Positions, options: Trajectory, stack: int = 1) -> Output:
     """The final output of `stack` networks on one batch, read as the model's configuration says."""
     problem = getattr(getattr(model, "config", None), "problem_type", None)
     if getattr(model, "num_classes", None) == 0:  # timm's way to say that the output is an embedding
@@ -159,7 +159,7 @@ def _stackable(model: nn.Module, space: UnitSpace, batch: Batch) -> bool:
     sizes = []
     for times in (1, 2):
         recorder = Recorder([Tap(gate.module, "input") for group in space for gate in group.gates])
-        outputs: list[Any] = []
+        outputs: list[object] = []
         with (
             inference_mode_of(model),
             torch.inference_mode(),
@@ -189,7 +189,7 @@ def draw_probes(
         yield part, differentiate(model, space, part.batch, objective)
 
 
-def states(space: UnitSpace, outputs: Sequence[Any]) -> list[Tensor]:
+def states(space: UnitSpace, outputs: Sequence[object]) -> list[Tensor]:
     """The hidden state in what each block returned, the examples first."""
     return [
         hidden_of(output).transpose(0, 1) if name in space.transposed else hidden_of(output)
@@ -237,7 +237,7 @@ def differentiate(model: nn.Module, space: UnitSpace, batch: Batch, objective: O
     gates = {gate.module: gate for group in space for gate in group.gates}
     modules = {name: model.get_submodule(name) for name in gates}
     recorder = Recorder([Tap(name, side) for name in modules for side in ("input", "output")])
-    blocks: list[Any] = []
+    blocks: list[object] = []
     with inference_mode_of(model), torch.enable_grad():
         with (
             gated(model, space, given),

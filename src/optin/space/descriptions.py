@@ -21,7 +21,7 @@ def to_dict(space: UnitSpace) -> dict[str, Any]:
     """Cuts, counts, twins and where tokens merge; all that a forward says beside can be found anew."""
     groups = {}
     for group in space:
-        entry: dict[str, Any] = {"kind": group.kind, "cuts": [_listed(cut) for cut in group.cuts]}
+        entry: dict[str, object] = {"kind": group.kind, "cuts": [_listed(cut) for cut in group.cuts]}
         for name in ("attributes", "arguments"):
             if values := getattr(group, name):
                 entry[name] = [_listed(value) for value in values]
@@ -36,7 +36,7 @@ def to_dict(space: UnitSpace) -> dict[str, Any]:
     return {"groups": groups, "tokens": places | rest}
 
 
-def _listed(value: Cut | Attribute | Argument) -> list[Any]:
+def _listed(value: Cut | Attribute | Argument) -> list[object]:
     parts = astuple(value)
     return [list(part) if isinstance(part, tuple) else part for part in parts if part is not None]
 
@@ -100,13 +100,13 @@ def _tokens(data: Any) -> TokenSpace:
     )
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r:.40} is no name")
     return value
 
 
-def _count(value: Any, least: int, most: int = MOST) -> int:
+def _count(value: object, least: int, most: int = MOST) -> int:
     if type(value) is not int or not least <= value <= most:
         raise ValueError(f"{value!r:.40} is no count")
     return value

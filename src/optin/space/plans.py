@@ -63,7 +63,7 @@ class Plan:
     dense: Cost
     pruned: Cost
     length: int
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, object] = field(default_factory=dict)
     tokens: tuple[int, ...] = ()
     width: int | None = None
     latency: Latency | None = None
@@ -169,7 +169,7 @@ class Plan:
         }
 
     @classmethod
-    def from_dict(cls, data: Any) -> Plan:
+    def from_dict(cls, data: object) -> Plan:
         """Read what `to_dict` wrote. Input is not trusted.
 
         Raises:
@@ -256,32 +256,32 @@ def from_ranges(text: str, size: int) -> tuple[int, ...]:
     return tuple(units)
 
 
-def _typed(data: Mapping[str, Any], key: str, kind: type) -> Any:
+def _typed(data: Mapping[str, object], key: str, kind: type) -> Any:
     value = data.get(key)
     if not isinstance(value, kind) or isinstance(value, bool):
         raise CheckpointError(f"the plan's entry {key!r} must be {kind.__name__}, not {value!r:.60}.")
     return value
 
 
-def _count(data: Mapping[str, Any], key: str, most: int, least: int = 1) -> int:
+def _count(data: Mapping[str, object], key: str, most: int, least: int = 1) -> int:
     value: int = _typed(data, key, int)
     if not least <= value <= most:
         raise CheckpointError(f"the plan's entry {key!r} must lie between {least} and {most}, not at {value}.")
     return value
 
 
-def _group(groups: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    entry: Mapping[str, Any] = _typed(groups, name, dict)
+def _group(groups: Mapping[str, object], name: str) -> Mapping[str, object]:
+    entry: Mapping[str, object] = _typed(groups, name, dict)
     return entry
 
 
-def _counts(values: Any) -> tuple[int, ...]:
+def _counts(values: object) -> tuple[int, ...]:
     if not isinstance(values, list) or any(type(value) is not int or not 0 <= value < 10**6 for value in values):
         raise CheckpointError(f"the plan's token schedule must be a list of counts, not {values!r:.60}.")
     return tuple(values)
 
 
-def _latency(data: Mapping[str, Any]) -> Latency:
+def _latency(data: Mapping[str, object]) -> Latency:
     entry = _typed(data, "latency", dict)
     if (batch := _typed(entry, "batch", int)) < 1:
         raise CheckpointError(f"the plan's latency must be that of 1 example or more, not {batch}.")
@@ -291,6 +291,6 @@ def _latency(data: Mapping[str, Any]) -> Latency:
     return Latency(batch, *times)
 
 
-def _cost(data: Mapping[str, Any], key: str) -> Cost:
+def _cost(data: Mapping[str, object], key: str) -> Cost:
     entry = _typed(data, key, dict)
     return Cost(_count(entry, "macs", MOST_COST), _count(entry, "parameters", MOST_COST))

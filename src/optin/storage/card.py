@@ -32,7 +32,7 @@ def model_card(result: Result, name: str, auto: str | None) -> str:
     costs = [(f"MACs per example of length {plan.size}", plan.dense.macs, plan.pruned.macs)]
     costs.append(("parameters", plan.dense.parameters, plan.pruned.parameters))
     base = base_model(result)
-    metadata: dict[str, Any] = {"library_name": _library(result.model), "tags": ["optin", "pruned"]}
+    metadata: dict[str, object] = {"library_name": _library(result.model), "tags": ["optin", "pruned"]}
     if re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not Path(base).exists():
         metadata["base_model"] = base
     metadata |= _index(result, name)
@@ -68,7 +68,7 @@ def base_model(result: Result) -> str:
     return given(source).name if given(source).is_dir() else source
 
 
-def _index(result: Result, name: str) -> dict[str, Any]:
+def _index(result: Result, name: str) -> dict[str, object]:
     """The metadata that the hub reads quality from; empty if none was measured."""
     figures = result.report.get("quality", {}).get("pruned", {})
     quality = {metric: value for metric, value in figures.items() if math.isfinite(value)}

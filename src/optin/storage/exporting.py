@@ -58,7 +58,7 @@ def export(
     batch: Mapping[str, Tensor],
     folder: str | Path,
     to: str = "onnx",
-    preprocessor: Any = None,
+    preprocessor: object = None,
     *,
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def check_formats(formats: Iterable[str]) -> None:
         _check_packages(to)
 
 
-def _inputs(batch: Any) -> Batch:
+def _inputs(batch: object) -> Batch:
     """The tensors of a batch, without labels, as the network takes them.
 
     Raises:
@@ -188,7 +188,7 @@ def _check_packages(to: str) -> None:
             raise DependencyError(f"this needs the package {package!r}: pip install 'optin[export]'") from None
 
 
-def _answer(model: nn.Module, sample: Batch) -> Any:
+def _answer(model: nn.Module, sample: Batch) -> object:
     try:
         return call(model, sample)
     except (ValueError, RuntimeError, TypeError, IndexError, KeyError) as error:
@@ -196,7 +196,7 @@ def _answer(model: nn.Module, sample: Batch) -> Any:
         raise InputError(f"the network does not take the inputs {shapes}: {first_line(error)}") from error
 
 
-def _outputs(found: Any) -> tuple[bool, tuple[str, ...]]:
+def _outputs(found: object) -> tuple[bool, tuple[str, ...]]:
     """Whether a network returned one tensor, and the names of its outputs."""
     if isinstance(found, Tensor):
         return True, ("output",)
@@ -209,12 +209,12 @@ def _outputs(found: Any) -> tuple[bool, tuple[str, ...]]:
 
 def _longest(model: nn.Module) -> int | None:
     """Tokens at most; where positions are relative and any length would do, as many as the network was made for."""
-    config: Any = getattr(model, "config", None)
+    config: object = getattr(model, "config", None)
     limit: int | None = max_positions(model) or getattr(config, "max_position_embeddings", None)
     return limit
 
 
-def _trace(network: nn.Module, inputs: Batch, limit: int | None) -> Any:
+def _trace(network: nn.Module, inputs: Batch, limit: int | None) -> object:
     """The operations of a network, for any number of examples; for texts of any length."""
     examples = torch.export.Dim("batch")
     lengths = torch.export.Dim("length", max=limit) if limit else torch.export.Dim("length")
@@ -228,7 +228,7 @@ def _trace(network: nn.Module, inputs: Batch, limit: int | None) -> Any:
         raise InputError(f"this network cannot be traced by torch.export: {first_line(error)}") from error
 
 
-def _write(program: Any, folder: Path, to: str, onnx: Path, description: Mapping[str, Any]) -> None:
+def _write(program: Any, folder: Path, to: str, onnx: Path, description: Mapping[str, object]) -> None:
     """One format; all but torch-export are made of one ONNX file, which is made when it is first asked for."""
     file = folder / FILES[to]
     try:

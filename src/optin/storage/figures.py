@@ -15,7 +15,7 @@ PAIR = {"dense": NUMBER, "pruned": NUMBER}
 ANY = "*"  # stands for every name
 OPTIONAL = "?"  # ends the name of an entry that may be left out
 
-REPORT: Mapping[str, Any] = {
+REPORT: Mapping[str, object] = {
     "budget?": WORD,
     "macs?": PAIR,
     "parameters?": PAIR,
@@ -34,7 +34,7 @@ REPORT: Mapping[str, Any] = {
     "original?": {"macs": NUMBER, "parameters": NUMBER},
     "speed?": [{"batch": COUNT, "length": COUNT, "dense_ms": NUMBER, "pruned_ms": NUMBER, "speedup": NUMBER}],
 }
-SWEEP: Mapping[str, Any] = {
+SWEEP: Mapping[str, object] = {
     "dense?": {ANY: FIGURE},
     "points": [{"macs": NUMBER, "parameters": NUMBER}],
     "seen?": COUNT,
@@ -69,16 +69,16 @@ def read_sweep(file: Path) -> dict[str, Any]:
     return found
 
 
-def _read(file: Path, shape: Mapping[str, Any]) -> dict[str, Any]:
+def _read(file: Path, shape: Mapping[str, object]) -> dict[str, Any]:
     found = read_json(file)
     problem = _problem(found, shape, file.name)
     if problem is not None:
         raise CheckpointError(f"{file} is not what optin writes: {problem}.")
-    known: dict[str, Any] = found
+    known: dict[str, object] = found
     return known
 
 
-def _problem(value: Any, shape: Any, place: str) -> str | None:
+def _problem(value: object, shape: Any, place: str) -> str | None:
     """What is wrong with a value, in words; None if it has the shape."""
     if isinstance(shape, list):
         if not isinstance(value, list):
@@ -93,18 +93,18 @@ def _problem(value: Any, shape: Any, place: str) -> str | None:
     return next((problem for problem in found if problem is not None), None)
 
 
-def _named(value: Mapping[str, Any], shape: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def _named(value: Mapping[str, object], shape: Mapping[str, object]) -> list[tuple[str, object]]:
     return [(name, shape[ANY]) for name in value] if ANY in shape else list(shape.items())
 
 
-def _entry(value: Mapping[str, Any], name: str, shape: Any, place: str) -> str | None:
+def _entry(value: Mapping[str, object], name: str, shape: object, place: str) -> str | None:
     key = name.removesuffix(OPTIONAL) if name not in value else name
     if key not in value or (value[key] is None and key != name):
         return None if key != name else f"{place} says nothing of {name!r}"
     return _problem(value[key], shape, f"{key!r:.60}")
 
 
-def _fits(value: Any, kind: str) -> bool:
+def _fits(value: object, kind: str) -> bool:
     if kind == WORD:
         return isinstance(value, str)
     if kind == FIGURE and value is None:

@@ -34,7 +34,7 @@ def is_other(model: nn.Module) -> bool:
     import transformers
 
     kind: Any = type(model)
-    known: Any = getattr(transformers, kind.__name__, None)
+    known: object = getattr(transformers, kind.__name__, None)
     if not (inspect.isclass(known) and isinstance(model, known)):
         return True
     library: Any = known
@@ -48,7 +48,7 @@ def of_other(source: str) -> bool:
     return named or (file.is_file() and isinstance(config := read_json(file), dict) and "architecture" in config)
 
 
-def create(source: str, *, pretrained: bool = False, **arguments: Any) -> nn.Module:
+def create(source: str, *, pretrained: bool = False, **arguments: object) -> nn.Module:
     """A network by "LIBRARY:NAME", in evaluation mode.
 
     Raises:
@@ -155,7 +155,7 @@ def named(folder: Path) -> bool:
 
 
 def save_other(
-    model: nn.Module, folder: Path, section: Mapping[str, Any] | None = None, *, own: bool = False
+    model: nn.Module, folder: Path, section: Mapping[str, object] | None = None, *, own: bool = False
 ) -> None:
     """Write config.json and the weights; what several names share is written once.
 
@@ -177,12 +177,12 @@ def save_other(
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
-def _place(value: Tensor) -> tuple[Any, ...]:
+def _place(value: Tensor) -> tuple[object, ...]:
     return (value.data_ptr(), value.shape, value.stride(), value.dtype)
 
 
 def save_origin(
-    model: nn.Module, folder: Path, section: Mapping[str, Any] | None = None, *, own: bool = False
+    model: nn.Module, folder: Path, section: Mapping[str, object] | None = None, *, own: bool = False
 ) -> None:
     """Write config.json: how the dense network is made, with the plan as its section "optin" if there is one."""
     unknown_origin: dict[str, Any] = {"library": None, "architecture": type(model).__name__}
@@ -193,7 +193,7 @@ def save_origin(
     else:
         origin = dict(getattr(model, ORIGIN, unknown_origin))
     arguments = {name: value for name, value in origin.pop("model_args", {}).items() if not fetches(name)}
-    settings: Any = getattr(model, "config", None)
+    settings: object = getattr(model, "config", None)
     known = json.loads(settings.to_json_string(use_diff=False)) if hasattr(settings, "to_json_string") else {}
     config = {**known, **origin, "model_args": arguments, **({} if section is None else {"optin": section})}
     try:
@@ -233,7 +233,7 @@ def processor_settings(source: str) -> dict[str, Any]:
     raise InputError(f"{source} does not say how images are prepared: put a preprocessor_config.json beside it.")
 
 
-def _torchvision(name: str, pretrained: bool) -> Any:
+def _torchvision(name: str, pretrained: bool) -> object:
     models = _models()
     known = models.list_models(module=models)
     if name not in known:

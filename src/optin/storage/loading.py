@@ -102,7 +102,7 @@ def _class_name(config: Any) -> str:
     return names[0]
 
 
-def _check_kind(name: str, config: Mapping[str, Any]) -> None:
+def _check_kind(name: str, config: Mapping[str, object]) -> None:
     """Refuse a class that is not of the kind that a configuration names."""
     import transformers
 

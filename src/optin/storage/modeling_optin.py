@@ -3,10 +3,8 @@
 Needs the package: pip install optin. `optin.load(folder)` does the same and runs no code of this folder.
 """
 
-from typing import Any
 
-
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """The class of transformers of that name, whose objects are cut to the plan in their config.json."""
     from optin.checkpoint import shrinking
     from optin.errors import ArchitectureError

@@ -134,11 +134,11 @@ def shrinking_within(name: str, stored: Stored | None = None) -> type[nn.Module]
     """`shrinking`; with what the weights are, to refuse a configuration that asks for far more."""
     import transformers
 
-    base: Any = getattr(transformers, name, None) if name.isidentifier() else None
+    base: object = getattr(transformers, name, None) if name.isidentifier() else None
     if not (isinstance(base, type) and issubclass(base, transformers.PreTrainedModel)):
         raise ArchitectureError(f"transformers {transformers.__version__} has no model class {name!r}.")
 
-    def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+    def __init__(self: Any, config: Any, *args: object, **kwargs: object) -> None:
         with contextlib.nullcontext() if stored is None else stored.bounded():
             base.__init__(self, config, *args, **kwargs)
             section = getattr(config, SECTION, None)
@@ -152,7 +152,7 @@ def shrinking_within(name: str, stored: Stored | None = None) -> type[nn.Module]
     return type(name, (base,), {"__init__": __init__, "__module__": modeling_optin.__name__, **own})
 
 
-def auto_class(model: Any) -> str | None:
+def auto_class(model: object) -> str | None:
     """The Auto class that stands for the task of a network or its class."""
     from transformers.models.auto import modeling_auto
 

@@ -28,7 +28,7 @@ def render(
     recipe: Recipe,
     name: str,
     pictures: Sequence[Path] = (),
-    sweep: Mapping[str, Any] | None = None,
+    sweep: Mapping[str, object] | None = None,
 ) -> str:
     """The page.
 
@@ -186,7 +186,7 @@ def sweep_plots(sweep: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def measured(points: Sequence[Mapping[str, Any]]) -> list[str]:
+def measured(points: Sequence[Mapping[str, object]]) -> list[str]:
     """The figures that all points of a sweep have."""
     beside = ("budget", "macs", "parameters", "skipped")
     return [name for name in points[0] if name not in beside and all(point.get(name) is not None for point in points)]
@@ -215,7 +215,7 @@ def share_of(report: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def overlap(quality: Mapping[str, Any]) -> list[str]:
+def overlap(quality: Mapping[str, object]) -> list[str]:
     """What is to be said of the evaluated examples where calibration drew from the same data."""
     if seen := quality.get("seen"):
         return [
@@ -226,6 +226,6 @@ def overlap(quality: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def _natural(name: str) -> list[Any]:
+def _natural(name: str) -> list[object]:
     """Sorts 10 behind 9."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -26,7 +26,7 @@ FILES = {
     "torch-export": "model.pt2",
 }
 _DEFAULTS = {"attention_mask": torch.ones_like, "token_type_ids": torch.zeros_like}
-Run = Callable[[Sequence[Tensor]], Sequence[Any]]  # inputs in their order to outputs in theirs
+Run = Callable[[Sequence[Tensor]], Sequence[object]]  # inputs in their order to outputs in theirs
 
 
 class Runtime(nn.Module):
@@ -111,7 +111,7 @@ def _names(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
 
 
-def _config(folder: Path) -> Any:
+def _config(folder: Path) -> object:
     """The configuration of a network of transformers; None for others."""
     from transformers import AutoConfig
 
@@ -139,7 +139,7 @@ def _onnx(file: Path) -> Run:
 
     def run(inputs: Sequence[Tensor]) -> Sequence[Any]:
         feeds = {name: value.detach().numpy() for name, value in zip(names, inputs, strict=True)}
-        found: Sequence[Any] = session.run(None, feeds)
+        found: Sequence[object] = session.run(None, feeds)
         return found
 
     return run

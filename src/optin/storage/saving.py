@@ -46,7 +46,7 @@ STUB = "modeling_optin"
 def save(
     result: Result,
     folder: str | Path,
-    tokenizer: Any = None,
+    tokenizer: object = None,
     *,
     overwrite: bool = False,
     scores: Scores | None = None,

@@ -93,7 +93,7 @@ def load_scores(folder: str | Path) -> Scores:
     return Scores(curves=curves, tokens=tokens, gradients=gradients, **found)
 
 
-def _described(description: Any) -> dict[str, Any]:
+def _described(description: object) -> dict[str, Any]:
     """What is in scores.json beside the groups; ValueError where something is of another type."""
     kinds = {"architecture": str, "length": int, "groups": dict, "provenance": dict, "width": int}
     if not isinstance(description, dict):
@@ -107,7 +107,7 @@ def _described(description: Any) -> dict[str, Any]:
     return {name: description[name] for name in kinds if name != "groups" and name in description}
 
 
-def _curve(handle: Any, name: str, size: Any) -> Curve:
+def _curve(handle: Any, name: str, size: object) -> Curve:
     """One removal curve; ValueError where it is none of so many units. Shapes are looked at before a value is."""
     shapes = [handle.get_slice(f"{name}/{part}").get_shape() for part in ("order", "cost")]
     if type(size) is not int or size < 1 or shapes != [[size], [size + 1]]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
 
-
-def filled(name: str, /, **values: Any) -> str:
+def filled(name: str, /, **values: object) -> str:
     """A template by the name of its file, filled in. In HTML everything that is filled in is text."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 

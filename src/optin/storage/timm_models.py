@@ -16,7 +16,7 @@ def is_timm(model: nn.Module) -> bool:
     return type(model).__module__.startswith("timm.models.")
 
 
-def create(name: str, *, pretrained: bool = False, **arguments: Any) -> nn.Module:
+def create(name: str, *, pretrained: bool = False, **arguments: object) -> nn.Module:
     """A timm model in evaluation mode, which remembers what it was created with.
 
     Raises:
@@ -60,7 +60,7 @@ def describe_creation(model: Any) -> dict[str, Any]:
     }
 
 
-def _pooling(model: Any) -> dict[str, str]:
+def _pooling(model: object) -> dict[str, str]:
     """How the last map becomes a vector: a word, or what a module or the head says of itself."""
     places = (model, getattr(model, "head", None))
     pooling = next((found for place in places if (found := getattr(place, "global_pool", None)) is not None), None)

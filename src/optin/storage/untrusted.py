@@ -56,7 +56,7 @@ class Stored:
         """Of all axes."""
         return max((side for shape in self.shapes.values() for side in shape), default=0)
 
-    def check_plan(self, section: Any) -> None:
+    def check_plan(self, section: object) -> None:
         """Refuse a plan that keeps more units, or speaks of larger groups, than these weights are left of.
 
         Raises:
@@ -156,7 +156,7 @@ def fetches(argument: str) -> bool:
     return argument in FETCHING or argument.startswith("pretrained")
 
 
-def check_arguments(folder: Path, arguments: Mapping[str, Any]) -> None:
+def check_arguments(folder: Path, arguments: Mapping[str, object]) -> None:
     """Refuse arguments of a network that make its library fetch or read other weights than those beside them.
 
     Raises:
@@ -212,7 +212,7 @@ def _check_size(name: str, value: float, stored: Stored, parts: bool = False) ->
         )
 
 
-def _entries(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def _entries(value: object, name: str = "") -> Iterator[tuple[str, object]]:
     """Everything in a configuration, with the name that it stands under; parts after the whole."""
     yield name, value
     if isinstance(value, dict):
@@ -223,7 +223,7 @@ def _entries(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
             yield from _entries(part, name)
 
 
-def check_sizes(config: Any) -> None:
+def check_sizes(config: object) -> None:
     """Refuse absurd numbers in the configuration of a network whose weights are elsewhere.
 
     Raises:

@@ -29,13 +29,13 @@ def within(option: str, value: float, low: float, high: float) -> None:
 
 
 @functools.cache
-def _hints(kind: Any) -> dict[str, Any]:
+def _hints(kind: object) -> dict[str, object]:
     return typing.get_type_hints(kind)
 
 
-def check_types(options: Any, path: str) -> None:
+def check_types(options: object, path: str) -> None:
     """Refuse what Python lets pass into a dataclass."""
-    kind: Any = type(options)
+    kind: object = type(options)
     for name, hint in _hints(kind).items():
         value, allowed = getattr(options, name), typing.get_args(hint) or (hint,)
         number = numbers.Real if float in allowed else numbers.Integral if int in allowed else ()
@@ -44,12 +44,12 @@ def check_types(options: Any, path: str) -> None:
             raise InputError(_wrong(path + name, allowed, value))
 
 
-def _wrong(option: str, allowed: typing.Iterable[Any], value: Any) -> str:
+def _wrong(option: str, allowed: typing.Iterable[Any], value: object) -> str:
     names = " or ".join("nothing" if kind is type(None) else kind.__name__ for kind in allowed)
     return f"the option {option!r} must be {names}, not {value!r:.60}."
 
 
-def build(kind: type, data: Any, path: str) -> Any:
+def build(kind: type, data: object, path: str) -> Any:
     """A dataclass from nested data; what is not named keeps its default.
 
     Args:
@@ -67,7 +67,7 @@ def build(kind: type, data: Any, path: str) -> Any:
     return kind(**{key: _convert(hints[key], value, f"{path}{key}") for key, value in data.items()})
 
 
-def _convert(hint: Any, value: Any, path: str) -> Any:
+def _convert(hint: object, value: object, path: str) -> object:
     if dataclasses.is_dataclass(hint):
         return build(typing.cast(type, hint), value, f"{path}.")
     allowed = typing.get_args(hint) or (hint,)

@@ -118,7 +118,7 @@ def read_json(path: Path) -> Any:
     return found
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
@@ -140,13 +140,13 @@ def _number(text: str) -> float:
     return value
 
 
-def _check_parts(value: Any) -> None:
+def _check_parts(value: object) -> None:
     """Without recursion: how deep it is, and that its texts can be written again."""
     level, depth = [value], 0
     while level:
         if depth > DEEPEST:
             raise ValueError(f"lists and mappings lie in each other more than {DEEPEST} deep")
-        inside: list[Any] = []
+        inside: list[object] = []
         for part in level:
             if isinstance(part, str):
                 part.encode()  # half a character of two is refused
@@ -157,12 +157,12 @@ def _check_parts(value: Any) -> None:
         level, depth = inside, depth + 1
 
 
-def json_text(data: Any, indent: int | None = 2) -> str:
+def json_text(data: object, indent: int | None = 2) -> str:
     """Data as JSON; a figure that is no number, or infinite, becomes null, since JSON has none."""
     return json.dumps(_finite(data), indent=indent, allow_nan=False) + "\n"
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     if isinstance(value, dict):
         return {key: _finite(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):

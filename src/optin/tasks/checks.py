@@ -34,7 +34,7 @@ _WANTED = {
 
 
 def check_evaluation(
-    model: nn.Module, spec: TaskSpec, examples: Examples | Images, preprocessor: Any = None, pooling: str = "mean"
+    model: nn.Module, spec: TaskSpec, examples: Examples | Images, preprocessor: object = None, pooling: str = "mean"
 ) -> None:
     """Refuse what `evaluate` of the task would fail on: labels, masks, a head that does not fit, missing packages.
 
@@ -79,7 +79,7 @@ def check_fit(model: nn.Module, spec: TaskSpec) -> None:
         raise InputError(f"{name} takes no texts. Name an image task with --task, for example image-classification.")
 
 
-def _answer(model: nn.Module, spec: TaskSpec, examples: Any, preprocessor: Any, pooling: str) -> Tensor:
+def _answer(model: nn.Module, spec: TaskSpec, examples: object, preprocessor: object, pooling: str) -> Tensor:
     """What the network says of one input, of the form that the task needs."""
     name = type(model).__name__
     inputs = _one_input(model, spec, examples, preprocessor)
@@ -103,7 +103,7 @@ def _answer(model: nn.Module, spec: TaskSpec, examples: Any, preprocessor: Any, 
     return answer
 
 
-def _read(output: Any, spec: TaskSpec, pooling: str) -> Tensor | None:
+def _read(output: object, spec: TaskSpec, pooling: str) -> Tensor | None:
     """The part of an output that the task is measured by; None where it is missing or of another form."""
     if spec.kind == "image-segmentation":
         try:
@@ -131,7 +131,7 @@ def _check_width(name: str, spec: TaskSpec, width: int) -> None:
         raise InputError(f"{name} has {width} outputs, and the task has 2 classes.")
 
 
-def _check_variety(spec: TaskSpec, examples: Examples, labels: list[Any]) -> None:
+def _check_variety(spec: TaskSpec, examples: Examples, labels: list[object]) -> None:
     """Correlations and neighbours need more than one example."""
     if spec.kind == "embedding" and len(examples) < 2:
         raise InputError("embeddings are compared with their neighbours': give two examples at least.")
@@ -139,7 +139,7 @@ def _check_variety(spec: TaskSpec, examples: Examples, labels: list[Any]) -> Non
         raise InputError("a regression is measured by correlation: give examples with different labels.")
 
 
-def _one_input(model: nn.Module, spec: TaskSpec, examples: Any, preprocessor: Any) -> Batch:
+def _one_input(model: nn.Module, spec: TaskSpec, examples: Any, preprocessor: object) -> Batch:
     if preprocessor is None:
         return example_inputs(model, default_length(model)) if spec.of_images else _few_tokens()
     if not spec.of_images:
@@ -161,13 +161,13 @@ def _few_tokens() -> Batch:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def _images(examples: Any) -> Images:
+def _images(examples: object) -> Images:
     if not isinstance(examples, Images):
         raise InputError(f"the task needs images, and these are {type(examples).__name__}.")
     return examples
 
 
-def _scenes(examples: Any) -> Scenes:
+def _scenes(examples: object) -> Scenes:
     if not isinstance(examples, Scenes):
         raise InputError(f"the task needs images with masks, and these are {type(examples).__name__}.")
     return examples

@@ -34,7 +34,7 @@ class Examples:
 
     texts: list[Any]
     pairs: list[str] | None = None
-    labels: list[Any] | None = None
+    labels: list[object] | None = None
     origin: str | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
@@ -100,7 +100,7 @@ def _texts(rows: Rows, column: str, spec: TaskSpec) -> list[Any]:
     return values
 
 
-def _is_text(value: Any) -> bool:
+def _is_text(value: object) -> bool:
     """Half of a surrogate pair, as JSON can write it, is no text that any tokenizer takes."""
     return isinstance(value, str) and (value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value))
 
@@ -117,12 +117,12 @@ def values_of(rows: Rows, column: str) -> list[Any]:
     return list(rows[column])
 
 
-def _is_plain(feature: Any) -> bool:
+def _is_plain(feature: object) -> bool:
     inner = getattr(feature, "feature", None)
     return type(feature).__name__ in ("Value", "ClassLabel") or (inner is not None and _is_plain(inner))
 
 
-def _missing(value: Any) -> bool:
+def _missing(value: object) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
@@ -144,7 +144,7 @@ def listed(names: Sequence[object]) -> str:
     return ", ".join(f"{name!s:.60}" for name in names[:_SHOWN]) + more
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """The beginning of a value for a message, whatever it is."""
     try:
         return f"{value!r:.40}".encode("utf-8", "replace").decode()

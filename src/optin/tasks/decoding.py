@@ -65,7 +65,7 @@ def _opened(source: Path | io.BytesIO, name: str) -> Iterator[Any]:
         raise Unreadable(f"{name}: {first_line(error)}") from error
 
 
-def _rgb(image: Any, name: str) -> Any:
+def _rgb(image: Any, name: str) -> object:
     if image.mode == "F":
         raise Unreadable(f"{name}: floating point pixels have no range of their own; save it in 8 or 16 bits")
     if not image.mode.startswith("I"):

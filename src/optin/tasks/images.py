@@ -243,14 +243,14 @@ def _rows(rows: Any, options: Task, labelled: bool, origin: str) -> Images:
     return Images(_reader(rows, column), len(rows), labels, classes, origin=origin)
 
 
-def _labels_of(rows: Any, label: Any, classes: Sequence[str]) -> list[int]:
+def _labels_of(rows: Any, label: object, classes: Sequence[str]) -> list[int]:
     feature = type(rows.features[label]).__name__
     if feature not in ("Value", "ClassLabel"):
         raise InputError(f"the label column {label!r} must hold class numbers, not {feature}.")
     return check_labels(list(rows[label]), classes)
 
 
-def _reader(rows: Any, column: str) -> Callable[[int], Any]:
+def _reader(rows: Any, column: str) -> Callable[[int], object]:
     datasets = datasets_library()
     try:
         encoded = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))

@@ -35,7 +35,7 @@ class TextTask:
         return self.read(self.spec, options, part, labelled=self.spec.labelled if labelled is None else labelled)
 
     def drawn_batches(
-        self, model: nn.Module, examples: Any, preprocessor: Any, recipe: Recipe, labelled: bool
+        self, model: nn.Module, examples: object, preprocessor: object, recipe: Recipe, labelled: bool
     ) -> tuple[list[Batch], list[int]]:
         """Calibration batches, and the places of their examples in the data."""
         labels = self.handler.class_indices(model, self.spec, examples) if labelled else None
@@ -49,7 +49,7 @@ class TextTask:
         return []
 
     def evaluate(
-        self, model: nn.Module, preprocessor: Any, examples: Any, recipe: Recipe, **options: Any
+        self, model: nn.Module, preprocessor: object, examples: object, recipe: Recipe, **options: object
     ) -> dict[str, float]:
         """The metrics of a network.
 
@@ -61,7 +61,7 @@ class TextTask:
         )
         return figures
 
-    def _evaluation(self, recipe: Recipe) -> dict[str, Any]:
+    def _evaluation(self, recipe: Recipe) -> dict[str, object]:
         calibration = recipe.calibration
         return {
             "batch_size": calibration.batch_size,
@@ -85,14 +85,14 @@ class TextTask:
 class ImageTask(TextTask):
     """Images that are classified, matched with texts or embedded."""
 
-    handler: ClassVar[Any] = vision
+    handler: ClassVar[object] = vision
     read: ClassVar[Callable[..., Examples | Images]] = staticmethod(load_images)
 
     def unreached(self, model: nn.Module, batch: Batch) -> list[str]:
         """See `TextTask`: of a network that matches images with texts, the tower of the texts."""
         return vision.text_tower(model, batch) if self.spec.kind == "image-zero-shot" else []
 
-    def _evaluation(self, recipe: Recipe) -> dict[str, Any]:
+    def _evaluation(self, recipe: Recipe) -> dict[str, object]:
         return {"batch_size": recipe.calibration.batch_size, "pooling": recipe.trajectory.pooling}
 
 
@@ -102,7 +102,7 @@ class SceneTask(ImageTask):
     read: ClassVar[Callable[..., Examples | Images]] = staticmethod(load_scenes)
 
     def evaluate(
-        self, model: nn.Module, preprocessor: Any, examples: Any, recipe: Recipe, **options: Any
+        self, model: nn.Module, preprocessor: object, examples: Any, recipe: Recipe, **options: Any
     ) -> dict[str, float]:
         """See `TextTask`."""
         return segmentation.evaluate(model, preprocessor, examples, tile=recipe.task.tile, **options)

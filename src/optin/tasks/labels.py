@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
 
 from ..errors import InputError
 
 
-def class_names(config: Any) -> dict[str, int]:
+def class_names(config: object) -> dict[str, int]:
     """Class indices by name as the configuration spells it, and in small letters where these name one class alone.
 
     Raises:

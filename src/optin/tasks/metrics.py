@@ -43,7 +43,7 @@ def _functional() -> Any:
     return functional
 
 
-def _classification(name: str, **options: Any) -> Callable[[Tensor, Tensor, int], Tensor]:
+def _classification(name: str, **options: object) -> Callable[[Tensor, Tensor, int], Tensor]:
     def metric(predictions: Tensor, targets: Tensor, classes: int) -> Tensor:
         value: Tensor = getattr(_functional(), name)(
             predictions, targets, task="multiclass", num_classes=max(classes, 2), **options

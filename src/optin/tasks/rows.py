@@ -51,7 +51,7 @@ class Table:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, name: str) -> list[Any]:
+    def __getitem__(self, name: str) -> list[object]:
         return [row.get(name) for row in self.rows]
 
 
@@ -65,7 +65,7 @@ class Cells:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, name: str) -> list[Any]:
+    def __getitem__(self, name: str) -> list[object]:
         place = self.column_names.index(name)
         return _typed([row[place] if place < len(row) else "" for row in self.rows])
 
@@ -80,9 +80,9 @@ class Parquet:
     def __len__(self) -> int:
         return int(self._parquet.metadata.num_rows)
 
-    def __getitem__(self, name: str) -> list[Any]:
+    def __getitem__(self, name: str) -> list[object]:
         try:
-            found: list[Any] = self._parquet.read([name]).column(name).to_pylist()
+            found: list[object] = self._parquet.read([name]).column(name).to_pylist()
         except Exception as error:  # pyarrow says of damaged pages what its many decoders say
             raise InputError(f"cannot read the column {name!r} of {self._file}: {first_line(error)}") from error
         return found
@@ -207,7 +207,7 @@ def _long_cells() -> Iterator[None]:
         csv.field_size_limit(before)
 
 
-def _typed(cells: list[str]) -> list[Any]:
+def _typed(cells: list[str]) -> list[object]:
     """Numbers where all cells are; an empty cell is missing."""
     for pattern, kind in ((_INTEGER, int), (_NUMBER, float)):
         if all(pattern.fullmatch(cell) for cell in cells if cell):
@@ -238,7 +238,7 @@ def _parsed(text: str, file: Path, line: int) -> Any:
         raise InputError(f"cannot read {file}, line {line}: {first_line(error)}") from error
 
 
-def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique(pairs: list[tuple[str, object]]) -> dict[str, Any]:
     """An object of JSON, whose names must differ: of two the last would win."""
     found = dict(pairs)
     if len(found) < len(pairs):

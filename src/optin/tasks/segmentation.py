@@ -48,7 +48,7 @@ class Scenes(Images):
         mask: the classes of an image's pixels by its index, shape (height, width), int64; raises `Unreadable`.
     """
 
-    mask: Callable[[int], Any] | None = None
+    mask: Callable[[int], object] | None = None
 
     def select(self, indices: Sequence[int]) -> Scenes:
         """The scenes at some indices, in that order."""
@@ -117,7 +117,7 @@ def _masks(folder: Path) -> dict[str, Path]:
 
 def evaluate(
     model: nn.Module,
-    processor: Any,
+    processor: object,
     scenes: Scenes,
     *,
     reference: nn.Module | None = None,
@@ -218,7 +218,7 @@ def _figures(confusion: Tensor, names: Sequence[str]) -> dict[str, float]:
     }
 
 
-def segment(model: nn.Module, processor: Any, image: Any) -> Tensor:
+def segment(model: nn.Module, processor: object, image: Any) -> Tensor:
     """The class of every pixel of an image, shape (height, width)."""
     return _scaled(_scores(model, processor, image), image.height, image.width).argmax(1)[0]
 
@@ -272,7 +272,7 @@ def _cityscapes(root: Path, folder: Path, labelled: bool) -> Scenes:
     return Scenes(lambda index: open_image(files[index]), len(files), None, names, mask, origin=origin)
 
 
-def _cityscapes_mask(file: Path) -> Any:
+def _cityscapes_mask(file: Path) -> object:
     values = mask_values(file)
     if values.ndim != 2 or values.min() < 0 or values.max() > IGNORED:
         raise InputError(f"{file} is no mask of Cityscapes: expected one number from 0 to 255 for every pixel.")
@@ -302,7 +302,7 @@ def _colour(value: Any) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _read_mask(file: Path, colours: dict[str, tuple[int, int, int]]) -> Any:
+def _read_mask(file: Path, colours: dict[str, tuple[int, int, int]]) -> object:
     pixels = mask_values(file)
     if pixels.ndim == 2:
         return pixels.astype(np.int64)

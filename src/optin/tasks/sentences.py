@@ -65,10 +65,10 @@ class SentenceTokenizer:
     layers: tuple[Layer, ...] = ()
     files: Mapping[str, bytes] = field(default_factory=dict)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self.tokenizer, name)
 
-    def __call__(self, texts: Sequence[str], pairs: Any = None, **options: Any) -> Any:
+    def __call__(self, texts: Sequence[str], pairs: object = None, **options: object) -> object:
         """Tokenise."""
         prepared = [self.prompt + text for text in texts]
         return self.tokenizer([text.lower() for text in prepared] if self.lower else prepared, pairs, **options)
@@ -95,7 +95,7 @@ class SentenceTokenizer:
             write_bytes(Path(folder) / name, data)
 
 
-def sentence_tokenizer(tokenizer: Any, fetch: Fetch, source: str) -> Any:
+def sentence_tokenizer(tokenizer: object, fetch: Fetch, source: str) -> Any:
     """The tokenizer as the folder uses it; the same if the folder is none of sentence-transformers.
 
     Raises:
@@ -133,7 +133,7 @@ def sentence_tokenizer(tokenizer: Any, fetch: Fetch, source: str) -> Any:
     )
 
 
-def _steps(modules: Any, source: str) -> list[tuple[str, str]]:
+def _steps(modules: object, source: str) -> list[tuple[str, str]]:
     """Kind and folder of every module, in order."""
     steps = []
     for module in modules if isinstance(modules, list) else ():
@@ -158,7 +158,7 @@ def _steps(modules: Any, source: str) -> list[tuple[str, str]]:
     return steps
 
 
-def _pooling(config: Mapping[str, Any], source: str) -> tuple[str, bool]:
+def _pooling(config: Mapping[str, object], source: str) -> tuple[str, bool]:
     """Our name of the pooling, and whether a prompt is pooled too."""
     modes = config.get("pooling_mode")
     if modes is None:
@@ -202,7 +202,7 @@ def _unit_length(values: Tensor) -> Tensor:
     return F.normalize(values, dim=-1)
 
 
-def _transformer(fetch: Fetch, source: str, files: dict[str, bytes]) -> Mapping[str, Any]:
+def _transformer(fetch: Fetch, source: str, files: dict[str, bytes]) -> Mapping[str, object]:
     data = _read(fetch, TRANSFORMER, source)
     if data is None:
         return {}
@@ -252,14 +252,14 @@ def _read(fetch: Fetch, name: str, source: str) -> bytes | None:
         raise InputError(f"cannot read {file}: {error.strerror}.") from error
 
 
-def _mapping(data: bytes, place: str) -> Mapping[str, Any]:
+def _mapping(data: bytes, place: str) -> Mapping[str, object]:
     found = _parsed(data, place)
     if not isinstance(found, dict):
         raise InputError(f"{place} must be a mapping of options to values.")
     return found
 
 
-def _parsed(data: bytes, place: str) -> Any:
+def _parsed(data: bytes, place: str) -> object:
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:

@@ -60,10 +60,10 @@ def encode(tokenizer: Any, examples: Examples, indices: Sequence[int], max_lengt
 def calibration_batches(
     model: nn.Module,
     examples: Examples,
-    tokenizer: Any,
+    tokenizer: object,
     options: Calibration,
     seed: int,
-    labels: Sequence[Any] | None = None,
+    labels: Sequence[object] | None = None,
 ) -> list[Batch]:
     """A seeded draw of examples, in batches of similar length.
 
@@ -79,10 +79,10 @@ def calibration_batches(
 def drawn_batches(
     model: nn.Module,
     examples: Examples,
-    tokenizer: Any,
+    tokenizer: object,
     options: Calibration,
     seed: int,
-    labels: Sequence[Any] | None = None,
+    labels: Sequence[object] | None = None,
 ) -> tuple[list[Batch], list[int]]:
     """As `calibration_batches`, and the indices of the examples that were drawn."""
     options.check(len(examples))
@@ -110,7 +110,7 @@ def bucketed(examples: Examples, indices: Sequence[int], size: int) -> list[list
 
 def evaluate(
     model: nn.Module,
-    tokenizer: Any,
+    tokenizer: object,
     spec: TaskSpec,
     examples: Examples,
     *,
@@ -188,7 +188,7 @@ def class_indices(model: nn.Module, spec: TaskSpec, examples: Examples) -> list[
     return found
 
 
-def _class_index(label: Any, names: Mapping[str, int], classes: int, row: int) -> int:
+def _class_index(label: object, names: Mapping[str, int], classes: int, row: int) -> int:
     index: int | None = None
     if isinstance(label, int) and not isinstance(label, bool):
         index = names.get(str(label), label) if abs(label) < 10**9 else label

@@ -27,7 +27,7 @@ from .metrics import divergence, measure
 from .specs import TaskSpec
 
 
-def encode(processor: Any, images: Images, indices: Sequence[int], name: str) -> tuple[Batch, list[int]]:
+def encode(processor: object, images: Images, indices: Sequence[int], name: str) -> tuple[Batch, list[int]]:
     """One batch, and the indices whose image could be read.
 
     Args:
@@ -43,7 +43,7 @@ def encode(processor: Any, images: Images, indices: Sequence[int], name: str) ->
     return (prepared(processor, pictures, name), found) if pictures else ({}, [])
 
 
-def prepared(processor: Any, pictures: Sequence[Any], name: str) -> Batch:
+def prepared(processor: Any, pictures: Sequence[object], name: str) -> Batch:
     """One batch of images that were read.
 
     Args:
@@ -68,7 +68,7 @@ class Both:
     images: Any
     tokenizer: Any
 
-    def __call__(self, **inputs: Any) -> Any:
+    def __call__(self, **inputs: object) -> object:
         """Prepare images."""
         return self.images(**inputs)
 
@@ -79,7 +79,7 @@ class Both:
         padding = "max_length" if "siglip" in type(self.images).__name__.lower() else True
         return dict(self.tokenizer(texts, padding=padding, truncation=True, return_tensors="pt"))
 
-    def save_pretrained(self, folder: Any) -> None:
+    def save_pretrained(self, folder: object) -> None:
         """Write both."""
         self.images.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
@@ -112,7 +112,7 @@ class ZeroShot(nn.Module):
 def calibration_batches(
     model: nn.Module,
     images: Images,
-    processor: Any,
+    processor: object,
     options: Calibration,
     seed: int,
     labels: Sequence[int] | None = None,
@@ -131,7 +131,7 @@ def calibration_batches(
 def drawn_batches(
     model: nn.Module,
     images: Images,
-    processor: Any,
+    processor: object,
     options: Calibration,
     seed: int,
     labels: Sequence[int] | None = None,
@@ -166,7 +166,7 @@ def drawn_batches(
 
 def evaluate(
     model: nn.Module,
-    processor: Any,
+    processor: object,
     spec: TaskSpec,
     images: Images,
     *,
@@ -224,7 +224,7 @@ def class_indices(model: nn.Module, spec: TaskSpec, images: Images) -> list[int]
     check_labels(images.labels, images.classes)
     if spec.kind == "image-zero-shot":
         return list(images.labels)
-    config: Any = getattr(model, "config", None)
+    config: object = getattr(model, "config", None)
     classes = int(getattr(config, "num_labels", 0) or getattr(model, "num_classes", 0) or _last_width(model))
     most = max(len(images.classes), max(images.labels, default=0) + 1)
     if most > classes:

@@ -21,7 +21,7 @@ UNKNOWN = 0.2  # share of the tokens of the texts
 CHECKED = 256  # texts at most whose tokens are counted
 
 
-def check_files(folder: Path, tokenizer: Any) -> None:
+def check_files(folder: Path, tokenizer: object) -> None:
     """Refuse a tokenizer that was made of nothing.
 
     Raises:
@@ -86,7 +86,7 @@ def check_texts(tokenizer: Any, examples: Examples, indices: Sequence[int]) -> N
         )
 
 
-def _rows(model: Any) -> int | None:
+def _rows(model: object) -> int | None:
     """Tokens that a network has embeddings of; None where it does not say."""
     config = getattr(model, "config", None)
     rows = getattr(getattr(config, "text_config", config), "vocab_size", None)
