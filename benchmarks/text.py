@@ -35,8 +35,9 @@ from optin.recipe import Recipe
 from optin.running.batch import split
 from optin.running.batches import Batches
 from optin.running.gating import gated
-from optin.running.modules import hidden_of, inference_mode_of
+from optin.running.modules import inference_mode_of
 from optin.running.replay import recorded_blocks
+from optin.running.tensors import hidden_of
 from optin.scoring.criteria import Scoring
 from optin.scoring.exact import exact_parts
 from optin.scoring.probe import draw_probes, read_final

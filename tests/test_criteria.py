@@ -13,9 +13,10 @@ from optin.recipe import Recipe
 from optin.running.batch import split
 from optin.running.batches import Batches
 from optin.running.gating import gated
-from optin.running.modules import hidden_of, inference_mode_of
+from optin.running.modules import inference_mode_of
 from optin.running.outputs import read_output
 from optin.running.replay import recorded_blocks
+from optin.running.tensors import hidden_of
 from optin.scoring.compensated import Reader, eliminate
 from optin.scoring.exact import Reference, exact_parts
 from optin.scoring.job import Scoring

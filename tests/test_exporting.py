@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
+from torch import nn
 
 import optin
 from optin.describing import describe
@@ -20,11 +21,13 @@ from optin.storage import exporting
 from optin.storage.exporting import export, export_all
 from optin.storage.libraries import create
 from optin.storage.runtimes import FILES
+from tests import zoo
 from tests.contract.test_architectures import random_plan
 from tests.networks import EAGER_ONLY, HEADS_OF, build, inputs, tokenizer, tokens
 from tests.slow import slow_but
 from tests.test_cli import run, workspace  # noqa: F401
 from tests.test_cnn import of_transformers
+from tests.test_styles import Reshaped
 
 RECIPE = Recipe().override(trajectory__draws=8)
 
@@ -52,6 +55,35 @@ def test_every_head_is_traced(head, tmp_path):
     got = optin.open_exported(tmp_path / "out", trusted=True)(**inputs(model, batch=2, seed=3))
     expected = model(**inputs(model, batch=2, seed=3))
     assert set(got) == {name for name, value in expected.items() if isinstance(value, torch.Tensor)}
+
+
+def test_what_is_no_text_keeps_its_size(tmp_path):
+    network = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    figures = export(network, {"input": torch.randn(4, 8)}, tmp_path / "out", "torch-export")
+    assert figures["fixed"] == ["input"] and figures["difference"] < 1e-5
+
+
+def test_a_forward_that_computes_with_its_heads_is_traced_with_fewer(tmp_path):
+    batch = {"x": torch.randn(3, 6, 16)}
+    result = optin.prune(Reshaped().eval(), [batch], "80%", recipe=RECIPE)
+    export(result.model, batch, tmp_path / "out", "torch-export")
+    other = {"x": torch.randn(5, 6, 16)}
+    got = optin.open_exported(tmp_path / "out", trusted=True)(**other)
+    torch.testing.assert_close(got, result.model(**other))
+
+
+def test_a_decoder_is_as_long_as_it_likes(tmp_path):
+    """By the labels of a batch as by its inputs."""
+    model, generator = zoo.built("t5"), torch.Generator().manual_seed(0)
+    ids, labels = (torch.randint(5, 60, (3, length), generator=generator) for length in (9, 5))
+    mask = torch.ones_like(ids)
+    figures = export(
+        model, {"input_ids": ids, "attention_mask": mask, "labels": labels}, tmp_path / "out", "torch-export"
+    )
+    assert figures["fixed"] == []
+    other = {"input_ids": ids[:, :7], "attention_mask": mask[:, :7], "decoder_input_ids": labels[:, :3]}
+    got = optin.open_exported(tmp_path / "out", trusted=True)(**other)
+    torch.testing.assert_close(got.logits, model(**other).logits, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("to", slow_but(["onnx"], sorted(FILES)))

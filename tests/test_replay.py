@@ -8,7 +8,7 @@ import optin
 from optin.describing import describe
 from optin.errors import ArchitectureError
 from optin.recipe import Recipe
-from optin.running.modules import hidden_of, patched_forward
+from optin.running.modules import patched_forward
 from optin.running.outputs import answers
 from optin.running.replay import (
     FinishedParts,
@@ -19,6 +19,7 @@ from optin.running.replay import (
     run_block,
     with_last_state,
 )
+from optin.running.tensors import hidden_of
 from optin.space.units import Tap
 from tests.networks import HEADS_OF, build, inputs, tokens
 

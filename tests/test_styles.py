@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
 
 import optin
 from optin.errors import ArchitectureError
@@ -123,6 +124,95 @@ class Normalised(nn.Sequential):
         )  # fmt: skip
 
 
+class Grouped(nn.Module):
+    """Four heads of keys for eight of queries, counted in attributes whose names say nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.h, self.kv, self.hd = 8, 4, 32
+        self.query, self.out = nn.Linear(WIDTH, 256), nn.Linear(256, WIDTH)
+        self.key, self.value, self.head = nn.Linear(WIDTH, 128), nn.Linear(WIDTH, 128), nn.Linear(WIDTH, 3)
+
+    def forward(self, x):
+        batch, length, _ = x.shape
+        q = self.query(x).view(batch, length, self.h, self.hd).transpose(1, 2)
+        k, v = (part(x).view(batch, length, self.kv, self.hd).transpose(1, 2) for part in (self.key, self.value))
+        k, v = (part.repeat_interleave(self.h // self.kv, 1) for part in (k, v))
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.head((x + self.out(attended)).mean(1))
+
+
+class Reshaped(nn.Module):
+    """Sizes of reshapes are computed from the count of heads and the width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count, self.up = HEADS, nn.Sequential(nn.Linear(WIDTH, 32), nn.LayerNorm(32))
+        self.qkv, self.out, self.head = nn.Linear(32, 96), nn.Linear(32, 32), nn.Linear(32, 3)
+
+    def forward(self, x):
+        x = self.up(x)
+        batch, length, width = x.shape
+        parts = self.qkv(x).view(batch, length, 3, self.count, width // self.count)
+        q, k, v = parts.permute(2, 0, 3, 1, 4)
+        attended = ((q @ k.mT).softmax(-1) @ v).transpose(1, 2).reshape(batch, length, width)
+        return self.head((x + self.out(attended)).mean(1))
+
+
+class Complex(nn.Module):
+    """Features are turned by complex numbers, stored and not stored."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down, self.head = nn.Linear(WIDTH, INNER), nn.Linear(INNER, WIDTH), nn.Linear(WIDTH, 3)
+        for name, kept in (("turn", True), ("back", False)):
+            angles = torch.arange(float(WIDTH // 2)) + kept
+            self.register_buffer(name, torch.polar(torch.ones(WIDTH // 2), angles), persistent=kept)
+
+    def forward(self, x):
+        hidden = self.down(F.relu(self.up(x))).unflatten(-1, (-1, 2)).contiguous()
+        turned = torch.view_as_complex(hidden) * self.turn * self.back
+        return self.head(torch.view_as_real(turned).flatten(-2).mean(1))
+
+
+class Siamese(nn.Module):
+    """One tower for two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = Lists().layers
+
+    def tower(self, x):
+        for attend, feed in self.blocks:
+            x = x + attend(x)
+            x = x + feed(x)
+        return x.mean(1)
+
+    def forward(self, a, b):
+        return torch.cosine_similarity(self.tower(a), self.tower(b))
+
+
+class Pair(nn.Module):
+    """Siamese, with blocks that are modules."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attend = Attention(WIDTH)
+            self.feed = nn.Sequential(nn.Linear(WIDTH, INNER), nn.GELU(), nn.Linear(INNER, WIDTH))
+
+        def forward(self, x):
+            x = x + self.attend(x)
+            return x + self.feed(x)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(self.Block(), self.Block())
+
+    def forward(self, a, b):
+        return torch.cosine_similarity(self.blocks(a).mean(1), self.blocks(b).mean(1))
+
+
 @dataclasses.dataclass
 class Answer:
     logits: torch.Tensor
@@ -151,6 +241,10 @@ def images(batch: int = 4) -> dict[str, torch.Tensor]:
     return {"input": torch.randn(batch, 3, 12, 12)}
 
 
+def pairs(batch: int = 4) -> dict[str, torch.Tensor]:
+    return {name: torch.randn(batch, 6, WIDTH) for name in ("a", "b")}
+
+
 # network -> (how it is made, its inputs, the kinds of its groups)
 STYLES = {
     "lists": (Lists, words, {"head", "neuron"}),
@@ -158,6 +252,11 @@ STYLES = {
     "structs": (Structs, words, {"head", "neuron"}),
     "torch attention": (TorchAttention, words, {"head", "neuron"}),
     "unflatten": (Unflattened, words, {"head"}),
+    "grouped": (Grouped, words, {"head"}),
+    "reshaped": (Reshaped, words, {"head"}),
+    "complex": (Complex, words, {"neuron"}),
+    "siamese": (Siamese, pairs, {"head", "neuron"}),
+    "pair": (Pair, pairs, {"head", "neuron"}),
     "instance norm": (Normalised, images, {"channel"}),
     "dataclass": (lambda: Returns(Answer, False), words, {"neuron"}),
     "namespace": (lambda: Returns(types.SimpleNamespace, False), words, {"neuron"}),
@@ -201,6 +300,31 @@ def test_the_whole_job(name, tmp_path):
 def test_what_an_object_returns_is_not_cut(kind):
     with pytest.raises(ArchitectureError, match="what the network returns"):
         optin.describe(Returns(kind, True), words())
+
+
+class Nested(nn.Module):
+    """One of its nested inputs is handed on beside what is compared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Returns(Answer, False)
+
+    def forward(self, batch):
+        return Answer(self.net(batch["x"]).logits, batch["extra"][0] * 1.0)
+
+
+def test_a_nested_input_that_is_handed_on_is_used():
+    batches = [{"batch": {"x": torch.randn(4, 6, WIDTH), "extra": [torch.randn(4, 2)]}} for _ in range(4)]
+    assert optin.prune(Nested(), batches, "80%", recipe=RECIPE).plan.pruned.macs > 0
+
+
+def test_units_of_a_parametrised_layer_stay_whole_with_the_reason():
+    """And a network of nothing else is refused with it."""
+    net = nn.Sequential(weight_norm(nn.Linear(8, 16)), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+    space = optin.describe(net, {"input": torch.randn(4, 8)})
+    assert space.sizes == {"2": 16} and "computed in the forward" in space.whole["0"]
+    with pytest.raises(ArchitectureError, match="computed in the forward"):
+        optin.describe(net[:3], {"input": torch.randn(4, 8)})
 
 
 class Opaque:

@@ -20,6 +20,7 @@ from .running.batches import Batches
 from .running.gating import gated, masks
 from .running.merging import all_tokens, merging_of
 from .running.modules import call, fingerprint, inference_mode_of, modules_run
+from .running.nesting import root_of
 from .running.outputs import answers, distance, tolerance_of
 from .running.reading import one_example
 from .running.replay import check_replay, recorded_blocks
@@ -168,7 +169,7 @@ def _check_used(model: nn.Module, sample: Batch, output: object) -> None:
     named = inspect.signature(model.forward).parameters
     known = [name for name, parameter in named.items() if parameter.kind is not parameter.VAR_KEYWORD]
     for name, value in sample.items():
-        if name in known or not batched(value):
+        if root_of(name) in known or not batched(value):
             continue
         other = torch.ones_like(value) if bool((value == 0).all()) else torch.zeros_like(value)
         with contextlib.suppress(*FAILURES), inference_mode_of(model), torch.inference_mode():

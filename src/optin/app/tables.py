@@ -42,7 +42,7 @@ def inspection(result: dict[str, Any]) -> RenderableType:
     head = entries(
         {
             "architecture": result["architecture"],
-            f"MACs at {result['length']} tokens": f"{result['macs']:,}",
+            f"MACs at length {result['length']}": f"{result['macs']:,}",
             "parameters": f"{result['parameters']:,}",
             "smallest budget": f"{least['macs'] / result['macs']:.1%} of the MACs, "
             f"{least['parameters'] / result['parameters']:.1%} of the parameters",
@@ -112,8 +112,8 @@ def speeds(result: list[dict[str, object]]) -> Table:
 
 def exports(result: dict[str, Any]) -> RenderableType:
     """`optin export`: a line per network and runtime."""
-    fixed = ("network", "runtime", "file", "bytes", "difference", "ms")
-    names = [name for name in result["rows"][0] if name not in fixed]
+    other = ("network", "runtime", "file", "bytes", "fixed", "difference", "ms")
+    names = [name for name in result["rows"][0] if name not in other]
     table = _table("network", "runtime", "MB", "difference", "ms", *names)
     table.columns[1].justify = "left"
     for row in result["rows"]:
@@ -127,7 +127,9 @@ def exports(result: dict[str, Any]) -> RenderableType:
             *(f"{row[name]:.4f}" for name in names),
         )
     written = {row["runtime"]: row["file"] for row in result["rows"] if row["network"] != "dense" and "file" in row}
-    return Group(table, entries({"inputs": result["inputs"], **written}))
+    fixed = {name for row in result["rows"] for name in row.get("fixed", ())}
+    notes = {"keep their size": ", ".join(sorted(fixed))} if fixed else {}
+    return Group(table, entries({"inputs": result["inputs"], **notes, **written}))
 
 
 def demo(result: dict[str, Any]) -> RenderableType:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..running.batch import Batch, split
 from ..running.merging import Merging, most
-from ..running.modules import call, hidden_of, inference_mode_of
+from ..running.modules import call, inference_mode_of
 from ..running.outputs import Output
 from ..running.replay import recorded_blocks, resumed_at, with_last_state
+from ..running.tensors import hidden_of
 from ..scoring.job import Scoring
 from ..scoring.probe import read_final
 from ..scoring.resume import Partial, tokens_beside

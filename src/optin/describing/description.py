@@ -23,6 +23,8 @@ from .rules import rule_of
 from .rules.table import not_understood_in
 from .tracking import Tracking
 
+COMPUTED = "its weight is computed in the forward, as by a parametrisation or a standardisation: make it a parameter"
+
 
 def observed(
     model: nn.Module, inputs: Mapping[str, object], apart: Collection[Argument] = ()
@@ -130,6 +132,7 @@ def _in_blocks(
 def _nothing(model: nn.Module, track: Tracking, seen: Found) -> ArchitectureError:
     reasons = [f"{reason} ({min(maps)})" for reason, maps in seen.whole.items()]
     reasons += [not_understood_in(*where) for where in track.unknown if not_understood_in(*where) not in seen.whole]
+    reasons += [f"{COMPUTED} ({min(track.computed)})"] if track.computed else []
     said = "; ".join(reasons[:3]) or "no map reads what another makes"
     return ArchitectureError(f"nothing can be cut from this {type(model).__name__}: {said}.")
 
@@ -174,7 +177,8 @@ def _placed(group: UnitGroup, blocks: Sequence[str]) -> UnitGroup:
 
 def _whole(seen: Found, track: Tracking) -> dict[str, str]:
     """Why units stay, by the map that reads them; by the one that makes them, where nothing tells what reads them."""
-    lost = {maker: not_understood_in(*where) for where, makers in track.unknown.items() for maker in sorted(makers)}
+    lost = dict.fromkeys(sorted(track.computed), COMPUTED)
+    lost |= {maker: not_understood_in(*where) for where, makers in track.unknown.items() for maker in sorted(makers)}
     found = lost | {name.rpartition(".")[0]: reason for reason, maps in seen.whole.items() for name in sorted(maps)}
     order = {name: place for place, name in enumerate(track.calls)}
     return dict(sorted(found.items(), key=lambda item: order.get(item[0], 0)))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..running.consumers import is_convolution, out_axis, stored_transposed
 from ..running.experts import EXPERT, ExpertMap, Experts
-from ..running.modules import hidden_of
+from ..running.tensors import hidden_of
 from ..running.twins import TWINS
 from ..space.units import Argument, Cut, Gate, Tap, UnitGroup
 from .found import Found, Group

@@ -187,7 +187,9 @@ def _first_taken(model: nn.Module) -> int:
             problem = problem or first_line(error)
         else:
             return int(side)
-    raise ArchitectureError(f"{type(model).__name__} takes images of none of the sides {SIDES}: {problem}.")
+    raise ArchitectureError(
+        f"{type(model).__name__} takes no images with sides of {min(SIDES)} to {max(SIDES)} pixels: {problem}."
+    )
 
 
 def _channels(model: nn.Module) -> int:

@@ -13,7 +13,7 @@ import heapq
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -149,8 +149,10 @@ def _odds(role: Role, space: UnitSpace, found: Mapping[str, Sequence[Attribute]]
     name, attribute = next((name, attributes[0]) for name, attributes in found.items())
     if attribute.per_unit == 1:  # the count itself
         return 3.0 if "head" in role[1] or role[1] == "groups" else 0.5
-    extent = attribute.per_unit in {cut.block for cut in space[name].cuts}
-    return 1.0 if extent else -0.2 if "head" in role[1] else -2.0
+    blocks = {cut.block for cut in space[name].cuts}
+    if attribute.per_unit in blocks:
+        return 1.0
+    return -0.2 if "head" in role[1] or attribute.per_unit in _heads_each(blocks) else -2.0
 
 
 def likeliest(odds: Mapping[Role, float]) -> Iterator[list[Role]]:
@@ -185,7 +187,7 @@ def _candidates(
             module = model.get_submodule(path)
             if _of_torch(module):
                 continue
-            sizes = {group.size * size for size in (1, *blocks, made.get(path, 1))}
+            sizes = {group.size * size for size in (1, *blocks, *_heads_each(blocks), made.get(path, 1))}
             for name, place, value in _integers(module, own=bool(path)):
                 hinted = group.kind == "head" and any(hint in name for hint in HINTS)
                 if value in sizes or (hinted and value % group.size == 0):
@@ -202,6 +204,11 @@ def _candidates(
             role = (pattern(attribute.module), attribute.name, attribute.place)
             found[role][group_name].append(attribute)
     return found
+
+
+def _heads_each(blocks: Collection[int]) -> set[int]:
+    """How many heads may be one unit, with one head of keys among them: by the features of both."""
+    return {large // small for small, large in itertools.permutations(blocks, 2) if large % small == 0}
 
 
 def _held(attribute: Attribute) -> Role:

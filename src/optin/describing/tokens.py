@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from ..running.cost import flop_counter
 from ..running.merging import weighted
-from ..running.modules import call, first_of, hidden_of, hooks, inference_mode_of, with_first, with_hidden
-from ..running.tensors import tensors_of
+from ..running.modules import call, first_of, hooks, inference_mode_of, with_first
+from ..running.tensors import hidden_of, tensors_of, with_hidden
 from ..space.units import TokenSpace, UnitSpace, lies_in, pattern
 
 EQUAL = 1e-4  # of the largest value

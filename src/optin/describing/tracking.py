@@ -48,6 +48,7 @@ class Tracking(TorchDispatchMode):
         reads: labels of the axes of weights along which maps read values.
         values: labels of every value of which several axes tell entries apart: a class is cut along one axis of each.
         averaging: attention of torch, which may return the mean of what its heads attend to.
+        computed: modules that multiply by a matrix made in the forward, whose units nobody sees.
         unknown: operations without a rule, each with the module in which it ran; the maps that made what came to it.
         sums: by weight where the output of its map is added to something, `shifts` what is subtracted from it and
             `read` the shapes of what a module reads first, run by run, and `fed` in how many runs that is of the
@@ -81,6 +82,7 @@ class Tracking(TorchDispatchMode):
         self.plain: dict[str, tuple[int, ...]] = {}
         self.averaging = {name for name, part in model.named_modules() if isinstance(part, MultiheadAttention)}
         self.unknown: dict[tuple[str, str], set[str]] = {}
+        self.computed: set[str] = set()
         self.module = ""
         self._stack: list[str] = []
         self._numbers: Any = WeakIdKeyDictionary()
@@ -167,6 +169,11 @@ class Tracking(TorchDispatchMode):
             self._numbers[value], self._count = self._count, self._count + 1
         return int(self._numbers[value])
 
+    def _unlabelled(self, value: Tensor) -> bool:
+        """Whether it is a matrix that is neither of the examples nor of a parameter."""
+        known = value in self._examples or value in self._weights or value in self._labels
+        return value.dim() > 1 and not known
+
     def of_examples(self, *values: object) -> None:
         """Say that values are of the examples, as what is made of them will be."""
         for value in values:
@@ -195,6 +202,8 @@ class Tracking(TorchDispatchMode):
         tensors = [value for value in tree_leaves((args, kwargs or {})) if isinstance(value, Tensor)]
         self._step(tensors, out)
         if any(value in self._examples for value in tensors):
+            if func._overloadpacket in PRODUCTS and any(map(self._unlabelled, tensors)):
+                self.computed.add(self.module)
             self.of_examples(*tree_leaves(out))
         name = func._schema.name.partition("::")[2]
         name = name if name.startswith("_") else name.removesuffix("_")  # without that of those in place

@@ -24,9 +24,10 @@ from ..running.batch import Batch, position_mask
 from ..running.batches import Batches
 from ..running.consumers import add, can_shift, features_per_unit, matrix, out_axis, rows_made, rows_read, scale_of
 from ..running.merging import State, merging_of
-from ..running.modules import call, hidden_of, inference_mode_of, modules_run, with_hidden
+from ..running.modules import call, inference_mode_of, modules_run
 from ..running.replay import Recorder, recorded_blocks, resumed_at, run_block, run_until, with_last_state
 from ..running.store import Store
+from ..running.tensors import hidden_of, with_hidden
 from ..scoring.probe import differentiate, micro_batches, trajectory_objective
 from ..scoring.token_weights import TokenWeights, padded
 from ..space.options import Refit

@@ -64,7 +64,7 @@ class _Reshapes(TorchFunctionMode):
         if func in RESHAPES and self.kept < self.dense and not kwargs:
             value, *sizes = args
             sizes = list(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
-            if all(isinstance(size, int) for size in sizes):  # a view may be as another type too
+            if all(isinstance(size, (int, torch.SymInt)) for size in sizes):  # a view may be as another type too
                 return func(value, self._fitting(value, sizes))
         if func in SPLITS and self.kept < self.dense and len(args) > 1:
             args = (args[0], self._parts(args[0], args[1], *args[2:3], **(kwargs or {})), *args[2:])
@@ -72,6 +72,8 @@ class _Reshapes(TorchFunctionMode):
 
     def _parts(self, value: Tensor, sizes: Any, dim: int = 0) -> object:
         """The sizes of a split, one for all parts or a list; others than of all heads stay."""
+        if not isinstance(value.shape[dim], int):
+            return sizes  # the axis of examples or of positions, in a trace
         parts, before = [sizes] if isinstance(sizes, int) else sizes, value.shape[dim] * self.dense
         evenly = before % (sizes * self.kept) == 0 if isinstance(sizes, int) else sum(sizes) * self.kept == before
         if not evenly or any(part % self.width for part in parts):
@@ -80,18 +82,29 @@ class _Reshapes(TorchFunctionMode):
         return fewer[0] if isinstance(sizes, int) else fewer
 
     def _fitting(self, value: Tensor, sizes: list[int]) -> list[int]:
-        lacking = math.prod(sizes) * self.kept == value.numel() * self.dense
-        if min(sizes, default=-1) < 0 or not lacking:
+        known = [size for size in sizes if isinstance(size, int)]  # in a trace some are symbols
+        lacking = _equal(math.prod(sizes) * self.kept, value.numel() * self.dense)
+        if min(known, default=-1) < 0 or not lacking:
             return sizes
         # What comes before and behind is as it was.
         pairs = zip(sizes, value.shape, strict=False)
-        start = next((place for place, (size, own) in enumerate(pairs) if size != own), 0)
-        places = [place for place in range(start, len(sizes)) if sizes[place] % self.dense == 0]
+        start = next((place for place, pair in enumerate(pairs) if not _equal(*pair)), 0)
+        counted = (place for place in range(start, len(sizes)) if isinstance(sizes[place], int))
+        places = [place for place in counted if sizes[place] % self.dense == 0]
         exact = [place for place in places if sizes[place] == self.dense]
         if place := (exact or places)[-1:]:
             sizes = [*sizes]
             sizes[place[0]] = sizes[place[0]] // self.dense * self.kept
         return sizes
+
+
+def _equal(one: int | torch.SymInt, other: int | torch.SymInt) -> bool:
+    """Whether two sizes are; in a trace, whether they are for all examples and lengths."""
+    if isinstance(one, int) and isinstance(other, int):
+        return one == other
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # takes a second to import
+
+    return statically_known_true(one == other)
 
 
 def mixed(twin: type[nn.Module], kind: type[nn.Module], **own: object) -> type[nn.Module]:

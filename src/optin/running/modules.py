@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -38,6 +39,13 @@ def modules_run(model: nn.Module, run: Callable[[], object]) -> list[str]:
 def device_of(model: nn.Module) -> torch.device:
     """The device of the first parameter: inputs are moved there."""
     return next(model.parameters()).device
+
+
+def in_precision(model: nn.Module, dtype: torch.dtype) -> None:
+    """Turn the real numbers of a network into another precision; `Module.to` makes complex ones real too."""
+    for value in itertools.chain(model.parameters(), model.buffers()):
+        if value.is_floating_point():
+            value.data = value.data.to(dtype)
 
 
 def weight_bytes(model: nn.Module) -> int:
@@ -164,17 +172,6 @@ def tensor_of(model: nn.Module, name: str) -> Tensor:
     path, _, leaf = name.rpartition(".")
     value: Tensor = getattr(model.get_submodule(path), leaf)
     return value
-
-
-def hidden_of(output: Any) -> Tensor:
-    """The hidden state in what a block returns: the tensor itself or the first of a tuple."""
-    hidden: Tensor = output if isinstance(output, Tensor) else output[0]
-    return hidden
-
-
-def with_hidden(output: Any, hidden: Tensor) -> Any:
-    """What a block returned, with another hidden state in it."""
-    return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
 
 
 def check_weights(model: nn.Module) -> None:

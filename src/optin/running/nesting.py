@@ -36,11 +36,16 @@ def leaves(name: str, value: object) -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
+def root_of(name: str) -> str:
+    """The argument of the forward that a leaf lies in."""
+    return name[: match.start()] if (match := _STEP.search(name)) else name
+
+
 def nested(inputs: Mapping[str, object]) -> dict[str, Any]:
     """Inputs as a forward takes them, from leaves by name."""
     found: dict[str, object] = {}
     for name, value in inputs.items():
-        root = name[: match.start()] if (match := _STEP.search(name)) else name
+        root = root_of(name)
         steps: list[str | tuple[int] | int] = [root]
         for key, entry, place in _STEP.findall(name[len(root) :]):
             steps.append(key or ((int(place),) if place else int(entry)))

@@ -8,6 +8,7 @@ is copied.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -15,13 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
-from ..errors import ArchitectureError
+from ..errors import FAILURES, ArchitectureError
 from ..space.units import Tap
 from .batch import Batch
-from .modules import call, first_of, hidden_of, hooks, patched_forward, with_hidden
+from .modules import call, first_of, hooks, patched_forward
 from .outputs import answers, distance, tolerance_of
+from .tensors import hidden_of, mapped, with_hidden
 
 
 class _Stop(Exception):
@@ -81,7 +82,7 @@ def _snapshot(value: object) -> Any:
     """A value that later operations cannot change in place; itself where gradients by it may be asked for."""
     if torch.is_grad_enabled():
         return value
-    return tree_map(lambda part: part.clone() if isinstance(part, Tensor) else part, value)
+    return mapped(Tensor.clone, value)
 
 
 @contextlib.contextmanager
@@ -152,7 +153,7 @@ def check_replay(model: nn.Module, blocks: Sequence[str], batch: Batch, chained:
             else:
                 with resumed_at(model, blocks, before):
                     got = answers(call(model, batch))
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        except FAILURES as error:
             raise _cannot_go_on(model, blocks[place - 1]) from error
         if not distance(wanted, got) <= tolerance_of(wanted):
             raise _cannot_go_on(model, blocks[place - 1])
@@ -208,17 +209,19 @@ def run_block(
     with resumed_at(model, blocks, before), contextlib.ExitStack() as stack:
         stack.enter_context(hooks(model.get_submodule(name).register_forward_hook(finish)))
         if until is not None:
-            return run_until(model, batch, until)
+            return run_until(model, batch, until, blocks[: len(before)].count(until.module))
         stack.enter_context(contextlib.suppress(_Stop))
         call(model, batch)
     return result[-1]
 
 
-def run_until(model: nn.Module, batch: Batch, tap: Tap | None) -> None:
-    """Run a network up to a tap, or to its end."""
+def run_until(model: nn.Module, batch: Batch, tap: Tap | None, passes: int = 0) -> None:
+    """Run a network up to a tap, or to its end; past the tap where its module only returns what it did before."""
+    calls = itertools.count()
 
     def leave(*_: object) -> None:
-        raise _Stop
+        if next(calls) >= passes:
+            raise _Stop
 
     with contextlib.ExitStack() as stack:
         if tap is not None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import fields as fields_of
 from dataclasses import is_dataclass
 from typing import Any
 
 from torch import Tensor
+
+from ..errors import ArchitectureError
 
 # In the names of what leads to an answer.
 ON_THE_WAY = (
@@ -47,8 +50,47 @@ def tensors_of(output: object, inside: bool = False) -> list[Tensor]:
     return [value for part in fields_in(output, inside).values() for value in tensors_of(part, inside=True)]
 
 
+def mapped(change: Callable[[Tensor], Tensor], output: object, inside: bool = False) -> Any:
+    """The same kind of output, with each tensor exchanged for what a function makes of it."""
+    if isinstance(output, Tensor):
+        return change(output)
+    parts = {name: mapped(change, part, inside=True) for name, part in fields_in(output, inside).items()}
+    if not parts:
+        return output
+    if isinstance(output, (tuple, list)):
+        values = list(parts.values())
+        return output._make(values) if hasattr(output, "_make") else type(output)(values)
+    made: Any = copy.copy(output)
+    for name in output if isinstance(output, Mapping) else parts:
+        if isinstance(output, Mapping):
+            made[name] = parts[str(name)]
+        else:
+            object.__setattr__(made, name, parts[name])  # of a dataclass that is frozen too
+    return made
+
+
+def hidden_of(output: object) -> Tensor:
+    """The hidden state in what a block returns: its first floating tensor.
+
+    Raises:
+        ArchitectureError: there is none.
+    """
+    for value in tensors_of(output):
+        if value.is_floating_point():
+            return value
+    raise ArchitectureError(f"a block of this network returns {kind_of(output)}, without a floating tensor in it.")
+
+
+def with_hidden(output: object, hidden: Tensor) -> Any:
+    """What a block returned, with another hidden state in it."""
+    own = hidden_of(output)
+    return mapped(lambda value: hidden if value is own else value, output)
+
+
 def kind_of(output: object) -> str:
     """An output for people."""
+    if isinstance(output, (Mapping, tuple, list)) and not output:
+        return f"an empty {type(output).__name__}"
     if isinstance(output, Mapping):
         return f"a {type(output).__name__} of {', '.join(map(str, output))}"
     if isinstance(output, (list, tuple)):

@@ -13,15 +13,15 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from ..running.batch import Batch, size_of, split, tile
 from ..running.batches import Batches
 from ..running.consumers import without_units
 from ..running.gating import gated
-from ..running.modules import call, hidden_of, inference_mode_of, patched_forward
+from ..running.modules import call, inference_mode_of, patched_forward
 from ..running.outputs import Output
 from ..running.replay import FinishedParts, Recorded, Recorder, recorded_blocks, resumed_at, with_last_state
+from ..running.tensors import hidden_of, mapped
 from ..space.options import Trajectory
 from ..space.scores import Curve
 from ..space.units import Tap, UnitGroup, UnitSpace
@@ -210,9 +210,9 @@ class Reference:
     def _tiled(self, output: object, times: int) -> Any:
         size = size_of(self.batch)
 
-        def repeat(value: Any) -> Any:
+        def repeat(value: Tensor) -> Tensor:
             # Windows of one example follow each other, so there may be several rows to each.
-            batched = isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] % size == 0
+            batched = value.dim() > 0 and value.shape[0] % size == 0
             return value.repeat(times, *[1] * (value.dim() - 1)) if batched else value
 
-        return tree_map(repeat, output)
+        return mapped(repeat, output)

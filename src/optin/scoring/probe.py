@@ -20,9 +20,10 @@ from ..running.batch import Batch, batched, position_mask, size_of, split, tile
 from ..running.batches import MICRO, Batches
 from ..running.consumers import rows_made, rows_read
 from ..running.gating import gated
-from ..running.modules import call, hidden_of, inference_mode_of
+from ..running.modules import call, inference_mode_of
 from ..running.outputs import Output, field_reader, read_output
 from ..running.replay import Recorder, recorded_blocks
+from ..running.tensors import hidden_of
 from ..space.options import Trajectory
 from ..space.units import Tap, UnitSpace
 from ..support.progress import Track, silent

@@ -26,8 +26,8 @@ TASKS = {
 }
 
 
-def model_card(result: Result, name: str, auto: str | None) -> str:
-    """README.md of a checkpoint."""
+def model_card(result: Result, name: str, auto: str | None, own: bool = False) -> str:
+    """README.md of a checkpoint; of a network of one's own making it says what to load it into."""
     plan, report = result.plan, result.report
     costs = [(f"MACs per example of length {plan.size}", plan.dense.macs, plan.pruned.macs)]
     costs.append(("parameters", plan.dense.parameters, plan.pruned.parameters))
@@ -42,6 +42,7 @@ def model_card(result: Result, name: str, auto: str | None) -> str:
         name=as_text(name),
         base=plain(base).replace("`", "'"),
         auto=auto,
+        own=own,
         budget=as_text(str(report["budget"])),
         costs=[(label, f"{dense:,}", f"{pruned:,}", f"{pruned / dense:.1%}") for label, dense, pruned in costs],
         quality=_quality(report.get("quality", {})),

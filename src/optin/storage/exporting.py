@@ -1,6 +1,7 @@
 """Networks out of Python: to ONNX, OpenVINO and torch.export, each compared with the network that it was made of.
 
-One trace of `torch.export` serves every format; the number of examples stays free, and of texts their length.
+One trace of `torch.export` serves every format; the number of examples stays free, and of texts their length, where
+the network lets it.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ import io
 import logging
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..describing.inputs import max_positions
+from ..describing.inputs import completed, max_positions
 from ..errors import CheckpointError, DependencyError, InputError, OptinError, first_line, unknown
 from ..running.batch import Batch, size_of, split, without_labels
 from ..running.merging import merging_of
@@ -66,14 +67,16 @@ def export(
 
     Args:
         model: on the CPU, in float32 or float64, as these runtimes take it.
-        batch: real inputs, by which the network is traced and compared; at least two examples. For images and merged
-            tokens, only images of this size will do afterwards.
+        batch: real inputs, by which the network is traced and compared; at least two examples. Of images and merged
+            tokens only those of this size will do afterwards; texts that are of one length here (of an encoder and
+            its decoder, say) will have to be so then.
         to: "onnx", "onnx-int8" (weights and activations of linear maps in 8 bits), "openvino" or "torch-export".
         preprocessor: a tokenizer or image processor to write beside it.
         overwrite: replace an earlier export in the folder.
 
     Returns:
-        "format", "file", "bytes", "difference": the largest, of all outputs on `batch` and on one shorter example.
+        "format", "file", "bytes", "fixed" (the inputs whose second axis keeps its size, though it might be the length
+        of a text), "difference": the largest, of all outputs on `batch` and on one shorter example.
         Where tokens merge it is that of the median example: of similarities that are equal up to rounding, another
         runtime may take another first, and the example comes out otherwise.
 
@@ -96,7 +99,7 @@ def export_all(
     overwrite: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """`export` to a folder per format, from one trace."""
-    inputs = _inputs(batch)
+    inputs = _inputs(model, batch)
     check_formats(targets)
     _check(model, inputs)
     for target in targets.values():
@@ -104,10 +107,12 @@ def export_all(
     _check_space(model, list(targets.values()))
     beside = next(iter(targets.values()))
     with scratch_beside(beside, EXPORT) as scratch, inference_mode_of(model), torch.no_grad(), _silence():
-        samples = [inputs, _shorter(inputs)]
-        expected = [_answer(model, sample) for sample in samples]
-        single, names = _outputs(expected[0])
+        answer = _answer(model, inputs)
+        single, names = _outputs(answer)
         program = _trace(_ByPlace(model, tuple(inputs), None if single else names), inputs, _longest(model))
+        fixed = _fixed(program, inputs)
+        samples = [inputs, _shorter(inputs, fixed)]
+        expected = [answer, _answer(model, samples[1])]
         onnx = scratch / FILES["onnx"]
         for to, target in track(targets.items(), "export", len(targets)):
             description = {"format": to, "inputs": list(inputs), "outputs": list(names), "single": single}
@@ -127,7 +132,8 @@ def export_all(
                     )
                 write_text(work / DESCRIPTION, json_text({**description, "difference": difference}))
             size = sum(file.stat().st_size for file in target.glob(f"{Path(FILES[to]).stem}.*"))
-            yield {"format": to, "file": str(target / FILES[to]), "bytes": size, "difference": difference}
+            file = str(target / FILES[to])
+            yield {"format": to, "file": file, "bytes": size, "fixed": fixed, "difference": difference}
 
 
 def check_formats(formats: Iterable[str]) -> None:
@@ -143,15 +149,15 @@ def check_formats(formats: Iterable[str]) -> None:
         _check_packages(to)
 
 
-def _inputs(batch: object) -> Batch:
-    """The tensors of a batch, without labels, as the network takes them.
+def _inputs(model: nn.Module, batch: object) -> Batch:
+    """The tensors of a batch, without labels but with what a decoder makes of them, as the network takes them.
 
     Raises:
         InputError: it is no mapping of tensors.
     """
     if not isinstance(batch, Mapping):
         raise InputError(f"a batch must be a mapping of the network's inputs, not {type(batch).__name__}.")
-    inputs = without_labels(dict(batch))
+    inputs = without_labels(completed(model, dict(batch)))
     for name, value in inputs.items():
         if not isinstance(value, Tensor) or value.dim() == 0:
             raise InputError(f"the input {name!r:.60} must be a tensor of examples, not {type(value).__name__}.")
@@ -214,18 +220,28 @@ def _longest(model: nn.Module) -> int | None:
     return limit
 
 
-def _trace(network: nn.Module, inputs: Batch, limit: int | None) -> object:
-    """The operations of a network, for any number of examples; for texts of any length."""
-    examples = torch.export.Dim("batch")
-    lengths = torch.export.Dim("length", max=limit) if limit else torch.export.Dim("length")
-    texts = {name for name, value in inputs.items() if value.dim() == 2}
-    axes = tuple({0: examples, 1: lengths} if name in texts else {0: examples} for name in inputs)
-    try:
-        return torch.export.export(network, tuple(inputs.values()), dynamic_shapes=(axes,), strict=False)
-    except OptinError:
-        raise
-    except Exception as error:  # whatever the forward meets
-        raise InputError(f"this network cannot be traced by torch.export: {first_line(error)}") from error
+def _trace(network: nn.Module, inputs: Batch, limit: int | None) -> Any:
+    """The operations of a network, for any number of examples; for texts of any length, or of those that it takes."""
+    examples, sizes = torch.export.Dim("batch"), {value.shape[1] for value in inputs.values() if value.dim() == 2}
+    lengths = {size: torch.export.Dim(f"length_{place}", max=limit) for place, size in enumerate(sorted(sizes))}
+    for of in (lengths, dict.fromkeys(sizes, torch.export.Dim.AUTO)):
+        axes = tuple({0: examples} | ({1: of[x.shape[1]]} if x.dim() == 2 else {}) for x in inputs.values())
+        try:
+            return torch.export.export(network, tuple(inputs.values()), dynamic_shapes=(axes,), strict=False)
+        except OptinError:
+            raise
+        except Exception as error:  # whatever the forward meets
+            refused = error
+    raise InputError(f"this network cannot be traced by torch.export: {first_line(refused)}") from refused
+
+
+def _fixed(program: Any, inputs: Batch) -> list[str]:
+    """The inputs with a second axis and no third that keeps its size."""
+    from torch.fx.experimental.symbolic_shapes import free_symbols
+
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    traced = zip(inputs, program.graph_signature.user_inputs, strict=True)
+    return [name for name, key in traced if values[key].dim() == 2 and not free_symbols(values[key].shape[1])]
 
 
 def _write(program: Any, folder: Path, to: str, onnx: Path, description: Mapping[str, object]) -> None:
@@ -269,13 +285,15 @@ def _write_onnx(program: Any, file: Path, description: Mapping[str, Any]) -> Non
     )
 
 
-def _shorter(inputs: Batch) -> Batch:
+def _shorter(inputs: Batch, fixed: Collection[str]) -> Batch:
     """The first example alone; of a text its first half, so that another length is tried as well."""
     one = next(split(inputs, 1))
     if "attention_mask" not in one:
         return one
-    half = max(2, int(one["attention_mask"].sum()) // 2)
-    return {name: value[:, :half] if value.dim() == 2 else value for name, value in one.items()}
+    texts = [name for name, value in one.items() if value.dim() == 2 and name not in fixed]
+    halves = {one[name].shape[1]: max(2, one[name].shape[1] // 2) for name in texts}
+    halves[one["attention_mask"].shape[1]] = max(2, int(one["attention_mask"].sum()) // 2)
+    return {name: value[:, : halves[value.shape[1]]] if name in texts else value for name, value in one.items()}
 
 
 def _apart(expected: Any, got: Any) -> Tensor:

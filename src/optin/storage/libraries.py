@@ -7,6 +7,7 @@ of one's own has no such name: whoever loads its folder passes the dense network
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, DependencyError, InputError, first_line, unknown
+from ..running.modules import in_precision
 from ..support.files import read_json, write_text
 from . import timm_models
 from .networks import NETWORKS
@@ -102,7 +104,8 @@ def create_from(folder: Path) -> nn.Module:
     library, name, arguments = config.get("library", "timm"), config.get("architecture"), config.get("model_args", {})
     if library is None:
         raise CheckpointError(
-            f"{folder} holds a {name} of your own making: pass the dense network, optin.load(folder, into=network)."
+            f"{folder} holds {name}, a network of your own making, which only Python can make: pass the dense one, "
+            "optin.load(folder, into=network)."
         )
     if library not in LIBRARIES or not isinstance(name, str) or not isinstance(arguments, dict):
         raise CheckpointError(f"{folder / 'config.json'} names no network of {', '.join(LIBRARIES)}.")
@@ -134,9 +137,7 @@ def fill(model: nn.Module, folder: Path) -> None:
     """
     try:
         weights = load_file(folder / "model.safetensors")
-        precisions = {value.dtype for value in weights.values() if value.is_floating_point()}
-        if len(precisions) == 1:
-            model.to(precisions.pop())
+        _take_on(model, weights)
         missing, unexpected = model.load_state_dict(weights, strict=False)
     except (RuntimeError, OSError, SafetensorError) as error:
         said = " ".join(str(error).split())[:300]  # what differs stands behind the first line
@@ -147,6 +148,16 @@ def fill(model: nn.Module, folder: Path) -> None:
         raise CheckpointError(f"{folder} lacks the weights of {lacking[0]!r} ({len(lacking)} in all).")
     if unexpected:
         raise CheckpointError(f"{folder} holds weights of {unexpected[0]!r}, which the network has not.")
+
+
+def _take_on(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give tensors the types of those stored, and buffers that are not stored the precision of the others."""
+    precisions = {value.dtype for value in weights.values() if value.is_floating_point()}
+    if len(precisions) == 1:
+        in_precision(model, precisions.pop())
+    for name, value in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if name in weights:
+            value.data = value.data.to(weights[name].dtype)
 
 
 def named(folder: Path) -> bool:

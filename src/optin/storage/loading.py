@@ -10,7 +10,7 @@ from torch import nn
 
 from ..describing import architectures
 from ..errors import CheckpointError, DependencyError, InputError, OptinError, first_line
-from ..running.modules import align
+from ..running.modules import align, in_precision
 from ..space.plans import Plan
 from ..support.files import given, read_json
 from .libraries import fill, make_within
@@ -44,7 +44,9 @@ def load(folder: str | Path, *, into: nn.Module | None = None, **options: Any) -
         plan = cut_to_plan(network, plan)
         fill(network, path)
         record_plan(network, plan)
-        return network.eval().to(**({"dtype": options["dtype"]} if "dtype" in options else {}))
+        if "dtype" in options:
+            in_precision(network, options["dtype"])
+        return network.eval()
     if into is not None:
         raise InputError(f"{path} says itself which network it holds: load it without 'into'.")
     name = _class_name(config)

@@ -93,7 +93,7 @@ def write_figures(result: Result, folder: Path, auto: str | None) -> None:
     """
     write_text(folder / "report.json", json_text(result.report))
     write_text(folder / REPORT, render(result.report, result.plan, result.recipe, base_model(result)))
-    write_text(folder / "README.md", model_card(result, type(result.model).__name__, auto))
+    write_text(folder / "README.md", model_card(result, type(result.model).__name__, auto, own=not named(folder)))
 
 
 def update_figures(result: Result, folder: str | Path) -> None:
@@ -177,7 +177,7 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 def _comes_back(model: nn.Module, folder: Path) -> bool:
     """Whether a network is itself when it is loaded: what it was made with, or changed to since, is not all known."""
     try:
-        again = load(folder).to(device_of(model), next(model.parameters()).dtype)
+        again = load(folder, dtype=next(model.parameters()).dtype).to(device_of(model))
     except OptinError:
         return False
     try:

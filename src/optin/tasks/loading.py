@@ -99,7 +99,8 @@ def _check_filled(model: nn.Module, missing: list[str], source: str, kind: str |
         wanted = f", which the task ({kind}) needs" if kind else ""
         raise InputError(
             f"{source} has no weights for {read[0]!r} of {type(model).__name__} ({len(read)} in all){wanted}: "
-            "name the task that it was trained for, or train it for this one."
+            "name the task that it was trained for, or train it for this one. Decoders and others without a task are "
+            "pruned in Python: optin.prune(model, batches, budget)."
         )
     setattr(model, UNFILLED, missing)
 
