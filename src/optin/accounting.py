@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
 
 from torch import nn
 
@@ -16,6 +15,7 @@ from .space.plans import Plan
 from .space.scores import Scores
 from .space.units import UnitSpace
 from .storage.planned import section_of
+from .support.untyped import Figures
 
 CURVE = 33  # points of a removal curve in a report
 
@@ -64,9 +64,7 @@ def check_costs(pruned: nn.Module, plan: Plan) -> None:
             )
 
 
-def figures_of(
-    dense: nn.Module, pruned: nn.Module, space: UnitSpace, plan: Plan, scores: Scores | None
-) -> dict[str, Any]:
+def figures_of(dense: nn.Module, pruned: nn.Module, space: UnitSpace, plan: Plan, scores: Scores | None) -> Figures:
     """Figures of a pruned network that its plan does not hold: bytes of weights, MACs by module, removal curves.
 
     Raises:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any
 
 from torch import nn
 
@@ -18,6 +17,7 @@ from .running.modules import device_of
 from .running.twins import on_twins
 from .space.scores import Scores
 from .space.units import UnitSpace
+from .support.untyped import Figures
 
 
 def describe(model: nn.Module, inputs: Mapping[str, object] | None = None) -> UnitSpace:
@@ -38,9 +38,7 @@ def describe(model: nn.Module, inputs: Mapping[str, object] | None = None) -> Un
 
 
 @on_twins
-def inspect(
-    model: nn.Module, length: int | None = None, *, example: Mapping[str, object] | None = None
-) -> dict[str, Any]:
+def inspect(model: nn.Module, length: int | None = None, *, example: Mapping[str, object] | None = None) -> Figures:
     """What can be removed from a network, and where its MACs and parameters are.
 
     Args:

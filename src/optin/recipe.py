@@ -7,7 +7,6 @@ import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -16,6 +15,7 @@ from .space.budget import Budget
 from .space.options import MANY, Calibration, Refit, Task, Tokens, Training, Trajectory
 from .support.checked import build, check_types, merge, require, within
 from .support.files import given, write_text
+from .support.untyped import Figures
 from .support.yaml_text import read_options
 
 
@@ -91,7 +91,7 @@ class Recipe:
                 place[last] = value
         return Recipe.from_dict(data)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Figures:
         """All options as plain nested data."""
         return dataclasses.asdict(self)
 

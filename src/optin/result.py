@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from .recipe import Recipe
 from .space.plans import Plan
+from .support.untyped import Figures
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Result:
 
     model: nn.Module
     plan: Plan
-    report: dict[str, Any]
+    report: Figures
     recipe: Recipe = field(default_factory=Recipe)
 
     def __repr__(self) -> str:
@@ -44,7 +44,7 @@ class Result:
         return save(self, folder, tokenizer, overwrite=overwrite)
 
 
-def summary(plan: Plan) -> dict[str, Any]:
+def summary(plan: Plan) -> Figures:
     """The figures of a plan."""
     return {
         "macs": {"dense": plan.dense.macs, "pruned": plan.pruned.macs},

@@ -6,7 +6,6 @@ import contextlib
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -20,6 +19,7 @@ from ..running.batch import Batch
 from ..running.modules import call, inference_mode_of
 from ..storage.planned import input_shape
 from ..support.progress import Track, silent
+from ..support.untyped import Figures
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Speed:
         """Speed-up over what the MACs promise."""
         return self.speedup / self.ideal
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Figures:
         """All figures."""
         return {**asdict(self), "share_of_ideal": self.share_of_ideal}
 

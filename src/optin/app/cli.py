@@ -11,13 +11,14 @@ from __future__ import annotations
 import sys
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
 from ..errors import OptinError
 from ..support.files import given
+from ..support.untyped import Foreign
 from .options import Run, command
 
 app = typer.Typer(
@@ -67,7 +68,7 @@ def inspect(
     length: Annotated[
         int | None, typer.Option(min=1, help="Tokens, or pixels of an image side, to count MACs at.")
     ] = None,
-) -> Any:
+) -> Foreign:
     """Show what can be removed from a network, what stays and why, and where its MACs are."""
     from . import commands
 
@@ -83,7 +84,7 @@ def score(
         str, typer.Option(help="local, or ray: units (exact) or calibration batches on many machines.")
     ] = "local",
     address: Annotated[str | None, typer.Option(help="Of a Ray cluster: auto or HOST:PORT.")] = None,
-) -> Any:
+) -> Foreign:
     """Score every unit once; `plan` and `prune --scores` then take any budget."""
     from . import commands
 
@@ -97,7 +98,7 @@ def plan(
     scores: Annotated[Path, typer.Argument(help="Folder written by `optin score`.")],
     run: Run,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File for the plan (JSON).")] = None,
-) -> Any:
+) -> Foreign:
     """Choose the units to keep under a budget, from stored scores, without any data."""
     from . import commands
 
@@ -113,7 +114,7 @@ def prune(
     scores: ScoresFolder = None,
     plan: Annotated[Path | None, typer.Option(help="Use this plan instead of scoring and searching.")] = None,
     evaluate: Annotated[bool, typer.Option(help="Measure both networks on the task.")] = True,
-) -> Any:
+) -> Foreign:
     """Prune a network under a budget, save it, and say what it cost."""
     from . import commands
 
@@ -141,7 +142,7 @@ def sweep(
         list[str] | None, typer.Option(help="May be repeated; 80, 65, 50 and 40% if not given.")
     ] = None,
     scores: ScoresFolder = None,
-) -> Any:
+) -> Foreign:
     """Show quality against budget, from one scoring (needs optin\\[pictures])."""
     from . import commands
 
@@ -162,7 +163,7 @@ def evaluate(
     model: Model,
     run: Run,
     reference: Annotated[str | None, typer.Option(help="Dense network to compare the outputs with.")] = None,
-) -> Any:
+) -> Foreign:
     """Measure a network, dense or pruned, on a task."""
     from . import commands
 
@@ -178,7 +179,7 @@ def bench(
     length: Annotated[
         list[int] | None, typer.Option(min=1, help="Tokens, or pixels of an image side; may be repeated.")
     ] = None,
-) -> Any:
+) -> Foreign:
     """Time two networks side by side."""
     from . import commands
 
@@ -200,7 +201,7 @@ def export(
     batch: Annotated[int, typer.Option(min=2, help="Examples per timed forward.")] = 8,
     reference: Annotated[str | None, typer.Option(help="Dense network, timed and evaluated beside it.")] = None,
     evaluate: Annotated[bool, typer.Option(help="With data, measure the network in every runtime.")] = True,
-) -> Any:
+) -> Foreign:
     """Write a network for other runtimes, checked against itself and timed beside itself (needs optin\\[export])."""
     from . import exports
     from .placement import Placement
@@ -230,7 +231,7 @@ def finetune(
     run: Run,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the trained network.")],
     teacher: Annotated[str | None, typer.Option(help="Network of the same classes to follow.")] = None,
-) -> Any:
+) -> Foreign:
     """Take a pruned (or dense) classifier of images to another data set (needs optin\\[finetune])."""
     from . import commands
 
@@ -247,7 +248,7 @@ def draw(
     data: DrawnData = None,
     count: Count = 4,
     reference: DrawnReference = None,
-) -> Any:
+) -> Foreign:
     """Draw which units stayed and, for images, which tokens merge or what was segmented (needs optin\\[pictures])."""
     from . import commands
 
@@ -266,7 +267,7 @@ def report(
     data: DrawnData = None,
     count: Count = 4,
     reference: DrawnReference = None,
-) -> Any:
+) -> Foreign:
     """Write the report of a pruned network anew, with a sweep and with pictures: one HTML file."""
     from . import commands
 
@@ -278,7 +279,7 @@ def report(
 def demo(
     run: Run,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for what it writes.")] = Path("demo-output"),
-) -> Any:
+) -> Foreign:
     """Run the main job on a real network and real sentences (needs optin\\[demo])."""
     from . import demo as demonstration
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ..errors import InputError, OptinError, first_line
 from ..inspection import inspect
@@ -23,6 +22,7 @@ from ..storage.scores import SCORES, keep_scores, load_scores, save_scores
 from ..support.files import given, json_text, write_text
 from ..support.folders import add_files, check_apart, check_file, check_new, new_folder
 from ..support.progress import Track, silent
+from ..support.untyped import Figures
 from ..tasks import check_evaluation, load_images, load_model, load_preprocessor, load_processor, task_of, task_spec
 from .benchmark import compare_speed
 from .finetune import FINETUNED, finetune
@@ -34,7 +34,7 @@ from .quality import dense_quality, held_out_of, measure, pruned_quality, qualit
 SWEEP = "sweep"  # kind of result
 
 
-def run_inspect(model: str, length: int | None, placement: Placement, recipe: Recipe | None = None) -> dict[str, Any]:
+def run_inspect(model: str, length: int | None, placement: Placement, recipe: Recipe | None = None) -> Figures:
     """`optin inspect`, on inputs of the recipe's data if it names any."""
     if recipe is not None and recipe.task.data is not None:
         job = Job.of(recipe.override(model=model), placement)
@@ -53,7 +53,7 @@ def run_score(
     address: str | None = None,
     *,
     overwrite: bool = False,
-) -> dict[str, Any]:
+) -> Figures:
     """`optin score`: removal curves in a folder. A run that is killed goes on where it was."""
     place = check_new(out, SCORES, overwrite, what_is_read(recipe))
     job = Job.of(recipe, placement)
@@ -73,7 +73,7 @@ def run_plan(
     track: Track = silent,
     *,
     overwrite: bool = False,
-) -> dict[str, Any]:
+) -> Figures:
     """`optin plan`: the units to keep, from stored scores."""
     if out is not None:
         check_file(given(out), is_plan(given(out)), overwrite)
@@ -96,7 +96,7 @@ def run_prune(
     track: Track = silent,
     say: Say = unsaid,
     overwrite: bool = False,
-) -> dict[str, Any]:
+) -> Figures:
     """`optin prune`: the whole job, saved; then both networks evaluated where the data has labels.
 
     Scores are kept beside `out` until the network is saved, and in it afterwards: the same command goes on with them.
@@ -165,7 +165,7 @@ def run_sweep(
     track: Track = silent,
     say: Say = unsaid,
     overwrite: bool = False,
-) -> dict[str, Any]:
+) -> Figures:
     """`optin sweep`: quality against budget from one scoring, in sweep.json and as a picture."""
     place = check_new(out, SWEEP, overwrite, [*what_is_read(recipe), scores])
     check_pictures()
@@ -200,7 +200,7 @@ def run_sweep(
 
 def run_evaluate(
     source: str, recipe: Recipe, placement: Placement, reference: str | None = None, track: Track = silent
-) -> dict[str, Any]:
+) -> Figures:
     """`optin evaluate`: the task's metrics of one network."""
     spec = task_spec(recipe.task.name)
     source, reference = local(source), None if reference is None else local(reference)
@@ -217,7 +217,7 @@ def run_evaluate(
 
 def run_bench(
     dense: str, pruned: str, batch: int, lengths: list[int] | None, placement: Placement, track: Track = silent
-) -> list[dict[str, Any]]:
+) -> list[Figures]:
     """`optin bench`: both networks timed in turn."""
     networks = (placement.load(local(dense)), placement.load(local(pruned)))
     for length in lengths or ():
@@ -233,7 +233,7 @@ def run_finetune(
     teacher: str | None = None,
     *,
     overwrite: bool = False,
-) -> dict[str, Any]:
+) -> Figures:
     """`optin finetune`: a pruned or dense classifier of images, taken to another data set."""
     spec = task_spec(recipe.task.name)
     if spec.kind != "images":
@@ -252,7 +252,7 @@ def run_finetune(
 
 def run_draw(
     folder: Path, recipe: Recipe, out: Path, count: int, reference: str | None = None, *, overwrite: bool = False
-) -> dict[str, Any]:
+) -> Figures:
     """`optin draw`: pictures of a pruned network; of merged tokens or segmented scenes if there is data."""
     images, spec = None, task_spec(recipe.task.name)
     folder = given(folder)
@@ -274,7 +274,7 @@ def run_report(
     sweep_file: Path | None = None,
     count: int = 4,
     reference: str | None = None,
-) -> dict[str, Any]:
+) -> Figures:
     """`optin report`: report.html anew, with what `sweep` found and with pictures if there is data."""
     folder = given(folder).resolve()
     target = folder / REPORT if out is None else given(out)

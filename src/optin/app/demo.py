@@ -7,7 +7,6 @@ with 256 unlabelled sentences, saved, reloaded, and compared with the dense netw
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from ..storage.saving import NETWORK, update_figures
 from ..storage.silenced import silenced
 from ..support.folders import check_new
 from ..support.progress import Track, silent
+from ..support.untyped import Figures, Foreign
 from ..tasks import Examples, load_tokenizer, task_spec
 from ..tasks.text import bucketed, calibration_batches, encode, evaluate
 from .benchmark import compare_speed
@@ -32,7 +32,7 @@ LENGTH = 128
 CALIBRATION = Calibration(max_length=LENGTH)
 
 
-def run_demo(out: Path, track: Track = silent) -> dict[str, Any]:
+def run_demo(out: Path, track: Track = silent) -> Figures:
     """Run everything; returns the figures and the paths of what was written."""
     check_new(out / "pruned", NETWORK, overwrite=True)
     train, held_out = rotten_tomatoes()
@@ -63,7 +63,7 @@ def classifier(folder: str, tokenizer: object, sentences: Sentences, track: Trac
     from transformers import AutoModelForSequenceClassification
 
     with silenced():
-        model: Any = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2).eval()
+        model: Foreign = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2).eval()
     examples = Examples(sentences.texts)
     groups = bucketed(examples, range(len(examples)), 64)
     features = []

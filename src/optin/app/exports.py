@@ -6,7 +6,6 @@ import statistics
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -20,6 +19,7 @@ from ..storage.runtimes import open_exported
 from ..support.files import given
 from ..support.folders import check_new
 from ..support.progress import Track, silent
+from ..support.untyped import Figures
 from ..tasks import check_evaluation, load_processor, load_tokenizer, task_of, task_spec
 from .benchmark import side_by_side
 from .placement import Job, Placement, as_pooled, local
@@ -38,7 +38,7 @@ def run_export(
     quality: bool = True,
     track: Track = silent,
     overwrite: bool = False,
-) -> dict[str, Any]:
+) -> Figures:
     """`optin export`: a network in other runtimes, compared with itself and timed beside itself.
 
     With data, inputs are real.

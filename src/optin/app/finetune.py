@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from ..storage.planned import SECTION
 from ..storage.saving import save
 from ..storage.silenced import silenced
 from ..support.folders import new_folder
+from ..support.untyped import Figures, Foreign
 from ..tasks import Images, check_evaluation, task_spec
 from ..tasks.images import Unreadable, check_labels
 from ..tasks.vision import evaluate
@@ -36,7 +36,7 @@ FINETUNED = "finetuned"  # kind of result
 
 def finetune(
     model: nn.Module,
-    processor: Any,
+    processor: Foreign,
     train: Images,
     held_out: Images,
     out: Path,
@@ -45,7 +45,7 @@ def finetune(
     seed: int = 0,
     teacher: nn.Module | None = None,
     overwrite: bool = False,
-) -> dict[str, Any]:
+) -> Figures:
     """Train a classifier with a new head and save it, pruned as it was; returns its figures.
 
     Args:
@@ -97,7 +97,7 @@ def finetune(
 
 def _train(
     model: nn.Module, processor: object, train: Images, options: Training, seed: int, teacher: nn.Module | None
-) -> Any:
+) -> Foreign:
     """Train in place, by the library's Trainer; returns what it says of it."""
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
@@ -105,8 +105,8 @@ def _train(
         """The loss of the labels, and half of it replaced by the teacher's where there is one."""
 
         def compute_loss(
-            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: object = None
-        ) -> Any:
+            self, model: Foreign, inputs: Foreign, return_outputs: bool = False, num_items_in_batch: object = None
+        ) -> Foreign:
             output = call(model, inputs)
             loss = F.cross_entropy(output.logits, inputs["labels"])
             if teacher is not None:
@@ -196,7 +196,7 @@ def replace_head(model: nn.Module, classes: int, names: tuple[str, ...] = ()) ->
     Raises:
         InputError: it has none that is known.
     """
-    network: Any = model
+    network: Foreign = model
     if is_other(model) or not isinstance(getattr(model, "classifier", None), nn.Linear):
         raise InputError(f"{type(model).__name__} has no linear 'classifier' to replace: fine-tune a classifier.")
     old = network.classifier
@@ -220,7 +220,7 @@ def follow(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 class Prepared(torch.utils.data.Dataset[dict[str, object]]):
     """Images as a processor makes them; one that cannot be read gives way to the next."""
 
-    def __init__(self, images: Images, processor: Any) -> None:
+    def __init__(self, images: Images, processor: Foreign) -> None:
         self.images, self.processor = images, processor
 
     def __len__(self) -> int:
@@ -239,7 +239,7 @@ class Prepared(torch.utils.data.Dataset[dict[str, object]]):
         raise InputError("none of the images can be read.")
 
 
-def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+def collate(rows: list[Figures]) -> dict[str, Tensor]:
     """One batch."""
     return {
         "pixel_values": torch.stack([row["pixel_values"] for row in rows]),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -23,6 +22,7 @@ from ..storage.scores import SCORES, load_scores, save_scores
 from ..support.files import cache_folder
 from ..support.folders import check_new
 from ..support.progress import Track
+from ..support.untyped import Foreign
 from ..support.versions import versions
 from .placement import Job
 
@@ -93,7 +93,7 @@ class Kept:
         forget(self.partial)
 
 
-def scoring_options(recipe: object) -> Any:
+def scoring_options(recipe: object) -> Foreign:
     """The options that scores depend on."""
     later = ("budget", "search", "round_to", "latency_batch", "model", "training")
     return {name: value for name, value in recipe.items() if name not in later} if isinstance(recipe, dict) else None

@@ -6,7 +6,6 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from ..storage.loading import manifest
 from ..storage.report import measured
 from ..support.files import given, write_bytes
 from ..support.folders import add_files, check_file, new_folder, read_marker
+from ..support.untyped import Foreign
 from ..tasks import Images, Scenes, load_model, load_processor
 from ..tasks.images import Unreadable
 from ..tasks.segmentation import IGNORED, segment
@@ -75,7 +75,7 @@ def draw(
 
 
 def _drawn(
-    source: Path, plan: Plan, target: Path, images: Any, count: int, reference: nn.Module | None
+    source: Path, plan: Plan, target: Path, images: Foreign, count: int, reference: nn.Module | None
 ) -> list[Path]:
     written = [draw_units(plan, target / "kept.svg")]
     if isinstance(images, Scenes):
@@ -157,7 +157,7 @@ def draw_units(plan: Plan, path: Path) -> Path:
     return path
 
 
-def draw_tokens(image: Any, groups: Tensor, path: Path) -> Path:
+def draw_tokens(image: Foreign, groups: Tensor, path: Path) -> Path:
     """An image, and beside it the same with every group of merged patches in its mean colour, outlined.
 
     Args:
@@ -220,7 +220,7 @@ def draw_scene(image: object, found: Mapping[str, Tensor], names: Sequence[str],
     return path
 
 
-def draw_sweep(found: Mapping[str, Any], path: Path) -> Path:
+def draw_sweep(found: Mapping[str, Foreign], path: Path) -> Path:
     """Every figure of a sweep against the share of the MACs, the dense network's as a line.
 
     Args:
@@ -273,7 +273,7 @@ def check_pictures() -> None:
     _pyplot()
 
 
-def _pyplot() -> Any:
+def _pyplot() -> Foreign:
     try:
         import matplotlib
     except ImportError:

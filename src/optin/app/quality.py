@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -11,6 +10,7 @@ from ..errors import OptinError
 from ..recipe import Recipe
 from ..result import Result
 from ..support.progress import Track
+from ..support.untyped import Figures
 from ..tasks import Examples, Images, task_of
 from .placement import Job
 
@@ -43,7 +43,7 @@ def seen_before(source: Path, recipe: Recipe, examples: object) -> dict[str, int
     return {"seen by calibration": min(known.calibration.examples, len(drawn))} if same else {}
 
 
-def quality_of(job: Job, result: Result, track: Track) -> dict[str, Any]:
+def quality_of(job: Job, result: Result, track: Track) -> Figures:
     """The figures of both networks on the held-out part, and how much of it calibration saw."""
     examples = held_out_of(job)
     dense, pruned = dense_quality(job, examples, track), pruned_quality(job, result, examples, track)

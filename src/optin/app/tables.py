@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from ..storage.report import overlap, share_of
+from ..support.untyped import Figures
 
 
 def entries(result: dict[str, object]) -> Table:
@@ -21,7 +20,7 @@ def entries(result: dict[str, object]) -> Table:
     return table
 
 
-def inspection(result: dict[str, Any]) -> RenderableType:
+def inspection(result: Figures) -> RenderableType:
     """`optin inspect`."""
     groups = _table("group", "units", "MACs each", "parameters each")
     for group in result["groups"]:
@@ -62,7 +61,7 @@ def _in_short(whole: dict[str, str]) -> list[tuple[str, str]]:
     ]
 
 
-def plan(result: dict[str, Any]) -> RenderableType:
+def plan(result: Figures) -> RenderableType:
     """`optin plan`: costs, then units kept per group."""
     groups = _table("group", "kept", "of")
     for name, group in result["groups"].items():
@@ -70,7 +69,7 @@ def plan(result: dict[str, Any]) -> RenderableType:
     return Group(_costs(result), groups)
 
 
-def pruning(result: dict[str, Any]) -> RenderableType:
+def pruning(result: Figures) -> RenderableType:
     """`optin prune`: costs, quality, seconds."""
     parts: list[RenderableType] = [_costs(result), *map(Text, share_of(result))]
     if quality := result.get("quality"):
@@ -83,7 +82,7 @@ def pruning(result: dict[str, Any]) -> RenderableType:
     return Group(*parts, entries({**seconds, "saved": result["saved"]}))
 
 
-def sweep(result: dict[str, Any]) -> RenderableType:
+def sweep(result: Figures) -> RenderableType:
     """`optin sweep`: a line per budget, the dense network first."""
     names = [name for name in result["points"][0] if name not in ("budget", "macs", "parameters")]
     table = _table("budget", "MACs", "parameters", *names)
@@ -110,7 +109,7 @@ def speeds(result: list[dict[str, object]]) -> Table:
     return table
 
 
-def exports(result: dict[str, Any]) -> RenderableType:
+def exports(result: Figures) -> RenderableType:
     """`optin export`: a line per network and runtime."""
     other = ("network", "runtime", "file", "bytes", "fixed", "difference", "ms")
     names = [name for name in result["rows"][0] if name not in other]
@@ -132,12 +131,12 @@ def exports(result: dict[str, Any]) -> RenderableType:
     return Group(table, entries({"inputs": result["inputs"], **notes, **written}))
 
 
-def demo(result: dict[str, Any]) -> RenderableType:
+def demo(result: Figures) -> RenderableType:
     """`optin demo`: everything, and where it lies."""
     return Group(pruning(result["pruning"]), speeds(result["speed"]), entries(result["files"]))
 
 
-def _costs(result: dict[str, Any]) -> Table:
+def _costs(result: Figures) -> Table:
     table = _table("", "dense", "pruned", "ratio")
     for name in ("macs", "parameters"):
         dense, pruned = result[name]["dense"], result[name]["pruned"]

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
-from typing import Any
 
 import torch
 from torch import nn
@@ -20,6 +19,7 @@ from ..errors import ArchitectureError, first_line
 from ..running.modules import call, inference_mode_of
 from ..running.twins import on_twins
 from ..space.units import UnitSpace
+from ..support.untyped import Arguments
 from . import labels
 from .inputs import example_inputs, image_input, image_side, with_weights
 from .refusals import check_network, check_shared
@@ -79,7 +79,7 @@ def _describe(model: nn.Module, inputs: Mapping[str, object] | None) -> UnitSpac
         )
 
 
-def _made_up(model: nn.Module) -> dict[str, Any]:
+def _made_up(model: nn.Module) -> Arguments:
     """Random inputs as a configuration and the names of arguments say.
 
     Raises:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +15,7 @@ from ..running.batch import size_of
 from ..running.modules import call, forget, inference_mode_of, shared_names
 from ..running.tensors import kind_of, tensors_of
 from ..space.units import Argument, Gate, Product, Tap, UnitGroup, UnitSpace, lies_in
+from ..support.untyped import Foreign
 from .blocks import behind, chain, cover, listed
 from .found import Found, found
 from .groups import UNREAD, examples_axis, tying, unit_group
@@ -205,7 +205,7 @@ def counted(model: nn.Module, groups: Sequence[UnitGroup], inputs: Mapping[str, 
     return _products(track, roots, owners)
 
 
-def _products(track: Tracking, roots: Any, owners: Mapping[int, str]) -> tuple[Product, ...]:
+def _products(track: Tracking, roots: Foreign, owners: Mapping[int, str]) -> tuple[Product, ...]:
     """Which groups the MACs of every product grow with.
 
     Args:

@@ -6,7 +6,6 @@ import contextlib
 import inspect
 import weakref
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from ..running.modules import device_of, inference_mode_of
 from ..running.samples import made_of
 from ..space.plans import Plan
 from ..space.scores import Scores
+from ..support.untyped import Arguments, Foreign
 
 IGNORED = -100  # of labels: no token
 SIDES = (32, 64, 28, 96, 128, 160, 192, 224, 256, 299, 384)  # of images, tried where a network does not say
@@ -94,7 +94,7 @@ def example_inputs(
         inputs[images] = torch.randn(shape, generator=generator).to(device, next(model.parameters()).dtype)
     if takes(model, "input_ids"):
         limit = max_positions(model)
-        text: Any = getattr(model, "config", None)
+        text: Foreign = getattr(model, "config", None)
         text = getattr(text, "text_config", text)
         tokens = text.max_position_embeddings if images is not None else length
         if limit is not None and tokens > limit:
@@ -108,9 +108,7 @@ def example_inputs(
     return inputs
 
 
-def _made_like(
-    model: nn.Module, like: Mapping[str, object], length: int, batch: int, width: int | None
-) -> dict[str, Any]:
+def _made_like(model: nn.Module, like: Mapping[str, object], length: int, batch: int, width: int | None) -> Arguments:
     """Inputs as they were seen, on the device and in the precision of the network."""
     limit = max_positions(model)
     if limit is not None and "input_ids" in like and image_input(model) is None and length > limit:
@@ -125,7 +123,7 @@ def _made_like(
 
 def max_positions(model: nn.Module) -> int | None:
     """The longest sequence that a network takes, in tokens; None where there is no limit."""
-    config: Any = getattr(model, "config", None)
+    config: Foreign = getattr(model, "config", None)
     limit: int | None = getattr(config, "max_position_embeddings", None)
     if limit is None or limit < 1 or getattr(config, "position_biased_input", True) is False:
         return None
@@ -162,7 +160,7 @@ def with_weights(model: nn.Module, most: int) -> Iterator[nn.Module]:
     if device_of(model).type != "meta" or sum(value.numel() for value in model.parameters()) > most:
         yield model
         return
-    kind: Any = next(kind for kind in type(model).__mro__ if kind.__module__.startswith("transformers."))
+    kind: Foreign = next(kind for kind in type(model).__mro__ if kind.__module__.startswith("transformers."))
     with torch.device("cpu"):
         yield kind(model.config).eval()
 
@@ -201,7 +199,7 @@ def _channels(model: nn.Module) -> int:
 
 def inputs_like(
     model: nn.Module, known: Plan | Scores | None, length: int, width: int | None = None, batch: int = 1
-) -> dict[str, Any]:
+) -> Arguments:
     """Random inputs of the kinds that a network was scored on, with the arguments that were no tensors.
 
     Args:
@@ -218,12 +216,12 @@ def inputs_like(
     return example_inputs(model, length, batch, width, like) | keywords_of(known)
 
 
-def planned_inputs(model: nn.Module, known: Plan | Scores, batch: int = 1) -> dict[str, Any]:
+def planned_inputs(model: nn.Module, known: Plan | Scores, batch: int = 1) -> Arguments:
     """Random inputs of the size that MACs were counted at."""
     return inputs_like(model, known, known.length, known.width, batch)
 
 
-def keywords_of(plan_or_scores: Plan | Scores) -> dict[str, Any]:
+def keywords_of(plan_or_scores: Plan | Scores) -> Arguments:
     """The arguments of the forward that were no tensors when a network was scored.
 
     Raises:

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ..running.modules import call, device_of, hooks, inference_mode_of
 from ..space.units import UnitGroup, UnitSpace, lies_in, pattern
+from ..support.untyped import Arguments, Hook
 from .remembered import shaken, single, with_attributes
 
 STEP = 7  # places by which one row of a weight is moved against the one before
@@ -24,7 +25,7 @@ OUTSIDE = "the network is large, and it lies in no block"
 Shape = tuple[object, ...]
 
 
-def without_masks(inputs: Mapping[str, object]) -> dict[str, Any]:
+def without_masks(inputs: Mapping[str, object]) -> Arguments:
     """Inputs without values; what makes masks of them asks for values, and nothing is masked."""
     return {
         name: value.to("meta") if isinstance(value, Tensor) else value
@@ -123,7 +124,7 @@ def _given(model: nn.Module, blocks: Sequence[str], inputs: Mapping[str, object]
     """What the first run of each block is called with, by name."""
     given: dict[str, dict[str, object]] = {}
 
-    def note(block: str) -> Any:
+    def note(block: str) -> Hook:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             names = inspect.signature(module.forward).parameters
             named = dict(zip(names, args, strict=False)) | kwargs

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from ..errors import ArchitectureError, InputError
 from ..running.modules import call, inference_mode_of, shared_names
 from ..space.units import UnitSpace
+from ..support.untyped import Foreign
 
 # What to do about modules of certain packages: the start of a class's module, what it is, what to do.
 _FOREIGN = (
@@ -171,7 +172,7 @@ def check_hooks(model: nn.Module, batch: Mapping[str, object]) -> None:
 @contextlib.contextmanager
 def _watched(model: nn.Module, changing: list[str]) -> Iterator[None]:
     """Note modules whose hooks return something, other than our own, for a while."""
-    replaced: list[tuple[Any, int, Callable[..., object]]] = []
+    replaced: list[tuple[Foreign, int, Callable[..., object]]] = []
     for name, module in model.named_modules():
         for table in (module._forward_hooks, module._forward_pre_hooks):
             for key, hook in list(table.items()):

@@ -23,6 +23,7 @@ from ..running.modules import forget, inference_mode_of
 from ..running.surgery import is_settings
 from ..running.twins import TWINS
 from ..space.units import Attribute, UnitGroup, UnitSpace, pattern
+from ..support.untyped import Foreign
 from .trial import Chosen, _outputs, _Trial
 
 TRIES = 48  # choices of attributes at most, for all groups that are alike
@@ -257,7 +258,7 @@ def _read(model: nn.Module, inputs: Mapping[str, object], paths: Iterable[str]) 
     def watch(holder: object, prefix: str, path: str) -> None:
         owners[id(holder)].append(path)
         if len(owners[id(holder)]) == 1:
-            kind: Any = type(holder)
+            kind: Foreign = type(holder)
 
             names = getattr(kind, "attribute_map", {})  # under which transformers keeps settings
 

@@ -21,12 +21,13 @@ from ..running.merging import weighted
 from ..running.modules import call, first_of, hooks, inference_mode_of, with_first
 from ..running.tensors import hidden_of, tensors_of, with_hidden
 from ..space.units import TokenSpace, UnitSpace, lies_in, pattern
+from ..support.untyped import Foreign, Hook
 
 EQUAL = 1e-4  # of the largest value
 MASK = "attention_mask"
 
 
-def token_space(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Any]) -> TokenSpace | None:
+def token_space(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Foreign]) -> TokenSpace | None:
     """Where tokens can be merged; None where nothing shows that they can.
 
     Args:
@@ -70,10 +71,10 @@ class _Chain:
 
     @contextlib.contextmanager
     def _recording(self) -> Iterator[None]:
-        def begin(name: str) -> Any:
+        def begin(name: str) -> Hook:
             return lambda module, args, kwargs: self.calls.update({name: (args, kwargs)})
 
-        def end(name: str) -> Any:
+        def end(name: str) -> Hook:
             def hook(module: nn.Module, args: object, output: object) -> None:
                 if name in self.heads:
                     self.states.append(hidden_of(output))

@@ -11,7 +11,7 @@ import bisect
 import contextlib
 import inspect
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from ..running.cost import PRODUCTS
 from ..running.experts import Experts
 from ..running.twins import MultiheadAttention
 from ..space.units import Argument
+from ..support.untyped import Hook
 from .classes import Classes, compressed, varying
 from .records import Call, Forbidden, Given, Made, Product, Step, Sum, Weight
 
@@ -85,15 +86,15 @@ class Tracking(TorchDispatchMode):
         self.computed: set[str] = set()
         self.module = ""
         self._stack: list[str] = []
-        self._numbers: Any = WeakIdKeyDictionary()
-        self._examples: Any = WeakIdKeyDictionary()
+        self._numbers: MutableMapping[Tensor, int] = WeakIdKeyDictionary()
+        self._examples: MutableMapping[Tensor, bool] = WeakIdKeyDictionary()
         self.fed: Counter[str] = Counter()
-        self._chosen: Any = WeakIdKeyDictionary()
+        self._chosen: MutableMapping[Tensor, bool] = WeakIdKeyDictionary()
         self.routed: set[str] = set()
         self._count = 0
-        self._labels: Any = WeakIdKeyDictionary()
-        self._made: Any = WeakIdKeyDictionary()
-        self._weights: Any = WeakIdKeyDictionary()
+        self._labels: MutableMapping[Tensor, Tensor] = WeakIdKeyDictionary()
+        self._made: MutableMapping[Tensor, tuple[Made, ...]] = WeakIdKeyDictionary()
+        self._weights: MutableMapping[Tensor, Weight] = WeakIdKeyDictionary()
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             self._weights[tensor] = Weight(name, self._origin(name, tensor))
 
@@ -218,7 +219,7 @@ class Tracking(TorchDispatchMode):
         """Labels travel until the block ends; attention is taken apart."""
         stack = self._stack
 
-        def enter(name: str) -> Any:
+        def enter(name: str) -> Hook:
             def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
                 stack.append(name)
                 self.module = name

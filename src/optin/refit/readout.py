@@ -6,7 +6,6 @@ They read what no refit of a block could repair, and what they make is closer to
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from ..running.batch import Batch
 from ..running.modules import call, hooks, inference_mode_of
 from ..space.units import Gate, Tap, UnitSpace, pattern
+from ..support.untyped import Hook
 
 
 def head_maps(dense: nn.Module, pruned: nn.Module, space: UnitSpace, batch: Batch) -> list[Gate]:
@@ -41,14 +41,14 @@ def _made(model: nn.Module, linear: list[str], space: UnitSpace, batch: Batch) -
     made: dict[str, tuple[Tensor, set[str]]] = {}  # with the chains that ran before
     runs, chains = Counter[str](), set[str]()
 
-    def keep(name: str) -> Any:
+    def keep(name: str) -> Hook:
         def hook(module: nn.Module, args: object, output: Tensor) -> None:
             made[name] = output, set(chains)
             runs[name] += 1
 
         return hook
 
-    def forget(block: str) -> Any:
+    def forget(block: str) -> Hook:
         def hook(*_: object) -> None:
             chains.add(pattern(block))
             for name in [name for name, (_, before) in made.items() if not before or pattern(block) in before]:

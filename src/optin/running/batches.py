@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..support.untyped import Figures, Foreign
 from .batch import LABELS, Batch, batched, image_sides, size_of, split, tile, to_device, token_mask, without_labels
 from .reading import check_like, read_all, read_batch
 from .samples import looks_of
@@ -138,7 +138,7 @@ class Batches:
             yield to_device(batch, self.device)
 
     @property
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> Figures:
         """What scores and plans say of the inputs that they were made on."""
         return {
             "examples": self.examples,
@@ -185,7 +185,7 @@ def _keywords(inputs: Batch) -> dict[str, object]:
     }
 
 
-def _update(digest: Any, batch: Batch) -> None:
+def _update(digest: Foreign, batch: Batch) -> None:
     for name in sorted(batch):
         value = batch[name]
         if isinstance(value, Tensor):

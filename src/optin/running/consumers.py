@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..space.units import Gate
+from ..support.untyped import Foreign
 
 POSITIONS = 256  # of a map at most, per example
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -24,7 +24,7 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 def matrix(module: nn.Module) -> Float[Tensor, "out features"]:
     """The weights of the map."""
-    weight: Any = module.weight
+    weight: Foreign = module.weight
     if stored_transposed(module):
         turned: Tensor = weight.detach().mT
         return turned
@@ -48,7 +48,7 @@ def out_axis(module: nn.Module) -> int:
 
 def features_per_unit(module: nn.Module, gate: Gate) -> int:
     """How many consecutive features of a row belong to a unit."""
-    weight: Any = module.weight
+    weight: Foreign = module.weight
     return gate.block * int(weight[0, 0].numel())
 
 
@@ -106,14 +106,14 @@ def scale_of(model: nn.Module, gate: Gate) -> Tensor | None:
     try:
         return model.get_parameter(gate.scale).detach().flatten()  # of maps it may have axes for height and width
     except AttributeError:
-        norm: Any = model.get_submodule(gate.scale)
+        norm: Foreign = model.get_submodule(gate.scale)
         factor = 1 if norm.weight is None else norm.weight.detach()
         return torch.as_tensor(factor / (norm.running_var + norm.eps).sqrt())
 
 
 def add(model: nn.Module, gate: Gate, weight: Tensor, shift: Tensor) -> None:
     """Add to a consumer in place; a shift goes into its bias, or into what is subtracted behind it."""
-    module: Any = model.get_submodule(gate.module)
+    module: Foreign = model.get_submodule(gate.module)
     with torch.no_grad():
         if is_convolution(module):
             stored = _turned(module, weight.reshape(_kernel(module).shape))
@@ -160,7 +160,7 @@ class _Plain:
         )
 
 
-def _plain(module: Any, x: Tensor) -> _Plain:
+def _plain(module: Foreign, x: Tensor) -> _Plain:
     kernel, stride, padding, dilation = module.kernel_size, module.stride, module.padding, module.dilation
     if is_transposed(module):
         x = _stuffed(x, stride, module.output_padding)
@@ -177,12 +177,12 @@ def _plain(module: Any, x: Tensor) -> _Plain:
     return _Plain(_as_maps(module, x), (1, *kernel), (1, *stride), (0, *padding), (1, *dilation))
 
 
-def _as_maps(module: Any, x: Tensor) -> Tensor:
+def _as_maps(module: Foreign, x: Tensor) -> Tensor:
     """A series as a map of one row."""
     return x.unsqueeze(2) if len(module.kernel_size) == 1 else x
 
 
-def _kernel(module: Any) -> Tensor:
+def _kernel(module: Foreign) -> Tensor:
     """The weights of the plain form: shape (out, in, *kernel)."""
     return _turned(module, module.weight.detach())
 
@@ -212,7 +212,7 @@ def _patches(plain: _Plain, stride: Sizes) -> Float[Tensor, "batch position feat
     return x.movedim(1, 1 + axes).flatten(1 + axes).flatten(1, axes)
 
 
-def _step(module: Any, size: Sizes) -> int:
+def _step(module: Foreign, size: Sizes) -> int:
     """Between the positions that are taken; those of a transposed convolution reach all entries of its kernel."""
     step = math.ceil(math.pow(math.prod(size) / POSITIONS, 1 / len(size)))
     while is_transposed(module) and any(math.gcd(step, stride) > 1 for stride in module.stride):

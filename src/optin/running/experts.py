@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ..support.untyped import Foreign
 
 EXPERT = "optin_expert_"  # before the number of an expert: the name of the module that reads its neurons
 
@@ -60,7 +61,7 @@ class ExpertMap(nn.Module):
 
     def __init__(self, experts: nn.Module, place: int) -> None:
         super().__init__()
-        self.of: tuple[Any, int] = (experts, place)  # in a tuple, so that they do not become a module of this one
+        self.of: tuple[Foreign, int] = (experts, place)  # in a tuple, so that they do not become a module of this one
 
     @property
     def weight(self) -> Tensor:

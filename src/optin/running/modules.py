@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import InputError, NumericalError
+from ..support.untyped import Arguments
 from .nesting import nested
 
 ALIGNED = 64  # bytes that torch's own tensors begin at multiples of
@@ -147,7 +148,7 @@ def first_of(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, obje
 
 def with_first(
     module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], value: object
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+) -> tuple[tuple[Any, ...], Arguments]:
     """The arguments of a call with another first one."""
     if args:
         return (value, *args[1:]), kwargs

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..errors import InputError
+from ..support.untyped import Arguments
 
 _KEY = re.compile(r"[^.\[\]()]+")
 _STEP = re.compile(r"\.([^.\[\]()]+)|\[(\d+)\]|\((\d+)\)")
@@ -41,7 +42,7 @@ def root_of(name: str) -> str:
     return name[: match.start()] if (match := _STEP.search(name)) else name
 
 
-def nested(inputs: Mapping[str, object]) -> dict[str, Any]:
+def nested(inputs: Mapping[str, object]) -> Arguments:
     """Inputs as a forward takes them, from leaves by name."""
     found: dict[str, object] = {}
     for name, value in inputs.items():

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import FAILURES, ArchitectureError
 from ..space.units import Tap
+from ..support.untyped import Hook
 from .batch import Batch
 from .modules import call, first_of, hooks, patched_forward
 from .outputs import answers, distance, tolerance_of
@@ -52,10 +53,10 @@ class Recorder:
         ):
             yield
 
-    def _input(self, tap: Tap) -> Any:
+    def _input(self, tap: Tap) -> Hook:
         return lambda module, args, kwargs: self.calls[tap].append(_snapshot(first_of(module, args, kwargs)))
 
-    def _output(self, tap: Tap) -> Any:
+    def _output(self, tap: Tap) -> Hook:
         def record(module: nn.Module, args: object, output: object) -> Any:
             if not isinstance(output, Tensor):
                 self.calls[tap].append(_snapshot(hidden_of(output)))
@@ -259,14 +260,14 @@ class FinishedParts:
         ):
             yield
 
-    def _finish(self, name: str) -> object:
+    def _finish(self, name: str) -> Hook:
         def finish(module: nn.Module, args: object, kwargs: object, output: object) -> None:
             if args or kwargs:  # what a module makes from nothing (a table of biases) is not of this input
                 self._done[name].append(_snapshot(output))
 
         return finish
 
-    def _begin(self, consumer: str) -> Any:
+    def _begin(self, consumer: str) -> Hook:
         def snapshot(module: nn.Module, args: object) -> None:
             self.finished[consumer] = {
                 name: list(outputs)

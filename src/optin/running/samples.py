@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..support.untyped import Figures, Json
 
 FEW = 16  # whole numbers of an example that are kept as they are
 SPECIAL = 5  # words that are marks in most vocabularies: padding among them would change the positions
@@ -27,7 +27,7 @@ _DTYPES = {
 }
 
 
-def looks_of(batch: Mapping[str, object]) -> dict[str, Any]:
+def looks_of(batch: Mapping[str, object]) -> Figures:
     """What the inputs of a batch look like, by name; values that are no tensors are left out."""
     mask = batch.get("attention_mask")
     found = {}
@@ -42,7 +42,7 @@ def looks_of(batch: Mapping[str, object]) -> dict[str, Any]:
     return found
 
 
-def _looks(value: object) -> Any:
+def _looks(value: object) -> Json:
     if not isinstance(value, Tensor) or value.dim() == 0 or str(value.dtype).removeprefix("torch.") not in _DTYPES:
         return None
     one = value[0]
@@ -102,14 +102,14 @@ def _sizes(
     return {tuple(text[:1]): (length,)} if isinstance(text, list) and text else {}
 
 
-def _made(entry: Any, batch: int, sizes: Sizes, generator: torch.Generator) -> Tensor:
+def _made(entry: Json, batch: int, sizes: Sizes, generator: torch.Generator) -> Tensor:
     try:
         return _tensor(entry, batch, sizes, generator)
     except (KeyError, TypeError, ValueError, RuntimeError, OverflowError, AttributeError):
         raise _damaged() from None
 
 
-def _tensor(entry: Mapping[str, Any], batch: int, sizes: Sizes, generator: torch.Generator) -> Tensor:
+def _tensor(entry: Mapping[str, Json], batch: int, sizes: Sizes, generator: torch.Generator) -> Tensor:
     shape, dtype = list(entry["shape"]), _DTYPES[entry["dtype"]]
     if any(type(side) is not int or side < 0 for side in shape):
         raise ValueError(shape)

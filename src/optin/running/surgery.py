@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError
 from ..space.plans import Plan
 from ..space.units import Argument, Attribute, UnitGroup, UnitSpace
+from ..support.untyped import Arguments, Foreign
 from .modules import forget, tensor_of
 from .twins import become_twin, twin_of
 
@@ -101,7 +102,7 @@ class _Select:
         self.units = tuple(units)
 
     def __call__(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: Arguments
     ) -> tuple[tuple[object, ...], dict[str, object]]:
         name, position = self.argument.name, self.argument.position
         if name in kwargs:
@@ -125,7 +126,7 @@ def is_settings(value: object) -> bool:
     return plain and any(type(entry) is int for entry in getattr(value, "__dict__", {}).values())
 
 
-def read_count(model: nn.Module, attribute: Attribute) -> Any:
+def read_count(model: nn.Module, attribute: Attribute) -> Foreign:
     """What an attribute holds now; None where its module has no such attribute of its own."""
     holder, leaf = _holder(model, attribute)
     value = getattr(holder, "__dict__", {}).get(leaf)

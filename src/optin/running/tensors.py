@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import ArchitectureError
+from ..support.untyped import Foreign
 
 # In the names of what leads to an answer.
 ON_THE_WAY = (
@@ -32,7 +33,7 @@ def named_tensors(output: object, inside: bool = False) -> dict[str, Tensor]:
     }
 
 
-def fields_in(output: object, inside: bool) -> dict[str, Any]:
+def fields_in(output: object, inside: bool) -> dict[str, Foreign]:
     """What an output holds, by name or place. Objects inside others, caches of keys and values, hold no answers."""
     if isinstance(output, Mapping):
         return {str(name): value for name, value in output.items()}

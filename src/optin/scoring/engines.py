@@ -14,13 +14,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import torch
 
 from ..errors import DependencyError, InputError, first_line, unknown
 from ..running.modules import device_of
+from ..support.untyped import Foreign
 from ..support.versions import build
 
 T = TypeVar("T")
@@ -95,7 +96,7 @@ class Ray:
             if own:
                 ray.shutdown()
 
-    def _connect(self, ray: Any) -> None:
+    def _connect(self, ray: Foreign) -> None:
         try:
             if self.address is None:
                 ray.init(
@@ -187,13 +188,13 @@ class _Actor:
     def build(self) -> dict[str, str]:
         return build()
 
-    def do(self, *arguments: object) -> Any:
+    def do(self, *arguments: object) -> object:
         if self.work is None:
             self.work = _ray().get(self.shared[0])
         return self.work(*arguments)
 
 
-def _check_builds(ray: Any, actors: Sequence[Any]) -> None:
+def _check_builds(ray: Foreign, actors: Sequence[Foreign]) -> None:
     """Refuse workers that compute with another version than this process.
 
     Raises:
@@ -221,7 +222,7 @@ def _on_gpu(work: Callable[..., object]) -> bool:
     return isinstance(model, torch.nn.Module) and device_of(model).type == "cuda"
 
 
-def in_order(ray: Any, actors: Sequence[Any], calls: Sequence[tuple[object, ...]]) -> Iterator[Any]:
+def in_order(ray: Foreign, actors: Sequence[Foreign], calls: Sequence[tuple[object, ...]]) -> Iterator[Foreign]:
     """Give each actor a call when it has answered one; give out answers in the order of the calls."""
     free = [actor for actor in actors for _ in range(AHEAD)]
     running: dict[object, tuple[int, object]] = {}
@@ -240,7 +241,7 @@ def in_order(ray: Any, actors: Sequence[Any], calls: Sequence[tuple[object, ...]
         yield answers.pop(place)
 
 
-def _ray() -> Any:
+def _ray() -> Foreign:
     try:
         import ray
     except ImportError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from ..running.batches import Batches
 from ..running.store import Store
 from ..space.scores import Scores
 from ..space.units import UnitSpace
+from ..support.untyped import Foreign
 from .probe import Micro, Probe
 
 
@@ -87,7 +87,7 @@ class TokenWeights:
         self.parts = {}
 
 
-def drawn_before(scores: Scores | None, calibration: Batches, recipe: Recipe) -> Any:
+def drawn_before(scores: Scores | None, calibration: Batches, recipe: Recipe) -> Foreign:
     """The weights that a scoring drew, if the refit would draw the same."""
     if scores is None or scores.weights is None:
         return None

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import astuple
-from typing import Any
 
 from ..errors import CheckpointError
+from ..support.untyped import Figures, Json
 from .units import Argument, Attribute, Cut, TokenSpace, UnitGroup, UnitSpace
 
 MOST = 10**9  # entries of an axis
 AXES = 8
 
 
-def to_dict(space: UnitSpace) -> dict[str, Any]:
+def to_dict(space: UnitSpace) -> Figures:
     """Cuts, counts, twins and where tokens merge; all that a forward says beside can be found anew."""
     groups = {}
     for group in space:
@@ -41,7 +41,7 @@ def _listed(value: Cut | Attribute | Argument) -> list[object]:
     return [list(part) if isinstance(part, tuple) else part for part in parts if part is not None]
 
 
-def from_dict(data: Any, architecture: str, sizes: Mapping[str, int]) -> UnitSpace:
+def from_dict(data: Json, architecture: str, sizes: Mapping[str, int]) -> UnitSpace:
     """Read what `to_dict` wrote. Input is not trusted.
 
     Args:
@@ -63,7 +63,7 @@ def from_dict(data: Any, architecture: str, sizes: Mapping[str, int]) -> UnitSpa
     return UnitSpace(architecture, groups, (), tokens=tokens)
 
 
-def _group(name: str, data: Any, size: int) -> UnitGroup:
+def _group(name: str, data: Json, size: int) -> UnitGroup:
     cuts = tuple(_cut(row, size) for row in data["cuts"])
     attributes = tuple(
         Attribute(_text(row[0]), _text(row[1]), _count(row[2], 1), _count(row[3], 0) if len(row) > 3 else None)
@@ -77,7 +77,7 @@ def _group(name: str, data: Any, size: int) -> UnitGroup:
     return UnitGroup(name, _text(data["kind"]), size, 0, cuts, (), attributes, arguments, twins=twins)
 
 
-def _cut(row: Any, size: int) -> Cut:
+def _cut(row: Json, size: int) -> Cut:
     parameter, dim = _text(row[0]), _count(row[1], 0, AXES)
     if isinstance(row[-1], list):
         entries = tuple(_count(entry, 0) for entry in row[-1])
@@ -88,7 +88,7 @@ def _cut(row: Any, size: int) -> Cut:
     return Cut(parameter, dim, _count(row[2], 1), _count(row[3], 0))
 
 
-def _tokens(data: Any) -> TokenSpace:
+def _tokens(data: Json) -> TokenSpace:
     averaged = data["averaged"]
     return TokenSpace(
         tuple(map(_text, data["blocks"])),

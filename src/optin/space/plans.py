@@ -7,11 +7,11 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ..errors import CheckpointError, OptinError
 from ..support.files import given, json_text, read_json, write_text
 from ..support.folders import check_file
+from ..support.untyped import Figures, Json
 from . import descriptions
 from .units import UnitSpace
 
@@ -150,7 +150,7 @@ class Plan:
                 f"the plan's token schedule must hold one number for each of the {blocks} blocks, 0 for the first."
             )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Figures:
         """The plan as JSON-able data; kept units are written as ranges, "0-3,7"."""
         return {
             "format": FORMAT,
@@ -256,7 +256,7 @@ def from_ranges(text: str, size: int) -> tuple[int, ...]:
     return tuple(units)
 
 
-def _typed(data: Mapping[str, object], key: str, kind: type) -> Any:
+def _typed(data: Mapping[str, object], key: str, kind: type) -> Json:
     value = data.get(key)
     if not isinstance(value, kind) or isinstance(value, bool):
         raise CheckpointError(f"the plan's entry {key!r} must be {kind.__name__}, not {value!r:.60}.")

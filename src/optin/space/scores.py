@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..support.untyped import Json
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Scores:
     architecture: str
     curves: Mapping[str, Curve]
     length: int
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Json] = field(default_factory=dict)
     tokens: Tensor | None = None
     width: int | None = None
     gradients: Mapping[str, Tensor] = field(default_factory=dict)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from ..result import Result
 from ..support.files import given
+from ..support.untyped import Figures, Foreign
 from .libraries import is_other
 from .report import share_of
 from .templates import filled
@@ -87,13 +87,13 @@ def _index(result: Result, name: str) -> dict[str, object]:
     return {"model-index": [{"name": plain(f"{name}, pruned"), "results": [found]}]}
 
 
-def _library(model: Any) -> str:
+def _library(model: Foreign) -> str:
     if not is_other(model):
         return "transformers"
     return "timm" if is_timm(model) else "pytorch"
 
 
-def _quality(quality: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+def _quality(quality: Figures) -> list[tuple[str, str, str, str]]:
     dense, pruned = quality.get("dense", {}), quality.get("pruned", {})
     return [
         (as_text(name), f"{dense[name]:.4f}" if name in dense else "", f"{value:.4f}", "")

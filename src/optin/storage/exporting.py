@@ -14,7 +14,6 @@ import shutil
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +26,7 @@ from ..running.modules import call, inference_mode_of
 from ..support.files import given, json_text, write_bytes, write_text
 from ..support.folders import check_new, new_folder, scratch_beside
 from ..support.progress import Track, silent
+from ..support.untyped import Figures, Foreign
 from .runtimes import DESCRIPTION, FILES, open_exported
 from .saving import save_configuration
 from .silenced import silenced
@@ -62,7 +62,7 @@ def export(
     preprocessor: object = None,
     *,
     overwrite: bool = False,
-) -> dict[str, Any]:
+) -> Figures:
     """Write a network for another runtime, and compare the outputs there with its own.
 
     Args:
@@ -94,10 +94,10 @@ def export_all(
     model: nn.Module,
     batch: Mapping[str, Tensor],
     targets: Mapping[str, Path],
-    preprocessor: Any = None,
+    preprocessor: Foreign = None,
     track: Track = silent,
     overwrite: bool = False,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Figures]:
     """`export` to a folder per format, from one trace."""
     inputs = _inputs(model, batch)
     check_formats(targets)
@@ -220,7 +220,7 @@ def _longest(model: nn.Module) -> int | None:
     return limit
 
 
-def _trace(network: nn.Module, inputs: Batch, limit: int | None) -> Any:
+def _trace(network: nn.Module, inputs: Batch, limit: int | None) -> Foreign:
     """The operations of a network, for any number of examples; for texts of any length, or of those that it takes."""
     examples, sizes = torch.export.Dim("batch"), {value.shape[1] for value in inputs.values() if value.dim() == 2}
     lengths = {size: torch.export.Dim(f"length_{place}", max=limit) for place, size in enumerate(sorted(sizes))}
@@ -235,7 +235,7 @@ def _trace(network: nn.Module, inputs: Batch, limit: int | None) -> Any:
     raise InputError(f"this network cannot be traced by torch.export: {first_line(refused)}") from refused
 
 
-def _fixed(program: Any, inputs: Batch) -> list[str]:
+def _fixed(program: Foreign, inputs: Batch) -> list[str]:
     """The inputs with a second axis and no third that keeps its size."""
     from torch.fx.experimental.symbolic_shapes import free_symbols
 
@@ -244,7 +244,7 @@ def _fixed(program: Any, inputs: Batch) -> list[str]:
     return [name for name, key in traced if values[key].dim() == 2 and not free_symbols(values[key].shape[1])]
 
 
-def _write(program: Any, folder: Path, to: str, onnx: Path, description: Mapping[str, object]) -> None:
+def _write(program: Foreign, folder: Path, to: str, onnx: Path, description: Mapping[str, object]) -> None:
     """One format; all but torch-export are made of one ONNX file, which is made when it is first asked for."""
     file = folder / FILES[to]
     try:
@@ -273,7 +273,7 @@ def _write(program: Any, folder: Path, to: str, onnx: Path, description: Mapping
         raise InputError(f"this network cannot be written as {to}: {first_line(error)}") from error
 
 
-def _write_onnx(program: Any, file: Path, description: Mapping[str, Any]) -> None:
+def _write_onnx(program: Foreign, file: Path, description: Mapping[str, Foreign]) -> None:
     torch.onnx.export(
         program,
         f=str(file),
@@ -296,7 +296,7 @@ def _shorter(inputs: Batch, fixed: Collection[str]) -> Batch:
     return {name: value[:, : halves[value.shape[1]]] if name in texts else value for name, value in one.items()}
 
 
-def _apart(expected: Any, got: Any) -> Tensor:
+def _apart(expected: Foreign, got: Foreign) -> Tensor:
     """How far each example is from what was expected, in the output that is furthest: shape (example,)."""
     pairs = [(expected, got)] if isinstance(expected, Tensor) else [(expected[name], got[name]) for name in got]
     return torch.stack([(a - b).abs().flatten(1).amax(1) / a.abs().max().clamp(min=1) for a, b in pairs]).amax(0)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ..errors import CheckpointError
 from ..support.files import read_json
+from ..support.untyped import Figures, Json
 
 HIGHEST = 1e100  # of a figure: beyond it nothing can be drawn
 COUNT, NUMBER, FIGURE, WORD = "a count", "a number", "a number or nothing", "a word"
@@ -42,7 +42,7 @@ SWEEP: Mapping[str, object] = {
 }
 
 
-def read_report(file: Path) -> dict[str, Any]:
+def read_report(file: Path) -> Figures:
     """report.json of a result.
 
     Raises:
@@ -52,7 +52,7 @@ def read_report(file: Path) -> dict[str, Any]:
     return _read(file, REPORT)
 
 
-def read_sweep(file: Path) -> dict[str, Any]:
+def read_sweep(file: Path) -> Figures:
     """sweep.json: at least one point, and the same figures at all of them.
 
     Raises:
@@ -69,7 +69,7 @@ def read_sweep(file: Path) -> dict[str, Any]:
     return found
 
 
-def _read(file: Path, shape: Mapping[str, object]) -> dict[str, Any]:
+def _read(file: Path, shape: Mapping[str, object]) -> Figures:
     found = read_json(file)
     problem = _problem(found, shape, file.name)
     if problem is not None:
@@ -78,7 +78,7 @@ def _read(file: Path, shape: Mapping[str, object]) -> dict[str, Any]:
     return known
 
 
-def _problem(value: object, shape: Any, place: str) -> str | None:
+def _problem(value: object, shape: Json, place: str) -> str | None:
     """What is wrong with a value, in words; None if it has the shape."""
     if isinstance(shape, list):
         if not isinstance(value, list):

@@ -11,7 +11,6 @@ import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, DependencyError, InputError, first_line, unknown
 from ..running.modules import in_precision
 from ..support.files import read_json, write_text
+from ..support.untyped import Figures, Foreign
 from . import timm_models
 from .networks import NETWORKS
 from .untrusted import Stored, check_arguments, check_folder, fetches
@@ -35,11 +35,11 @@ def is_other(model: nn.Module) -> bool:
         return True
     import transformers
 
-    kind: Any = type(model)
+    kind: Foreign = type(model)
     known: object = getattr(transformers, kind.__name__, None)
     if not (inspect.isclass(known) and isinstance(model, known)):
         return True
-    library: Any = known
+    library: Foreign = known
     return bool(kind.forward is not library.forward)
 
 
@@ -65,7 +65,7 @@ def create(source: str, *, pretrained: bool = False, **arguments: object) -> nn.
             raise InputError(unknown("network", name, NETWORKS))
         if pretrained:
             raise InputError(f"{source} has no published weights: pass a folder with trained ones.")
-        make: Any = NETWORKS[name]
+        make: Foreign = NETWORKS[name]
     else:
         make = _torchvision(name, pretrained)
     try:
@@ -196,7 +196,7 @@ def save_origin(
     model: nn.Module, folder: Path, section: Mapping[str, object] | None = None, *, own: bool = False
 ) -> None:
     """Write config.json: how the dense network is made, with the plan as its section "optin" if there is one."""
-    unknown_origin: dict[str, Any] = {"library": None, "architecture": type(model).__name__}
+    unknown_origin: Figures = {"library": None, "architecture": type(model).__name__}
     if own:
         origin = unknown_origin
     elif timm_models.is_timm(model):
@@ -217,7 +217,7 @@ def save_origin(
     write_text(folder / "config.json", text)
 
 
-def processor_settings(source: str) -> dict[str, Any]:
+def processor_settings(source: str) -> Figures:
     """How images are prepared for a network, as arguments of an image processor of transformers.
 
     Raises:
@@ -226,7 +226,7 @@ def processor_settings(source: str) -> dict[str, Any]:
     library, _, name = source.partition(":")
     folder = Path(source)
     if folder.is_dir() and (config := read_json(folder / "config.json")).get("library", "timm") == "timm":
-        model: Any = create_from(folder)
+        model: Foreign = create_from(folder)
         model.pretrained_cfg = {**model.pretrained_cfg, **(config.get("pretrained_cfg") or {})}
         return timm_models.processor_settings(model)
     if library == "timm":
@@ -253,11 +253,11 @@ def _torchvision(name: str, pretrained: bool) -> object:
     return lambda **arguments: models.get_model(name, weights=weights, **arguments)
 
 
-def _torchvision_weights(name: str) -> Any:
+def _torchvision_weights(name: str) -> Foreign:
     return _models().get_model_weights(name).DEFAULT
 
 
-def _models() -> Any:
+def _models() -> Foreign:
     try:
         from torchvision import models
     except ImportError:

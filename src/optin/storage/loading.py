@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -13,13 +12,14 @@ from ..errors import CheckpointError, DependencyError, InputError, OptinError, f
 from ..running.modules import align, in_precision
 from ..space.plans import Plan
 from ..support.files import given, read_json
+from ..support.untyped import Foreign, Json
 from .libraries import fill, make_within
 from .planned import SECTION, auto_class, cut_to_plan, record_plan, shrinking, shrinking_within
 from .silenced import silenced
 from .untrusted import check_folder
 
 
-def load(folder: str | Path, *, into: nn.Module | None = None, **options: Any) -> nn.Module:
+def load(folder: str | Path, *, into: nn.Module | None = None, **options: Foreign) -> nn.Module:
     """Load what `save` wrote: an object of the original class, in evaluation mode.
 
     Of networks of transformers its class is one that adds to `save_pretrained` what the Auto classes need.
@@ -75,7 +75,7 @@ def load(folder: str | Path, *, into: nn.Module | None = None, **options: Any) -
     return loaded
 
 
-def manifest(folder: Path) -> Any:
+def manifest(folder: Path) -> Json:
     """The "optin" section of a checkpoint's configuration, unchecked.
 
     Raises:
@@ -91,12 +91,12 @@ def manifest(folder: Path) -> Any:
     return config[SECTION]
 
 
-def _class_name(config: Any) -> str:
+def _class_name(config: Json) -> str:
     names = config.get("architectures")
     kind = config.get("model_type")
     from transformers.models.auto import configuration_auto
 
-    known: Any = configuration_auto
+    known: Foreign = configuration_auto
     if not isinstance(kind, str) or not (kind in architectures() or kind in known.CONFIG_MAPPING_NAMES):
         raise CheckpointError(f"config.json names an unknown model_type {kind!r:.40}.")
     if not (isinstance(names, list) and len(names) == 1 and isinstance(names[0], str)):

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
 
 from torch import nn
 
@@ -18,6 +17,7 @@ from ..running.modules import device_of
 from ..running.surgery import check_description, fits, shrink
 from ..space.plans import Cost, Plan
 from ..space.units import UnitSpace
+from ..support.untyped import Foreign, Json
 from . import modeling_optin
 from .libraries import is_other
 from .untrusted import Stored
@@ -79,7 +79,7 @@ def record_plan(model: nn.Module, plan: Plan, original: Mapping[str, int] | None
         model.__class__ = shrinking(type(model).__name__)
 
 
-def section_of(model: nn.Module) -> Any:
+def section_of(model: nn.Module) -> Json:
     """The plan that a network was cut to, as `record_plan` wrote it; None for a dense one."""
     return getattr(getattr(model, "config", model), SECTION, None)
 
@@ -138,7 +138,7 @@ def shrinking_within(name: str, stored: Stored | None = None) -> type[nn.Module]
     if not (isinstance(base, type) and issubclass(base, transformers.PreTrainedModel)):
         raise ArchitectureError(f"transformers {transformers.__version__} has no model class {name!r}.")
 
-    def __init__(self: Any, config: Any, *args: object, **kwargs: object) -> None:
+    def __init__(self: Foreign, config: Foreign, *args: object, **kwargs: object) -> None:
         with contextlib.nullcontext() if stored is None else stored.bounded():
             base.__init__(self, config, *args, **kwargs)
             section = getattr(config, SECTION, None)

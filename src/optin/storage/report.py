@@ -8,12 +8,12 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from ..recipe import Recipe
 from ..space.plans import Plan
+from ..support.untyped import Figures, Json
 from .templates import filled
 
 CELLS = 64  # parts at most that a group's units are gathered into
@@ -23,7 +23,7 @@ PICTURES = ("tokens-*.png", "scene-*.png")
 
 
 def render(
-    report: Mapping[str, Any],
+    report: Mapping[str, Json],
     plan: Plan,
     recipe: Recipe,
     name: str,
@@ -66,7 +66,7 @@ def is_report(file: Path) -> bool:
         return GENERATOR in handle.read(1000)
 
 
-def verdict(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+def verdict(report: Mapping[str, Json]) -> list[tuple[str, str, str, str]]:
     """Lines of (figure, before, after, ratio): quality first."""
     quality = report.get("quality") or {}
     dense, pruned = quality.get("dense") or {}, quality.get("pruned") or {}
@@ -89,7 +89,7 @@ def _share(part: float, whole: float) -> str:
     return f"{part / whole:.1%}" if whole > 0 else ""
 
 
-def calibration_of(data: Any) -> dict[str, Any]:
+def calibration_of(data: Json) -> Figures:
     """What a plan says about the calibration data, if it says it as optin does."""
     known = isinstance(data, dict) and isinstance(data.get("sha256"), str) and "examples" in data
     return data if known else {}
@@ -102,7 +102,7 @@ def shown(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 or float(value).is_integer() else f"{value:.4g}"
 
 
-def units(plan: Plan) -> list[dict[str, Any]]:
+def units(plan: Plan) -> list[Figures]:
     """Of every group: its cells, each the share of its units that stayed."""
     rows = []
     for name, size in plan.sizes.items():
@@ -116,7 +116,7 @@ def units(plan: Plan) -> list[dict[str, Any]]:
     return rows
 
 
-def layers(breakdown: Mapping[str, Mapping[str, int]]) -> list[dict[str, Any]]:
+def layers(breakdown: Mapping[str, Mapping[str, int]]) -> list[Figures]:
     """MACs of every block before and after, with their shares of the most expensive one."""
     parts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for module, macs in breakdown.items():
@@ -133,7 +133,7 @@ def layers(breakdown: Mapping[str, Mapping[str, int]]) -> list[dict[str, Any]]:
     ]
 
 
-def curves(found: Mapping[str, Sequence[float]], plan: Plan) -> list[dict[str, Any]]:
+def curves(found: Mapping[str, Sequence[float]], plan: Plan) -> list[Figures]:
     """Removal curves on a scale of roots, since they climb by orders; with the share that the plan removed."""
     lines = []
     for name, values in found.items():
@@ -149,7 +149,7 @@ def curves(found: Mapping[str, Sequence[float]], plan: Plan) -> list[dict[str, A
     return lines
 
 
-def plot(title: str, values: Sequence[float], label: str, places: Sequence[float] | None = None) -> dict[str, Any]:
+def plot(title: str, values: Sequence[float], label: str, places: Sequence[float] | None = None) -> Figures:
     """A line: points in the units of the picture, and the figures that they stand for.
 
     Args:
@@ -170,7 +170,7 @@ def plot(title: str, values: Sequence[float], label: str, places: Sequence[float
     return {"title": title, "label": label, "points": points, "high": shown(high)}
 
 
-def sweep_plots(sweep: Mapping[str, Any]) -> list[dict[str, Any]]:
+def sweep_plots(sweep: Mapping[str, Json]) -> list[Figures]:
     """Every figure of a sweep against the share of the MACs."""
     points = sorted(sweep["points"], key=lambda point: float(point["macs"]))
     names = measured(points)
@@ -192,7 +192,7 @@ def measured(points: Sequence[Mapping[str, object]]) -> list[str]:
     return [name for name in points[0] if name not in beside and all(point.get(name) is not None for point in points)]
 
 
-def warnings(report: Mapping[str, Any]) -> list[str]:
+def warnings(report: Mapping[str, Json]) -> list[str]:
     """What a reader should know before relying on the figures."""
     found = []
     quality = report.get("quality")
@@ -203,7 +203,7 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
     return found + overlap(quality or {}) + share_of(report)
 
 
-def share_of(report: Mapping[str, Any]) -> list[str]:
+def share_of(report: Mapping[str, Json]) -> list[str]:
     """What is to be said where the network was pruned before: of what the shares are."""
     dense = report.get("original", {}).get("macs", 0)
     if dense <= 0 or "macs" not in report:

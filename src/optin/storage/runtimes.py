@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, DependencyError, InputError, first_line, unknown
 from ..support.files import given, read_json
+from ..support.untyped import Foreign, Json
 from .silenced import silenced
 from .untrusted import check_sizes
 
@@ -38,7 +38,7 @@ class Runtime(nn.Module):
         single: the network returns one tensor and not outputs by name.
     """
 
-    def __init__(self, folder: Path, description: Mapping[str, Any], run: Run) -> None:
+    def __init__(self, folder: Path, description: Mapping[str, Json], run: Run) -> None:
         super().__init__()
         self.config = _config(folder)
         self.input_names: tuple[str, ...] = tuple(description["inputs"])
@@ -48,7 +48,7 @@ class Runtime(nn.Module):
         # Inputs are moved to the device of the first parameter, and these files take theirs from the host.
         self.host = nn.Parameter(torch.empty(0), requires_grad=False)
 
-    def forward(self, **inputs: Tensor) -> Any:
+    def forward(self, **inputs: Tensor) -> Foreign:
         """What the network returns; its inputs are those of `input_names`, others are left out.
 
         Masks and token types that are not given are those that networks take then: ones and zeros.
@@ -107,7 +107,7 @@ def open_exported(folder: str | Path, *, trusted: bool = False) -> Runtime:
         raise CheckpointError(f"{file} cannot be opened: {first_line(error)}") from error
 
 
-def _names(value: Any) -> bool:
+def _names(value: Json) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
 
 
@@ -137,7 +137,7 @@ def _onnx(file: Path) -> Run:
         raise ValueError(first_line(error)) from error
     names = [entry.name for entry in session.get_inputs()]
 
-    def run(inputs: Sequence[Tensor]) -> Sequence[Any]:
+    def run(inputs: Sequence[Tensor]) -> Sequence[Foreign]:
         feeds = {name: value.detach().numpy() for name, value in zip(names, inputs, strict=True)}
         found: Sequence[object] = session.run(None, feeds)
         return found
@@ -151,7 +151,7 @@ def _openvino(file: Path) -> Run:
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     compiled = openvino.Core().compile_model(str(file), "CPU", options)
 
-    def run(inputs: Sequence[Tensor]) -> Sequence[Any]:
+    def run(inputs: Sequence[Tensor]) -> Sequence[Foreign]:
         found = compiled([value.detach().numpy() for value in inputs])
         return [found[output] for output in compiled.outputs]
 
@@ -159,10 +159,10 @@ def _openvino(file: Path) -> Run:
 
 
 def _torch_export(file: Path) -> Run:
-    network: Any = torch.export.load(str(file)).module()
+    network: Foreign = torch.export.load(str(file)).module()
 
-    def run(inputs: Sequence[Tensor]) -> Sequence[Any]:
-        found: Sequence[Any] = network(*inputs)
+    def run(inputs: Sequence[Tensor]) -> Sequence[Foreign]:
+        found: Sequence[Foreign] = network(*inputs)
         return found
 
     return run

@@ -11,7 +11,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -29,6 +28,7 @@ from ..space.plans import Plan
 from ..space.scores import Scores
 from ..support.files import given, json_text, write_text
 from ..support.folders import new_folder
+from ..support.untyped import Foreign
 from . import modeling_optin
 from .card import base_model, model_card
 from .libraries import is_other, named, save_origin, save_other
@@ -69,7 +69,7 @@ def save(
         InputError: the folder is not empty, or the network computes its weights from others.
         CheckpointError: it cannot be written.
     """
-    model: Any = result.model
+    model: Foreign = result.model
     if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
         raise InputError(f"a tokenizer must have 'save_pretrained', and {type(tokenizer).__name__} has not.")
     check_savable(model)
@@ -133,7 +133,7 @@ def _cut_modules(model: nn.Module) -> set[str]:
     return {cut[0].rpartition(".")[0] for group in groups.values() for cut in group["cuts"]}
 
 
-def _save_network(model: Any, work: Path) -> bool:
+def _save_network(model: Foreign, work: Path) -> bool:
     """Write configuration and weights; whether the network is one that transformers makes by its configuration."""
     section = section_of(model)
     if is_other(model):
@@ -160,7 +160,7 @@ def _save_network(model: Any, work: Path) -> bool:
     return True
 
 
-def _same_parts(model: Any, folder: Path) -> bool:
+def _same_parts(model: Foreign, folder: Path) -> bool:
     """Whether the configuration just written makes a network of the same weights, by their names and shapes."""
     try:
         with silenced(), torch.device("meta"):
@@ -197,5 +197,5 @@ def save_configuration(model: nn.Module, folder: Path) -> None:
     if is_other(model):
         save_origin(model, folder, section_of(model))
     else:
-        network: Any = model
+        network: Foreign = model
         network.config.save_pretrained(folder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,6 +12,7 @@ from ..errors import CheckpointError, InputError, first_line
 from ..space.scores import Curve, Scores
 from ..support.files import given, json_text, read_json, write_text
 from ..support.folders import mark, new_folder
+from ..support.untyped import Figures, Foreign
 
 SCORES = "scores"  # kind of result; beside a network they lie in a folder of that name
 
@@ -93,7 +93,7 @@ def load_scores(folder: str | Path) -> Scores:
     return Scores(curves=curves, tokens=tokens, gradients=gradients, **found)
 
 
-def _described(description: object) -> dict[str, Any]:
+def _described(description: object) -> Figures:
     """What is in scores.json beside the groups; ValueError where something is of another type."""
     kinds = {"architecture": str, "length": int, "groups": dict, "provenance": dict, "width": int}
     if not isinstance(description, dict):
@@ -107,7 +107,7 @@ def _described(description: object) -> dict[str, Any]:
     return {name: description[name] for name in kinds if name != "groups" and name in description}
 
 
-def _curve(handle: Any, name: str, size: object) -> Curve:
+def _curve(handle: Foreign, name: str, size: object) -> Curve:
     """One removal curve; ValueError where it is none of so many units. Shapes are looked at before a value is."""
     shapes = [handle.get_slice(f"{name}/{part}").get_shape() for part in ("order", "cost")]
     if type(size) is not int or size < 1 or shapes != [[size], [size + 1]]:

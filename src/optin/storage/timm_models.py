@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
 from ..errors import CheckpointError, DependencyError, InputError, first_line, unknown
+from ..support.untyped import Figures, Foreign
 
 ARGUMENTS = "optin_arguments"  # where a model remembers what it was created with
 
@@ -37,7 +36,7 @@ def create(name: str, *, pretrained: bool = False, **arguments: object) -> nn.Mo
     return model.eval()
 
 
-def describe_creation(model: Any) -> dict[str, Any]:
+def describe_creation(model: Foreign) -> Figures:
     """What a folder must say so that the dense network can be made again."""
     remembered = dict(getattr(model, ARGUMENTS, {}))
     settings = getattr(model, "pretrained_cfg", None) or {}
@@ -68,7 +67,7 @@ def _pooling(model: object) -> dict[str, str]:
     return {"global_pool": kind} if isinstance(kind, str) and kind else {}
 
 
-def processor_settings(model: Any) -> dict[str, Any]:
+def processor_settings(model: Foreign) -> Figures:
     """How images are prepared for a timm model, as arguments of an image processor of transformers."""
     settings = model.pretrained_cfg
     side = int(model.patch_embed.img_size[0]) if hasattr(model, "patch_embed") else int(settings["input_size"][-1])
@@ -83,7 +82,7 @@ def processor_settings(model: Any) -> dict[str, Any]:
     }
 
 
-def _timm() -> Any:
+def _timm() -> Foreign:
     try:
         import timm
     except ImportError:

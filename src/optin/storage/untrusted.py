@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from torch.nn.modules.module import (
 
 from ..errors import CheckpointError, InputError, first_line
 from ..support.files import read_json
+from ..support.untyped import Json
 
 LARGEST = 10**7  # number in a configuration: beyond any vocabulary, width or image
 LONGEST = 10**5  # entries of one list in a configuration
@@ -113,7 +113,7 @@ class Stored:
             raise CheckpointError(f"config.json asks for {wanted} weights, and {self.values} values are stored.")
 
 
-def check_folder(folder: Path, config: Any) -> Stored:
+def check_folder(folder: Path, config: Json) -> Stored:
     """Refuse what is damaged, asks for absurd memory, reads outside of the folder or runs other code than installed.
 
     Args:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import InputError, unknown
+from .untyped import Figures, Foreign, Json
 
 
 def require(option: str, value: object, condition: bool, expected: str) -> None:
@@ -44,7 +45,7 @@ def check_types(options: object, path: str) -> None:
             raise InputError(_wrong(path + name, allowed, value))
 
 
-def _wrong(option: str, allowed: typing.Iterable[Any], value: object) -> str:
+def _wrong(option: str, allowed: typing.Iterable[Foreign], value: object) -> str:
     names = " or ".join("nothing" if kind is type(None) else kind.__name__ for kind in allowed)
     return f"the option {option!r} must be {names}, not {value!r:.60}."
 
@@ -78,7 +79,7 @@ def _convert(hint: object, value: object, path: str) -> object:
     return value
 
 
-def merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Figures, changes: Mapping[str, Json]) -> Figures:
     """Nested data with some of its entries changed."""
     merged = dict(base)
     for key, value in changes.items():

@@ -13,11 +13,11 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 
 from ..errors import CheckpointError, InputError, first_line
+from .untyped import Json
 
 LARGEST_JSON = 16 * 2**20  # bytes
 DEEPEST = 50  # lists and mappings in each other
@@ -100,7 +100,7 @@ def read_text(path: Path, most: int, kind: str) -> str:
         raise CheckpointError(f"{path} is not {kind}: {error}") from None
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path) -> Json:
     """Parse a JSON file. Input is not trusted: size, depth, numbers and keys are checked.
 
     Raises:

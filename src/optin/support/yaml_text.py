@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from ..errors import CheckpointError, InputError, first_line
 from .files import DEEPEST, DIGITS, read_text
+from .untyped import Figures, Json
 
 LARGEST = 2**20  # bytes
 
@@ -18,7 +18,7 @@ LARGEST = 2**20  # bytes
 class _Strict(yaml.SafeLoader):
     """The safe loader of PyYAML with numbers as in YAML 1.2 and without dates."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Json]:
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
@@ -45,7 +45,7 @@ for _tag, _pattern in _NUMBERS.items():
     _Strict.add_implicit_resolver(_tag, re.compile(f"(?:{_pattern.pattern})$"), list("-+.0123456789"))
 
 
-def read_options(path: Path) -> dict[str, Any]:
+def read_options(path: Path) -> Figures:
     """A mapping of options to values.
 
     Raises:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +10,7 @@ from ..errors import InputError, first_line
 from ..running.batch import Batch, to_device, token_mask
 from ..running.modules import device_of, inference_mode_of
 from ..running.outputs import answers, projected
+from ..support.untyped import Foreign
 from . import segmentation, text, vision
 from .data import Examples
 from .images import Images, Unreadable
@@ -107,7 +106,7 @@ def _read(output: object, spec: TaskSpec, pooling: str) -> Tensor | None:
     """The part of an output that the task is measured by; None where it is missing or of another form."""
     if spec.kind == "image-segmentation":
         try:
-            found: Any = answers(output)
+            found: Foreign = answers(output)
         except AttributeError:
             return None
         return found if found.dim() == 4 else None
@@ -139,7 +138,7 @@ def _check_variety(spec: TaskSpec, examples: Examples, labels: list[object]) -> 
         raise InputError("a regression is measured by correlation: give examples with different labels.")
 
 
-def _one_input(model: nn.Module, spec: TaskSpec, examples: Any, preprocessor: object) -> Batch:
+def _one_input(model: nn.Module, spec: TaskSpec, examples: Foreign, preprocessor: object) -> Batch:
     if preprocessor is None:
         return example_inputs(model, default_length(model)) if spec.of_images else _few_tokens()
     if not spec.of_images:

@@ -8,11 +8,11 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ..errors import DependencyError, InputError, first_line
 from ..space.options import Task
 from ..storage.silenced import silenced
+from ..support.untyped import Foreign
 from .rows import FORMATS, Rows, read_rows
 from .specs import ALIASES, TaskSpec
 
@@ -32,7 +32,7 @@ class Examples:
         origin: the file or the part of a data set that they were read from; None where they were not.
     """
 
-    texts: list[Any]
+    texts: list[Foreign]
     pairs: list[str] | None = None
     labels: list[object] | None = None
     origin: str | None = field(default=None, compare=False)
@@ -87,7 +87,7 @@ def load_examples(spec: TaskSpec, options: Task, part: str, *, labelled: bool) -
     return Examples(texts, pairs, labels, origin)
 
 
-def _texts(rows: Rows, column: str, spec: TaskSpec) -> list[Any]:
+def _texts(rows: Rows, column: str, spec: TaskSpec) -> list[Foreign]:
     values = values_of(rows, column)
     for row, value in enumerate(values, 1):
         if spec.kind == "tokens":
@@ -105,7 +105,7 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and (value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value))
 
 
-def values_of(rows: Rows, column: str) -> list[Any]:
+def values_of(rows: Rows, column: str) -> list[Foreign]:
     """The values of a column, if they are plain ones.
 
     Raises:
@@ -205,7 +205,7 @@ def part_names(split: str) -> list[str]:
     return [split, *(f"{name}_{variant}" if variant else name for name in _SPLIT_NAMES.get(base, (base,)))]
 
 
-def hub_rows(spec: TaskSpec, split: str) -> Any:
+def hub_rows(spec: TaskSpec, split: str) -> Foreign:
     """A `datasets` table from the hub."""
     if spec.hub is None:
         raise InputError("say where the data is: --data FILE (csv, tsv, jsonl or parquet).")
@@ -224,7 +224,7 @@ def hub_origin(spec: TaskSpec, split: str) -> str:
     return "/".join((*(spec.hub or ()), split))
 
 
-def datasets_library() -> Any:
+def datasets_library() -> Foreign:
     """The package `datasets`.
 
     Raises:

@@ -11,11 +11,11 @@ import io
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..errors import DependencyError, InputError, first_line
+from ..support.untyped import Foreign
 
 # Others start programs (EPS), hold many files (PSD, FITS) or are known by no name that we read.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -26,19 +26,19 @@ class Unreadable(InputError):
     """One image that cannot be decoded; the others can still be used."""
 
 
-def open_image(file: Path) -> Any:
+def open_image(file: Path) -> Foreign:
     """An image in RGB; raises `Unreadable`."""
     with _opened(file, str(file)) as image:
         return _rgb(image, str(file))
 
 
-def decode(data: bytes, name: str) -> Any:
+def decode(data: bytes, name: str) -> Foreign:
     """An image in RGB from the bytes of a file; raises `Unreadable`, which calls it `name`."""
     with _opened(io.BytesIO(data), name) as image:
         return _rgb(image, name)
 
 
-def mask_values(file: Path) -> Any:
+def mask_values(file: Path) -> Foreign:
     """The numbers of a mask: grey ones and those of a palette as they are, colours as three; raises `Unreadable`."""
     with _opened(file, str(file)) as image:
         if image.mode == "F":
@@ -48,7 +48,7 @@ def mask_values(file: Path) -> Any:
 
 
 @contextlib.contextmanager
-def _opened(source: Path | io.BytesIO, name: str) -> Iterator[Any]:
+def _opened(source: Path | io.BytesIO, name: str) -> Iterator[Foreign]:
     library, operations = pillow()
     try:
         with warnings.catch_warnings():
@@ -65,7 +65,7 @@ def _opened(source: Path | io.BytesIO, name: str) -> Iterator[Any]:
         raise Unreadable(f"{name}: {first_line(error)}") from error
 
 
-def _rgb(image: Any, name: str) -> object:
+def _rgb(image: Foreign, name: str) -> object:
     if image.mode == "F":
         raise Unreadable(f"{name}: floating point pixels have no range of their own; save it in 8 or 16 bits")
     if not image.mode.startswith("I"):
@@ -76,7 +76,7 @@ def _rgb(image: Any, name: str) -> object:
     return pillow()[0].fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
 
 
-def pillow() -> tuple[Any, Any]:
+def pillow() -> tuple[Foreign, Foreign]:
     """The modules `Image` and `ImageOps`.
 
     Raises:

@@ -13,12 +13,12 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..errors import InputError, first_line
 from ..space.options import Task
+from ..support.untyped import Foreign
 from .data import data_path, datasets_library, file_errors, file_of, hub_origin, hub_rows, listed, part_names, shown
 from .decoding import SUFFIXES, decode, open_image, pillow
 from .decoding import Unreadable as Unreadable
@@ -44,7 +44,7 @@ class Images:
         origin: the folder, file or part of a data set that they were read from; None where they were not.
     """
 
-    read: Callable[[int], Any]
+    read: Callable[[int], Foreign]
     count: int
     labels: list[int] | None
     classes: tuple[str, ...] = ()
@@ -167,7 +167,7 @@ def _idx(folder: Path, split: str) -> Images | None:
     )
 
 
-def _idx_array(file: Path, axes: int) -> Any:
+def _idx_array(file: Path, axes: int) -> Foreign:
     """The values of an IDX file of bytes, no more of which is read or unpacked than its header says."""
     start = 4 + 4 * axes
     try:
@@ -227,7 +227,7 @@ def _parquet(file: Path, options: Task, labelled: bool) -> Images:
     return _rows(rows, options, labelled, str(file.resolve()))
 
 
-def _rows(rows: Any, options: Task, labelled: bool, origin: str) -> Images:
+def _rows(rows: Foreign, options: Task, labelled: bool, origin: str) -> Images:
     """A `datasets` table with a column of images."""
     found = list(rows.column_names)
     column = options.text or next((name for name in ("image", "img") if name in found), None)
@@ -243,21 +243,21 @@ def _rows(rows: Any, options: Task, labelled: bool, origin: str) -> Images:
     return Images(_reader(rows, column), len(rows), labels, classes, origin=origin)
 
 
-def _labels_of(rows: Any, label: object, classes: Sequence[str]) -> list[int]:
+def _labels_of(rows: Foreign, label: object, classes: Sequence[str]) -> list[int]:
     feature = type(rows.features[label]).__name__
     if feature not in ("Value", "ClassLabel"):
         raise InputError(f"the label column {label!r} must hold class numbers, not {feature}.")
     return check_labels(list(rows[label]), classes)
 
 
-def _reader(rows: Any, column: str) -> Callable[[int], object]:
+def _reader(rows: Foreign, column: str) -> Callable[[int], object]:
     datasets = datasets_library()
     try:
         encoded = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     except Exception as error:  # as above
         raise InputError(f"the column {column!r} holds no images: {first_line(error)}") from error
 
-    def read(index: int) -> Any:
+    def read(index: int) -> Foreign:
         value = encoded[index][column]
         if value is None or value["bytes"] is None:
             raise Unreadable(f"row {index + 1}: no bytes of an image; paths are not followed")
@@ -266,7 +266,7 @@ def _reader(rows: Any, column: str) -> Callable[[int], object]:
     return read
 
 
-def check_labels(labels: Sequence[Any], classes: Sequence[str] = ()) -> list[int]:
+def check_labels(labels: Sequence[Foreign], classes: Sequence[str] = ()) -> list[int]:
     """Class numbers that are class numbers.
 
     Raises:

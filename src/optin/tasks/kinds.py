@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import nn
 
@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..recipe import Recipe
 from ..running.batch import Batch
 from ..space.options import Task
+from ..support.untyped import Foreign
 from . import segmentation, text, vision
 from .data import Examples, load_examples
 from .images import Images, load_images
@@ -27,7 +28,7 @@ class TextTask:
     """Texts that are classified, scored, tagged or embedded."""
 
     spec: TaskSpec
-    handler: ClassVar[Any] = text  # makes batches and measures
+    handler: ClassVar[Foreign] = text  # makes batches and measures
     read: ClassVar[Callable[..., Examples | Images]] = staticmethod(load_examples)
 
     def load(self, options: Task, part: str, labelled: bool | None = None) -> Examples | Images:
@@ -102,7 +103,7 @@ class SceneTask(ImageTask):
     read: ClassVar[Callable[..., Examples | Images]] = staticmethod(load_scenes)
 
     def evaluate(
-        self, model: nn.Module, preprocessor: object, examples: Any, recipe: Recipe, **options: Any
+        self, model: nn.Module, preprocessor: object, examples: Foreign, recipe: Recipe, **options: Foreign
     ) -> dict[str, float]:
         """See `TextTask`."""
         return segmentation.evaluate(model, preprocessor, examples, tile=recipe.task.tile, **options)

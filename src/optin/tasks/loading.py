@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -16,6 +15,7 @@ from ..storage.planned import SECTION
 from ..storage.runtimes import of_export, open_exported
 from ..storage.silenced import silenced
 from ..support.files import read_json
+from ..support.untyped import Foreign
 from .sentences import sentence_tokenizer
 from .specs import TaskSpec
 from .vision import Both
@@ -33,7 +33,7 @@ _AUTO = {
 }
 
 
-def load_model(source: str, kind: str | None = None, **options: Any) -> nn.Module:
+def load_model(source: str, kind: str | None = None, **options: Foreign) -> nn.Module:
     """A network for a task, from a local folder (dense, pruned or exported) or from the hub, in evaluation mode.
 
     Args:
@@ -105,7 +105,7 @@ def _check_filled(model: nn.Module, missing: list[str], source: str, kind: str |
     setattr(model, UNFILLED, missing)
 
 
-def load_preprocessor(source: str, spec: TaskSpec, model: nn.Module) -> Any:
+def load_preprocessor(source: str, spec: TaskSpec, model: nn.Module) -> Foreign:
     """What prepares the inputs of a task for a network: tokenizer, image processor or both, checked to be its own.
 
     Raises:
@@ -121,7 +121,7 @@ def load_preprocessor(source: str, spec: TaskSpec, model: nn.Module) -> Any:
     return sentence_tokenizer(tokenizer, _fetcher(source), source) if spec.kind == "embedding" else tokenizer
 
 
-def load_tokenizer(source: str) -> Any:
+def load_tokenizer(source: str) -> Foreign:
     """The tokenizer of a local folder or hub id.
 
     Raises:
@@ -137,7 +137,7 @@ def load_tokenizer(source: str) -> Any:
     return tokenizer
 
 
-def load_processor(source: str) -> Any:
+def load_processor(source: str) -> Foreign:
     """The image processor of a local folder or hub id; the one that needs no torchvision.
 
     Raises:
@@ -166,7 +166,7 @@ def home_of(source: str) -> str:
     return str(path) if source.startswith("~") else source
 
 
-def _fetcher(source: str) -> Any:
+def _fetcher(source: str) -> Foreign:
     """Files of a local folder or hub id by their names; None for those that are not there."""
     from transformers.utils.hub import cached_file
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import DependencyError
+from ..support.untyped import Foreign
 
 OVERLAP = 10  # neighbours that "overlap@10" compares
 
@@ -35,7 +35,7 @@ def check_metrics() -> None:
     _functional()
 
 
-def _functional() -> Any:
+def _functional() -> Foreign:
     try:
         import torchmetrics.functional as functional
     except ImportError:

@@ -14,9 +14,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from ..errors import DependencyError, InputError, first_line
+from ..support.untyped import Figures, Json
 from .specs import TaskSpec
 
 FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
@@ -33,12 +34,12 @@ class Rows(Protocol):
     """A table: its columns by name. Those of the package `datasets` are such tables too."""
 
     @property
-    def column_names(self) -> Any:
+    def column_names(self) -> Json:
         """Names of the columns."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, name: str) -> Any: ...
+    def __getitem__(self, name: str) -> Json: ...
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Table:
     """Rows of a file of text: numbers where all cells of a column are numbers, None where a cell is missing."""
 
     column_names: list[str]
-    rows: Sequence[Any]
+    rows: Sequence[Json]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -108,7 +109,7 @@ def read_rows(file: Path, spec: TaskSpec) -> Rows:
         raise InputError(f"cannot read {file}: byte {error.start:,} is not UTF-8. Save it as UTF-8.") from error
 
 
-def open_parquet(file: Path) -> Any:
+def open_parquet(file: Path) -> Json:
     """A `pyarrow.parquet.ParquetFile` whose claims are possible.
 
     Raises:
@@ -156,7 +157,7 @@ def _check_encoding(file: Path) -> None:
 def _separated(file: Path, spec: TaskSpec) -> Cells:
     # Tab-separated files of GLUE hold stray quotation marks, which are plain text.
     tabs = file.suffix == ".tsv"
-    reading: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
+    reading: Figures = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
     header: list[str] = []
     rows: list[list[str]] = []
     with file.open(encoding="utf-8-sig", newline="") as handle, _long_cells():
@@ -231,14 +232,14 @@ def _json(file: Path) -> Table:
     return Table(list(names), rows)
 
 
-def _parsed(text: str, file: Path, line: int) -> Any:
+def _parsed(text: str, file: Path, line: int) -> Json:
     try:
         return json.loads(text, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:  # integers of too many digits are no JSONDecodeError
         raise InputError(f"cannot read {file}, line {line}: {first_line(error)}") from error
 
 
-def unique(pairs: list[tuple[str, object]]) -> dict[str, Any]:
+def unique(pairs: list[tuple[str, object]]) -> Figures:
     """An object of JSON, whose names must differ: of two the last would win."""
     found = dict(pairs)
     if len(found) < len(pairs):

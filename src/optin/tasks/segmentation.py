@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from ..running.modules import device_of, inference_mode_of
 from ..running.outputs import answers
 from ..space.options import Task
 from ..support.progress import Track, silent
+from ..support.untyped import Foreign
 from .data import data_path, file_errors, part_names, shown
 from .decoding import mask_values, open_image
 from .images import Images, Unreadable, image_files
@@ -218,13 +218,13 @@ def _figures(confusion: Tensor, names: Sequence[str]) -> dict[str, float]:
     }
 
 
-def segment(model: nn.Module, processor: object, image: Any) -> Tensor:
+def segment(model: nn.Module, processor: object, image: Foreign) -> Tensor:
     """The class of every pixel of an image, shape (height, width)."""
     return _scaled(_scores(model, processor, image), image.height, image.width).argmax(1)[0]
 
 
 @torch.inference_mode()
-def _scores(model: nn.Module, processor: Any, image: Any, tile: int | None = None) -> Tensor:
+def _scores(model: nn.Module, processor: Foreign, image: Foreign, tile: int | None = None) -> Tensor:
     """Shape (1, class, height, width): as the network gives them, or of all pixels where the image is cut."""
     if tile is None or max(image.size) <= tile:
         pixels = processor(images=[image], return_tensors="pt")["pixel_values"]
@@ -295,7 +295,7 @@ def _colours(file: Path) -> dict[str, tuple[int, int, int]]:
     return colours
 
 
-def _colour(value: Any) -> tuple[int, int, int]:
+def _colour(value: Foreign) -> tuple[int, int, int]:
     red, green, blue = value
     if not all(type(part) is int and 0 <= part <= 255 for part in (red, green, blue)):
         raise ValueError(f"{shown(value)} is no colour")

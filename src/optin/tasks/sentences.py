@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -21,6 +20,7 @@ from torch.nn import functional as F
 
 from ..errors import InputError, first_line
 from ..support.files import write_bytes
+from ..support.untyped import Foreign
 from .data import shown
 
 MODULES = "modules.json"
@@ -57,7 +57,7 @@ class SentenceTokenizer:
         files: what `save_pretrained` writes beside the tokenizer, by place in the folder.
     """
 
-    tokenizer: Any
+    tokenizer: Foreign
     pooling: str
     prompt: str = ""
     lower: bool = False
@@ -88,14 +88,14 @@ class SentenceTokenizer:
             values = layer(values)
         return F.normalize(values, dim=-1)
 
-    def save_pretrained(self, folder: Any) -> None:
+    def save_pretrained(self, folder: Foreign) -> None:
         """Write the tokenizer and the files of sentence-transformers."""
         self.tokenizer.save_pretrained(folder)
         for name, data in self.files.items():
             write_bytes(Path(folder) / name, data)
 
 
-def sentence_tokenizer(tokenizer: object, fetch: Fetch, source: str) -> Any:
+def sentence_tokenizer(tokenizer: object, fetch: Fetch, source: str) -> Foreign:
     """The tokenizer as the folder uses it; the same if the folder is none of sentence-transformers.
 
     Raises:

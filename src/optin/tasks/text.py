@@ -6,7 +6,6 @@ import math
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from ..running.modules import device_of, inference_mode_of
 from ..running.outputs import pool, pooled
 from ..space.options import Calibration
 from ..support.progress import Track, silent
+from ..support.untyped import Foreign
 from .data import Examples, listed, shown
 from .labels import class_names
 from .metrics import divergence, measure
@@ -28,7 +28,7 @@ from .vocabulary import CHECKED, check_texts
 _WHOLE = re.compile(r"-?[0-9]{1,9}")  # a class number; str.isdigit takes raised and circled digits too
 
 
-def sequence_limit(model: nn.Module, tokenizer: Any, asked: int | None) -> int:
+def sequence_limit(model: nn.Module, tokenizer: Foreign, asked: int | None) -> int:
     """Tokens per example: what was asked for, or what model and tokenizer allow.
 
     Raises:
@@ -43,7 +43,7 @@ def sequence_limit(model: nn.Module, tokenizer: Any, asked: int | None) -> int:
     return min(limits, default=512)
 
 
-def encode(tokenizer: Any, examples: Examples, indices: Sequence[int], max_length: int) -> Any:
+def encode(tokenizer: Foreign, examples: Examples, indices: Sequence[int], max_length: int) -> Foreign:
     """One batch (a `BatchEncoding` of tensors), padded to its longest example."""
     part = examples.select(indices)
     return tokenizer(
@@ -156,7 +156,7 @@ def evaluate(
     return figures
 
 
-def class_indices(model: nn.Module, spec: TaskSpec, examples: Examples) -> list[Any]:
+def class_indices(model: nn.Module, spec: TaskSpec, examples: Examples) -> list[Foreign]:
     """Labels as the network counts them: class indices, values, or one list of indices per example.
 
     Class names are translated by the task and by the model's configuration.
@@ -164,7 +164,7 @@ def class_indices(model: nn.Module, spec: TaskSpec, examples: Examples) -> list[
     Raises:
         InputError: labels missing, unknown to the model, or out of its range; names the row.
     """
-    config: Any = model.config
+    config: Foreign = model.config
     if spec.kind == "embedding":
         return []
     if examples.labels is None:
@@ -206,7 +206,7 @@ def _class_index(label: object, names: Mapping[str, int], classes: int, row: int
     return index
 
 
-def _value(label: Any, row: int) -> float:
+def _value(label: Foreign, row: int) -> float:
     try:
         # Python reads digits of all scripts and underscores among them, which no data set means.
         plain = not isinstance(label, bool) and (not isinstance(label, str) or (label.isascii() and "_" not in label))
@@ -218,7 +218,7 @@ def _value(label: Any, row: int) -> float:
     return value
 
 
-def _first_pieces(encoded: Any, rows: int) -> list[tuple[int, int, int]]:
+def _first_pieces(encoded: Foreign, rows: int) -> list[tuple[int, int, int]]:
     """(row, token, word) of the first token of every word that was not cut off."""
     places = []
     for row in range(rows):
@@ -234,7 +234,7 @@ def _first_pieces(encoded: Any, rows: int) -> list[tuple[int, int, int]]:
 def _read(
     model: nn.Module,
     spec: TaskSpec,
-    encoded: Any,
+    encoded: Foreign,
     places: list[tuple[int, int, int]] | None,
     pooling: str,
     embed: Callable[[Tensor, Tensor, str], Tensor] = pool,

@@ -6,7 +6,6 @@ import random
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from ..running.modules import device_of, inference_mode_of, modules_run
 from ..running.outputs import pool, pooled, projected
 from ..space.options import Calibration
 from ..support.progress import Track, silent
+from ..support.untyped import Foreign
 from .data import listed
 from .images import Images, Unreadable, check_labels
 from .labels import class_names
@@ -43,7 +43,7 @@ def encode(processor: object, images: Images, indices: Sequence[int], name: str)
     return (prepared(processor, pictures, name), found) if pictures else ({}, [])
 
 
-def prepared(processor: Any, pictures: Sequence[object], name: str) -> Batch:
+def prepared(processor: Foreign, pictures: Sequence[object], name: str) -> Batch:
     """One batch of images that were read.
 
     Args:
@@ -65,8 +65,8 @@ PROMPT = "a photo of a {}."
 class Both:
     """The image processor and the tokenizer of a network with two towers, used and saved together."""
 
-    images: Any
-    tokenizer: Any
+    images: Foreign
+    tokenizer: Foreign
 
     def __call__(self, **inputs: object) -> object:
         """Prepare images."""
@@ -85,7 +85,7 @@ class Both:
         self.tokenizer.save_pretrained(folder)
 
 
-def text_tower(model: Any, batch: Batch) -> list[str]:
+def text_tower(model: Foreign, batch: Batch) -> list[str]:
     """The parts of a network with two towers that texts alone pass: their embeddings are made once and for all."""
     prompts = {name: value for name, value in batch.items() if name != _argument(model)}
     runs = set(modules_run(model, lambda: model.get_text_features(**prompts)))
@@ -96,7 +96,7 @@ def text_tower(model: Any, batch: Batch) -> list[str]:
 class ZeroShot(nn.Module):
     """A classifier of images made of a network with two towers and the embeddings of its classes' names."""
 
-    def __init__(self, model: Any, prompts: Batch) -> None:
+    def __init__(self, model: Foreign, prompts: Batch) -> None:
         super().__init__()
         self.model = model
         with inference_mode_of(model), torch.inference_mode():

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from ..errors import InputError
+from ..support.untyped import Foreign
 from .data import Examples
 
 # Checkpoints pad their embeddings to round numbers, and a few keep rows of languages that the tokenizer lost; none
@@ -35,7 +35,7 @@ def check_files(folder: Path, tokenizer: object) -> None:
         )
 
 
-def check_vocabulary(model: nn.Module, tokenizer: Any) -> None:
+def check_vocabulary(model: nn.Module, tokenizer: Foreign) -> None:
     """Refuse a tokenizer with more tokens than the network has embeddings, or with hardly any of them.
 
     Raises:
@@ -60,7 +60,7 @@ def check_vocabulary(model: nn.Module, tokenizer: Any) -> None:
         )
 
 
-def check_texts(tokenizer: Any, examples: Examples, indices: Sequence[int]) -> None:
+def check_texts(tokenizer: Foreign, examples: Examples, indices: Sequence[int]) -> None:
     """Refuse a tokenizer that does not know the texts.
 
     Args:
