@@ -45,6 +45,9 @@ def inspect(model: nn.Module, length: int | None = None, *, example: Mapping[str
         length: tokens of a text (128 by default) or pixels of an image side (the model's own) at which MACs
             are counted.
         example: a batch of the network's inputs, for one whose configuration does not say what it takes.
+
+    Returns:
+        Costs in all, per unit of each group, and by module ("breakdown").
     """
     space, known, width = describe(model, example), None, None
     if example is not None:

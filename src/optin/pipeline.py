@@ -31,7 +31,7 @@ from .scoring.criteria import SPREAD, Scoring, criterion, found_by
 from .scoring.engines import Engine, local
 from .scoring.engines import engine as find_engine
 from .scoring.token_weights import drawn_before
-from .space.budget import PER_MS, Budget
+from .space.budget import EXAMPLES, PER_MS, Budget
 from .space.plans import Cost, Latency, Plan
 from .space.scores import Scores
 from .storage.planned import cut_to_plan, record_plan
@@ -61,7 +61,8 @@ def prune(
         recipe: all other options.
         output: what of the network's output matters, as in `score`.
         track: shows progress; `optin.rich_track` draws bars.
-        callback: called after "score", "search" and "apply" with figures by name, shares of the dense network's.
+        callback: called as `callback(stage, figures)` after "score", "search" and "apply": "seconds" of each, and
+            for "search" the shares of "macs" and "parameters" left.
 
     Raises:
         OptinError: see `optin.errors`; each message says what to do.
@@ -131,10 +132,11 @@ def score(
     """Removal curves of all groups: what every later choice of a budget needs.
 
     Args:
+        model, batches, recipe, track: as in `prune`; no budget is needed.
         output: what of the network's output is compared: the name of a field, or a function of what the forward
-            returns. See `optin.running.outputs` for what is read without it.
-        resume: a file in which partial sums are kept, so that a run that was killed continues; those of tokens lie
-            beside it.
+            returns. See `optin.running.outputs` for what is read by default.
+        resume: a file in which partial sums are kept, so that a killed run can continue; those of token merging are
+            kept beside it.
         engine: "local", or "ray" to spread the work over the actors of a Ray cluster: units of `exact`, calibration
             batches of `compensated` and `sketch`.
         address: of that cluster, "auto" or "HOST:PORT"; without one Ray is started on this machine.
@@ -188,6 +190,9 @@ def plan(
 
     For a budget of latency the network is timed at many sizes first, once on every machine.
 
+    Args:
+        scores: of this network, from `score`; the rest as in `prune`.
+
     Raises:
         BudgetError: the budget cannot be read or reached; the message says the smallest that can.
         InputError: the scores are of another network.
@@ -209,10 +214,11 @@ def plan(
     check_merging(model, recipe)
     length, width = (recipe.length, None) if recipe.length else (scores.length, scores.width)
     macs, parameters = costs(model, space, length, width, scores)
-    cost = macs if target.quantity == "MACs" else parameters
+    models = {"MACs": macs, "parameters": parameters}
     if target.quantity == "latency":
         inputs = inputs_like(model, scores, length, width, recipe.latency_batch)
-        cost = latency_cost(model, space, macs, inputs, track)
+        models["latency"] = latency_cost(model, space, macs, inputs, track)
+    cost = models[target.quantity]
     even = target.quantity == "latency" or device_of(model).type == "cuda"
     multiples = {g.name: recipe.round_to or (multiple_of(g) if even else 1) for g in space if g.kind != "head"}
     kept, schedule = allocate(space, scores, cost, target, recipe, multiples)
@@ -252,8 +258,9 @@ def apply(
 
     Args:
         batches: calibration inputs for the refit; without them units are removed and nothing is refitted.
-        scores: of the same run, on the same inputs: they spare the refit a pass and change nothing.
-        output: as in `score`.
+        recipe: the plan's own, if not given.
+        scores: of the same run, on the same inputs: they save the refit a pass and change nothing.
+        output: as in `score`; `inplace` and `track` as in `prune`.
 
     Raises:
         CheckpointError: the plan does not fit the network.
@@ -334,5 +341,5 @@ def _with_budget(recipe: Recipe | None, budget: str | float | Budget | None) -> 
     if budget is not None:
         recipe = recipe.override(budget=str(Budget.parse(budget)))
     if recipe.budget is None:
-        raise InputError("no budget is given: pass budget='50%', '2.1 GMACs' or '40 Mparams'.")
+        raise InputError(f"no budget is given: pass budget=, for example {EXAMPLES}.")
     return recipe

@@ -40,6 +40,7 @@ Count = Annotated[int, typer.Option(min=1, help="Images to draw.")]
 
 DATA = "recipe task data text label"
 SCORING = f"{DATA} preset criterion exclude examples max_length seed"
+CHOOSING = "search round_to latency_batch"
 PLACE = "device threads dtype"
 IMAGES = "image-classification"
 
@@ -92,7 +93,7 @@ def score(
     return commands.run_score(recipe, out, run.placement, run.track, engine, address, overwrite=run.overwrite)
 
 
-@command(app, "plan", "budget recipe preset search round_to latency_batch threads overwrite")
+@command(app, "plan", f"budget recipe preset {CHOOSING} threads overwrite")
 def plan(
     model: Model,
     scores: Annotated[Path, typer.Argument(help="Folder written by `optin score`.")],
@@ -106,7 +107,7 @@ def plan(
     return commands.run_plan(recipe, scores, out, run.placement, run.track, overwrite=run.overwrite)
 
 
-@command(app, "pruning", f"budget {SCORING} search compensate round_to latency_batch {PLACE} overwrite")
+@command(app, "pruning", f"budget {SCORING} {CHOOSING} compensate {PLACE} overwrite")
 def prune(
     run: Run,
     model: InRecipe = None,
@@ -131,7 +132,7 @@ def prune(
     )
 
 
-@command(app, "sweep", f"{SCORING} compensate {PLACE} overwrite")
+@command(app, "sweep", f"{SCORING} {CHOOSING} compensate {PLACE} overwrite")
 def sweep(
     run: Run,
     model: InRecipe = None,

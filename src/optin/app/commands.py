@@ -12,7 +12,7 @@ from ..pipeline import apply, plan, score, sweep
 from ..recipe import Recipe
 from ..result import Result, summary
 from ..scoring.resume import forget
-from ..space.budget import Budget
+from ..space.budget import EXAMPLES, Budget
 from ..space.plans import Plan, is_plan
 from ..space.scores import Scores
 from ..storage.figures import read_report, read_sweep
@@ -108,7 +108,7 @@ def run_prune(
     chosen = None if plan_file is None else Plan.load(plan_file)
     known = None if scores is None else load_scores(scores)
     if chosen is None and recipe.budget is None:
-        raise InputError("no budget is given: pass --budget '50%', '2.1 GMACs' or '40 Mparams'.")
+        raise InputError(f"no budget is given: pass --budget, for example {EXAMPLES}.")
     job = Job.of(recipe, placement, quality)
     recipe = job.recipe
     if chosen is not None:

@@ -17,6 +17,7 @@ from rich.console import Console
 from typer.models import OptionInfo
 
 from ..recipe import Recipe, preset
+from ..space.budget import EXAMPLES
 from ..support import interrupts
 from ..support.files import given, json_text
 
@@ -49,7 +50,7 @@ def _number(words: str) -> Any:
 
 # By the name of the parameter: where the value stands in a recipe, and how the option is declared.
 OF_RECIPES: Mapping[str, tuple[str, Any]] = {
-    "budget": ("budget", _text("'50%', '2.1 GMACs', '40 Mparams', '60% params', '12 ms' or '60% latency'.")),
+    "budget": ("budget", _text(f"{EXAMPLES}.")),
     "task": ("task__name", _text("Task, for example sst2 or text-classification.")),
     "data": ("task__data", _text("File or folder (csv, tsv, jsonl, parquet); the hub if not given.")),
     "text": ("task__text", _text("Column of the texts.")),

@@ -8,9 +8,9 @@ kept of group g, and P ranging over the sets of groups that meet in one module o
 Every block, and the rest of the network, is timed inside the whole forward of networks cut to many sizes, each group
 to sizes of its own. What has no MACs, such as pooling, grows with the units as well: it is timed with the block
 before it. All times are divided by those of the dense network just before and after, as a machine may slow down
-meanwhile. The coefficients, one set for all blocks of one make, solve a least squares drawn slightly towards times in
-proportion to the MACs, which settles what the sizes leave open. They are terms of a `CostModel`, which any search can
-spend.
+meanwhile. The coefficients, one set for all blocks of one make, are a least-squares fit, weakly regularised towards
+times in proportion to the MACs, which determines what the sizes leave open. They are terms of a `CostModel`, which
+any search can spend.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from ..support.progress import Track, silent
 METHOD = 2  # which way of measuring and fitting stored times are of: to be counted up when that changes
 SIZES = 16  # networks that are timed
 SECONDS = 0.5  # that the forwards of each of them take together, about
-FEWEST, MOST = 3, 30  # forwards of each of them
+FEWEST = 3  # forwards of each of them at least
 PRIOR = 1e-2  # weight of times in proportion to the MACs, against one timed network
 MULTIPLE = 16  # that processors like sizes to be of
 MOST = 10**18  # picoseconds: ten days
@@ -133,7 +133,7 @@ def _times_of(
 
     It is timed before and after each of the others; its time is the median.
     """
-    rounds = min(max(math.ceil(SECONDS * 1000 / milliseconds(model, inputs, FEWEST)), FEWEST), MOST)
+    rounds = max(math.ceil(SECONDS * 1000 / milliseconds(model, inputs, FEWEST)), FEWEST)
     pace, found = [milliseconds(model, inputs, rounds // FEWEST)], []
     for plan in track(plans, "block times", len(plans)):
         cut = copy.deepcopy(model)

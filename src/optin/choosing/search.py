@@ -71,7 +71,7 @@ def find(
     """Units to keep per group under a budget.
 
     Args:
-        multiples: of what the counts of some groups are multiples.
+        multiples: by group, what its kept count must be a multiple of.
 
     Raises:
         InputError: no such search.

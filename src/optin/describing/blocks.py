@@ -72,8 +72,8 @@ def cover(track: Tracking, totals: Sequence[tuple[str, str]]) -> tuple[str, ...]
 def listed(model: nn.Module, calls: Sequence[str], consumers: Sequence[str]) -> tuple[str, ...]:
     """The entries of lists in which consumers lie, in order of execution; else the modules around them.
 
-    Of a list of stages, each a list of blocks, it is these. One that runs several times, as the layers of ALBERT do,
-    is named as often. A module that others reach into and nobody calls, a list in a list, is none.
+    In a list of stages, each a list of blocks, it is the blocks. A block that runs several times, as the layers of
+    ALBERT do, is named as often. A module that is never called itself, such as a list in a list, is no block.
     """
     containers = {name for name, module in model.named_modules() if isinstance(module, LISTS)}
     called = {*calls} - {""}

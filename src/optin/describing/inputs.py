@@ -33,7 +33,7 @@ def forward_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def completed(model: nn.Module, batch: Batch) -> Batch:
-    """A batch of an encoder-decoder with what its decoder reads: where labels stand alone, these, one place later.
+    """A batch of an encoder-decoder with decoder inputs: where only labels are given, these shifted right by one.
 
     That is what its own loss makes of them. Without it a decoder refuses, or reads the text of the encoder again.
 

@@ -1,7 +1,7 @@
 """What can be removed from a network that nothing here knows: one forward, in which labels travel with the tensors.
 
 Read `tracking` first, then `rules` (what each operation does with labels), `found` (classes that may leave),
-`remembered` (counts that follow) and `space` (the description). docs/adr/0020-labels.md says why.
+`remembered` (counts that follow) and `description` (the result). docs/adr/0020-labels.md says why.
 """
 
 from __future__ import annotations

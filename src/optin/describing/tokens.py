@@ -1,8 +1,8 @@
 """Where the tokens of a network can be merged, found by experiment: see `optin.running.merging`.
 
-A token that stands twice must count as much as one of which an additive mask and a mean say that it stands for two.
-Of the maps that read a block's state the keys are those to which a constant can be added: it adds as much to all
-logits of a query, which their softmax takes out again.
+A token that is duplicated must count as much as one that an additive mask (log 2) and a weighted mean count twice.
+Of the linear maps that read a block's state, the one that makes the keys is the one to whose output a constant can be
+added without an effect: it shifts all logits of a query alike, and the softmax cancels the shift.
 """
 
 from __future__ import annotations

@@ -51,9 +51,9 @@ class Tracking(TorchDispatchMode):
         averaging: attention of torch, which may return the mean of what its heads attend to.
         computed: modules that multiply by a matrix made in the forward, whose units nobody sees.
         unknown: operations without a rule, each with the module in which it ran; the maps that made what came to it.
-        sums: by weight where the output of its map is added to something, `shifts` what is subtracted from it and
-            `read` the shapes of what a module reads first, run by run, and `fed` in how many runs that is of the
-            examples.
+        sums: by weight, where the output of its map is added to something; `shifts`: the buffer subtracted from it.
+        read: by module, the shapes of its first input, run by run; `fed`: in how many runs that input depends on
+            the examples.
         given: what modules are called with, by `id`.
         arguments: by the name of their labels those that have labels of their own in the module.
         sampled: labels of values that are sampled at places that are computed, and of these.

@@ -1,4 +1,4 @@
-"""Compensation: refit every consumer of a pruned network in closed form (METHOD section 4).
+"""Compensation: refit every consumer of a pruned network in closed form (docs/method.md, Compensation).
 
 For each consumer, in network order,
 

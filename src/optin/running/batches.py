@@ -61,11 +61,12 @@ class Batches:
         taken: Collection[str] = (),
         complete: Callable[[Batch], Batch] = dict,
     ) -> Batches:
-        """Read a calibration set and take its measure.
+        """Read a calibration set, and note its size, lengths and digest.
 
         Args:
-            taken: arguments of the network's forward: a text is passed on under such a name alone.
-            complete: adds to a batch what the forward needs and can be had of it.
+            device: to which tensors are moved.
+            taken: names of the forward's arguments: a text is passed on only under one of them.
+            complete: adds to a batch what the forward needs and what follows from the rest.
 
         Raises:
             InputError: no batches, or a batch that is no mapping to values of one batch size, or unlike the first.

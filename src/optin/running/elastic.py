@@ -17,7 +17,7 @@ _made: dict[tuple[type, type], type[nn.Module]] = {}
 
 
 class Elastic(nn.Module):
-    """A module of any class whose forward takes its heads to be as many as they were in sizes of reshapes alone."""
+    """A module of any class whose forward assumes the dense number of heads, but only in the sizes of reshapes."""
 
     def __reduce_ex__(self, protocol: object) -> Any:
         """Pickle knows the class that it was."""

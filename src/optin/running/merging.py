@@ -1,6 +1,6 @@
-"""Token merging: before a block, the most similar tokens become one (METHOD section 7).
+"""Token merging: before a block, the most similar tokens become one (docs/method.md, Tokens).
 
-Tokens are split into two halves by turns. Each token of the first half has one partner in the second, the one
+Tokens are split alternately into two halves. Each token of the first half has one partner in the second, the one
 whose attention key is most like its own; the r closest pairs merge into their size-weighted mean. The logarithm
 of the sizes is added to the attention logits, so that a merged token counts as often as what it stands for.
 

@@ -1,9 +1,10 @@
-"""Exact twins: modules that compute what others do, with heads counted off their weights.
+"""Exact twins: modules that compute what others do, with the number of heads read from their weights.
 
-Some forwards take the heads to fill the width of their input, or hand all weights to one function of torch, so that
-no single head can leave. A module becomes its twin by its `__class__`: its tensors and their names stay. Where
-sizes of reshapes alone stand in the way the twin runs the same forward, and makes these fit. The experts of a mixture
-are twins only while they are described, scored and refitted: each then reads its neurons through a module of its own.
+Some forwards assume that heads times head size is the width of their input, or hand all weights to one function of
+torch, so that no single head can be removed. A module becomes its twin by its `__class__`: its tensors and their
+names stay. Where only sizes of reshapes are in the way, the twin runs the same forward and adjusts these. The experts
+of a mixture are twins only while they are described, scored and refitted: each then reads its neurons through a
+module of its own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`compensated`: what a removal costs AFTER the best refit of the units that stay (METHOD section 5).
+"""`compensated`: what a removal costs AFTER the best refit of the units that stay (docs/method.md, Estimators).
 
 With the second moment C of a consumer's input, its weights W and the sensitivity G of the trajectory to its
 output, removing the columns S costs

@@ -52,7 +52,7 @@ def found_by(name: str, scoring: Scoring) -> Found:
     """What a criterion finds.
 
     Raises:
-        NumericalError: something that is no removal curve of every group, of which a search would make something.
+        NumericalError: a group has no removal curve, or one of another shape or type, or with NaN or infinity.
     """
     given = criterion(name)(scoring)
     found = given if isinstance(given, Found) else Found(given)

@@ -1,6 +1,6 @@
-"""`exact`: the trajectory of a unit by removing it, one evaluation per unit (METHOD section 3).
+"""`exact`: the trajectory of a unit by removing it, one evaluation per unit (docs/method.md, Estimators).
 
-What makes it bearable: the forward resumes behind the consumer that reads the unit, whose output without the
+To be affordable, the forward resumes behind the consumer that reads the unit, whose output without the
 unit is the recorded one minus one block of columns; and several units share a forward on the batch axis.
 """
 

@@ -24,7 +24,9 @@ class Scoring:
     """A network to score, and all that belongs to it.
 
     Attributes:
-        engine: where criteria with work for many machines compute.
+        space: the description of `model`.
+        batches: the calibration set.
+        engine: where criteria that can be distributed compute.
         resume: a file for partial results, so that a long scoring goes on after a kill.
     """
 
@@ -53,9 +55,9 @@ class Found:
 
     Attributes:
         curves: the removal curve of every group.
-        scales: what each part of the trajectory is multiplied by in them, of criteria that measure it.
-        gradients: per group of each draw, shape (unit,), of `fisher` if the recipe rearranges.
-        weights: of all tokens, for the refit, of criteria that draw probes of the trajectory.
+        scales: by part, "manifold" and "output", its factor in the curves; only of criteria that measure both.
+        gradients: per group one tensor of shape (unit,) for each draw; only of `fisher`, if the recipe rearranges.
+        weights: of all tokens, for the refit; only of criteria that draw probes of the trajectory.
     """
 
     curves: Mapping[str, Curve]

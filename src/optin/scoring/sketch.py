@@ -1,6 +1,6 @@
 """`sketch`: an unbiased estimate of the second-order trajectory of ALL units from a few backward passes.
 
-I(u) = E[ (d <v, phi> / d m_u)^2 ],   m_u the unit's multiplier        (METHOD section 3)
+I(u) = E[ (d <v, phi> / d m_u)^2 ],   m_u the unit's multiplier        (docs/method.md, Estimators)
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from .probe import Micro, Probe
 
 
 def token_weights(probe: Probe, consumer: str, floor: float, balance: float) -> list[Tensor]:
-    """How much each token matters to the trajectory, call by call (METHOD section 5).
+    """How much each token matters to the trajectory, call by call (docs/method.md, Estimators).
 
     Shape (batch, token): the squared norm of d<v, phi> / dy, each part at mean 1 over the tokens that are not
     padding, mixed as `balance` : 1, plus `floor`; 0 at padding.

@@ -1,4 +1,4 @@
-"""The trajectory of a network: feature maps of its embeddings and of its output (METHOD section 2).
+"""The trajectory of a network: feature maps of its embeddings and of its output (docs/method.md, Trajectory).
 
 Each loss is the squared distance || phi(network) - phi(reference) ||^2 of a feature map phi. A map comes as a
 pair: its loss, which `exact` evaluates, and its probe <v, phi> with random v, whose squared derivative the

@@ -36,7 +36,7 @@ _ABSOLUTE = re.compile(
 )
 _TIME = re.compile(r"(?P<number>[0-9.]+(?:e[+-]?[0-9]+)?)\s*(?P<unit>us|ms|s)", FLAGS)
 _SECONDS = {"us": 10**-3, "ms": 1, "s": 10**3}  # in ms
-_EXAMPLES = "Write for example '50%', '2.1 GMACs', '40 Mparams', '60% params', '12 ms' or '60% latency'"
+EXAMPLES = "'50%', '2.1 GMACs', '40 Mparams', '60% params', '12 ms' or '60% latency'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         if not 0 < self.value < float("inf"):
-            raise BudgetError(f"a budget must be a positive number, not {self.value}. {_EXAMPLES}.")
+            raise BudgetError(f"a budget must be a positive number, not {self.value}. Write {EXAMPLES}.")
         if self.relative and self.value >= 1:
             raise BudgetError(
                 f"a budget of {self.value:.4g} times the dense {self.quantity} leaves nothing to prune. "
@@ -68,10 +68,10 @@ class Budget:
         if isinstance(text, (int, float)) and not isinstance(text, bool):
             return cls(_number(text, ""))
         if not isinstance(text, str):
-            raise BudgetError(f"a budget is a text or a number, not {type(text).__name__}. {_EXAMPLES}.")
+            raise BudgetError(f"a budget is a text or a number, not {type(text).__name__}. Write {EXAMPLES}.")
         if not text.isascii():
             raise BudgetError(
-                f"the budget {text!r:.60} has signs that only look like digits, letters or %. {_EXAMPLES}."
+                f"the budget {text!r:.60} has signs that only look like digits, letters or %. Write {EXAMPLES}."
             )
         if match := _RELATIVE.fullmatch(text.strip()):
             quantity = _UNIT.get(match["unit"].lower() or "macs")
@@ -83,7 +83,7 @@ class Budget:
         if match := _TIME.fullmatch(text.strip()):
             number = _number(match["number"], text) * _SECONDS[match["unit"].lower()]
             return cls(number * PER_MS, "latency", relative=False)
-        raise BudgetError(f"cannot read the budget {text!r:.60}. {_EXAMPLES}.")
+        raise BudgetError(f"cannot read the budget {text!r:.60}. Write {EXAMPLES}.")
 
     def limit(self, dense: int) -> int:
         """The largest allowed cost (MACs, parameters or picoseconds), given the dense one.
@@ -123,7 +123,7 @@ def _number(text: str | float, whole: str) -> float:
         return float(text)
     except (ValueError, OverflowError):
         raise BudgetError(
-            f"cannot read the number {str(text)[:40]!r} in the budget {whole!r:.60}. {_EXAMPLES}."
+            f"cannot read the number {str(text)[:40]!r} in the budget {whole!r:.60}. Write {EXAMPLES}."
             if isinstance(text, str)
-            else f"a budget must be a number that computers have. {_EXAMPLES}."
+            else f"a budget must be a number that computers have. Write {EXAMPLES}."
         ) from None

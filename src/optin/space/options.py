@@ -18,14 +18,14 @@ EMBEDDINGS = ("all", "last")
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """How the trajectory of a unit is measured (METHOD section 2).
+    """How the trajectory of a unit is measured (docs/method.md, Trajectory).
 
     Attributes:
         rows: K, the token rows that each Gram matrix compares.
         temperature: tau, divides the logits.
         balance: lambda, the weight of the manifold part against the output part (both at equal mean).
-        coupling: exponent of what a unit's trajectory says beyond the means that its cost under compensation is
-            made of; 0 leaves it out.
+        coupling: exponent kappa of the factor by which a unit's own trajectory corrects its compensated cost
+            (docs/adr/0008-coupling.md); 0 is no correction.
         draws: random projections of the sketch, at least one a micro-batch.
         stack: units that `exact` evaluates in one forward.
         embeddings: which are compared: "all" from the unit's block on, or the "last" block's alone.
@@ -62,7 +62,7 @@ class Trajectory:
 
 @dataclass(frozen=True, slots=True)
 class Refit:
-    """How consumers are refitted (METHOD section 4).
+    """How consumers are refitted (docs/method.md, Compensation).
 
     Attributes:
         enabled: refit at all.
@@ -96,7 +96,7 @@ class Refit:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Whether tokens merge on their way through a vision transformer (METHOD section 7).
+    """Whether tokens merge between the blocks of a vision transformer (docs/method.md, Tokens).
 
     Attributes:
         merge: "none"; "search", jointly with heads and neurons; "constant", as many before every block, with
@@ -116,7 +116,7 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Which inputs a run looks at: `examples` of them, in batches of similar length."""
+    """Calibration inputs: `examples` in batches of `batch_size`, cut to `max_length` tokens (None: the model's)."""
 
     examples: int = 256
     batch_size: int = 32

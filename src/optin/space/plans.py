@@ -52,7 +52,7 @@ class Plan:
         length: tokens of a text, or pixels of an image side, at which MACs are counted.
         width: in pixels, where those images are not square.
         tokens: tokens that merge before each block of a vision transformer; empty if none do.
-        latency: where the budget was one.
+        latency: if the budget was one, else None.
         provenance: budget, recipe, seed, digest of the calibration data, versions.
         description: what removal cuts, as far as `descriptions.to_dict` writes it; networks are loaded by it.
     """

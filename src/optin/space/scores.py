@@ -1,4 +1,4 @@
-"""Scores: for every group the order of removal and what it costs, in one currency for the whole network."""
+"""Scores: for every group the order of removal and what it costs, on one scale for the whole network."""
 
 from __future__ import annotations
 
@@ -65,11 +65,13 @@ class Scores:
         curves: per group.
         length: the calibration set's mean length, at which MACs are counted by default.
         provenance: the criterion, the recipe, the digest of the calibration data and versions.
-        tokens: what merging tokens costs, if that was measured: see `optin.choosing.merging_costs.token_costs`.
+        tokens: shape (block, tokens merged): what merging costs, if measured: see
+            `optin.choosing.merging_costs.token_costs`.
         width: in pixels, of images that are not square.
-        weights: for every batch and consumer those of its tokens, if they were drawn on the way: they spare the refit
-            a pass. Not stored with the scores.
-        gradients: of the labelled loss by the multipliers of a group, shape (draw, unit), if the recipe rearranges.
+        weights: called with a batch's number and a consumer's name, gives the weights of its tokens, which saves the
+            refit a pass; None if the criterion draws none. Not stored with the scores.
+        gradients: per group, those of the labelled loss with respect to its multipliers, shape (draw, unit), if the
+            recipe rearranges.
     """
 
     architecture: str

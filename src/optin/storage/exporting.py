@@ -263,7 +263,7 @@ def _write(program: Foreign, folder: Path, to: str, onnx: Path, description: Map
             import openvino
 
             openvino.save_model(openvino.convert_model(str(onnx)), str(file), compress_to_fp16=False)
-        else:
+        elif to == "onnx-int8":
             from onnxruntime.quantization import QuantType, quantize_dynamic
 
             quantize_dynamic(str(onnx), str(file), per_channel=True, weight_type=QuantType.QInt8)

@@ -92,7 +92,7 @@ def _answer(model: nn.Module, spec: TaskSpec, examples: object, preprocessor: ob
         raise InputError(f"{name} does not take what is prepared for it ({shapes}): {first_line(error)}") from error
     answer = _read(output, spec, pooling)
     if answer is None:
-        raise InputError(f"{name} does not fit the task: it gives no {_WANTED[spec.kind]}.")
+        raise InputError(f"{name} does not fit the task: it gives no {_WANTED.get(spec.kind, spec.kind)}.")
     if spec.kind == "embedding" and isinstance(preprocessor, SentenceTokenizer):
         try:
             preprocessor.embed(answer, token_mask(inputs).to(answer.device), pooling)

@@ -72,12 +72,12 @@ def load_examples(spec: TaskSpec, options: Task, part: str, *, labelled: bool) -
     if len(rows) == 0:
         raise InputError(f"the {split!r} part of {options.data or spec.hub} is empty.")
     found = list(rows.column_names)
-    texts = _texts(rows, _column(found, options.text or spec.text, "--text"), spec)
+    texts = _texts(rows, _column(found, options.text or spec.text, "--text COLUMN"), spec)
     second = options.text_pair or spec.text_pair
-    pairs = _texts(rows, _column(found, second, "--text-pair"), spec) if second else None
+    pairs = _texts(rows, _column(found, second, "task.text_pair in a recipe"), spec) if second else None
     if not labelled:
         return Examples(texts, pairs, None, origin)
-    label = _column(found, options.label or spec.label, "--label", " To prune without labels: --no-evaluate.")
+    label = _column(found, options.label or spec.label, "--label COLUMN", " To prune without labels: --no-evaluate.")
     labels = values_of(rows, label)
     missing = next((row for row, value in enumerate(labels, 1) if _missing(value)), None)
     if missing is not None:
@@ -126,7 +126,7 @@ def _missing(value: object) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _column(found: list[str], wanted: str, flag: str, more: str = "") -> str:
+def _column(found: list[str], wanted: str, option: str, more: str = "") -> str:
     """The column of that name, or of a name that the data as first published used for it."""
     for name in (wanted, *ALIASES.get(wanted, ())):
         if name in found:
@@ -134,7 +134,7 @@ def _column(found: list[str], wanted: str, flag: str, more: str = "") -> str:
     near = difflib.get_close_matches(wanted, found, n=1)
     hint = f" Did you mean {near[0]!r:.60}?" if near else ""
     raise InputError(
-        f"unknown column {wanted!r:.60}.{hint} Known: {listed(sorted(found))}. Say which with {flag} COLUMN.{more}"
+        f"unknown column {wanted!r:.60}.{hint} Known: {listed(sorted(found))}. Say which with {option}.{more}"
     )
 
 
