@@ -62,7 +62,7 @@ class Setting:
     def of_fashion(cls, folder: Path, data: str) -> Self:
         """A network in a folder, on Fashion-MNIST."""
         train = load_images(SPEC, Task("fashion-mnist", data), "calibration", labelled=True)
-        return cls(load_model(str(folder)), load_processor(str(folder)), train, held_out(data))
+        return cls(load_model(str(folder), dtype=torch.float32), load_processor(str(folder)), train, held_out(data))
 
     def calibration(self, recipe: Recipe) -> list[dict[str, torch.Tensor]]:
         """The draw of one seed, from the training images."""

@@ -45,7 +45,9 @@ def trained(name: str, data: str = DATA, epochs: int = EPOCHS) -> Path:
     save_other(model.half().to(memory_format=torch.contiguous_format), folder)  # type: ignore[call-overload]
     processor().save_pretrained(folder)
     test = load_images(SPEC, Task("fashion-mnist", data), "evaluation", labelled=True)
-    figures = evaluate(load_model(str(folder)), load_processor(str(folder)), SPEC, test, batch_size=256)
+    figures = evaluate(
+        load_model(str(folder), dtype=torch.float32), load_processor(str(folder)), SPEC, test, batch_size=256
+    )
     (folder / "accuracy.json").write_text(json.dumps(figures) + "\n")
     return folder
 

@@ -425,6 +425,12 @@ def test_networks_of_our_own_are_saved_and_loaded(name, tmp_path):
         assert torch.equal(loaded(**batch), small.model(**batch))
 
 
+def test_a_folder_in_half_precision_is_loaded_in_any(tmp_path):
+    save_other(create("optin:resnet20", classes=5).half(), tmp_path / "dense")
+    found = [load_model(str(tmp_path / "dense"), **options) for options in ({}, {"dtype": torch.float32})]
+    assert [network.classifier.weight.dtype for network in found] == [torch.float16, torch.float32]
+
+
 def test_a_network_of_torchvision_is_saved_and_loaded(tmp_path):
     model = create("torchvision:resnet18", num_classes=5)
     small = optin.apply(model, some_of(model))

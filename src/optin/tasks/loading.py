@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from ..errors import InputError, OptinError
+from ..running.modules import in_precision
 from ..storage.libraries import load_dense, of_other, processor_settings
 from ..storage.loading import load
 from ..storage.planned import SECTION
@@ -53,7 +54,10 @@ def load_model(source: str, kind: str | None = None, **options: Foreign) -> nn.M
     if isinstance(config, dict) and SECTION in config:
         return load(folder, **options)
     if of_other(source):
-        return load_dense(source)
+        dense = load_dense(source)
+        if "dtype" in options:
+            in_precision(dense, options["dtype"])
+        return dense
     if folder.exists() and config is None:
         raise InputError(f"{source} is a file: pass the folder that holds config.json.")
     if folder.is_dir():
