@@ -292,6 +292,7 @@ def test_the_whole_job(name, tmp_path):
     assert result.plan.pruned.macs <= 0.8 * result.plan.dense.macs
     assert model.training and not any(module.training for module in result.model.modules())
     result.save(tmp_path / "small")
+    assert "into=network" in (tmp_path / "small" / "README.md").read_text()
     loaded = optin.load(tmp_path / "small", into=make())
     assert torch.equal(run(loaded, batches[0]), run(result.model, batches[0]))
 

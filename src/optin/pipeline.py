@@ -61,8 +61,8 @@ def prune(
         recipe: all other options.
         output: what of the network's output matters, as in `score`.
         track: shows progress; `optin.rich_track` draws bars.
-        callback: called as `callback(stage, figures)` after "score", "search" and "apply": "seconds" of each, and
-            for "search" the shares of "macs" and "parameters" left.
+        callback: called as `callback(stage, figures)` after "score", "search" and "apply": "seconds" of each, of
+            "score" also "examples", of "search" the shares of "macs" and "parameters" left.
 
     Raises:
         OptinError: see `optin.errors`; each message says what to do.
