@@ -26,6 +26,7 @@ from optin.running.outputs import answers
 from optin.support.files import cache_folder
 from optin.tasks import load_model, load_processor, segmentation
 from optin.tasks.segmentation import Scenes
+from optin.tasks.specs import SCENES
 
 MEAN, DEVIATION = 0.3, 0.25  # of the pixels, about
 TRAINING, HELD_OUT = 8000, 400  # scenes, to calibrate on as well, and to test on
@@ -162,7 +163,7 @@ def per_pixel(scores: Tensor, truth: Tensor) -> Tensor:
 
 def load_trained(folder: Path) -> nn.Module:
     """In full precision, in which processors compute."""
-    return load_model(str(folder), "image-segmentation", dtype=torch.float32)
+    return load_model(str(folder), SCENES, dtype=torch.float32)
 
 
 def tensors(known: Scenes) -> tuple[Tensor, Tensor]:

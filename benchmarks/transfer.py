@@ -74,7 +74,7 @@ def main() -> None:
                 load_model(str(work / name)),
                 processor,
                 *target,
-                work / f"{name}-{kind}",
+                work / (f"{name}-{kind}" if teacher is None else f"{name}-taught"),
                 training,
                 teacher=None if teacher is None else load_model(str(work / teacher)),
             )

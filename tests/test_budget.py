@@ -25,6 +25,12 @@ from optin.space.budget import Budget
         ("12 ms", Budget(12e9, "latency", relative=False)),
         ("0.5 s", Budget(500e9, "latency", relative=False)),
         ("800us", Budget(0.8e9, "latency", relative=False)),
+        ("0.5", Budget(0.5)),
+        ("60% FLOPs", Budget(0.6)),
+        ("0.1 GFLOPs", Budget(5e7, "MACs", relative=False)),
+        ("1,000,000 MACs", Budget(1e6, "MACs", relative=False)),
+        ("15k params", Budget(15e3, "parameters", relative=False)),
+        ("15 k parameters", Budget(15e3, "parameters", relative=False)),
     ],
 )
 def test_parse(text, expected):
@@ -52,10 +58,29 @@ def test_parse(text, expected):
         None,
         True,
         "inf%",
+        "60% ms",
+        "60% Mparams",
+        "12 kms",
+        "5 m s",
+        "3 latency",
+        "1,00 MACs",
+        "15k",
+        "7e",
+        "e%",
+        "50 of",
+        50,
     ],
 )
 def test_what_is_no_budget_is_refused(text):
     with pytest.raises(BudgetError):
+        Budget.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"), [("50", "'50%'"), (50, "'50%'"), ("15k", "'15k params'"), ("2e9", "'2e\\+09 MACs'")]
+)
+def test_a_number_without_a_unit_is_answered_with_what_may_be_meant(text, meant):
+    with pytest.raises(BudgetError, match=meant):
         Budget.parse(text)
 
 

@@ -35,6 +35,7 @@ from optin.tasks import (
 )
 from optin.tasks.held_out import LEAST
 from optin.tasks.images import Unreadable
+from optin.tasks.specs import CLASSES, SENTENCES, TAGS
 from tests.networks import WORDS, build, tokenizer
 from tests.test_images import processor
 from tests.test_segmentation import Painter
@@ -103,7 +104,7 @@ MISFITS = {
 def test_what_does_not_fit_is_said(name, prepared):
     make, task, examples, message = MISFITS[name]
     spec = task_spec(task)
-    preprocessor = (processor() if spec.of_images else tokenizer()) if prepared else None
+    preprocessor = (processor() if spec.kind.of_images else tokenizer()) if prepared else None
     with pytest.raises(InputError, match=message) as caught:
         check_evaluation(make(), spec, examples, preprocessor)
     assert "\n" not in str(caught.value)
@@ -126,7 +127,9 @@ FITS = {
 def test_what_fits_passes(task, prepared):
     make, examples = FITS[task]
     spec = task_spec(task)
-    check_evaluation(make(), spec, examples, (processor() if spec.of_images else tokenizer()) if prepared else None)
+    check_evaluation(
+        make(), spec, examples, (processor() if spec.kind.of_images else tokenizer()) if prepared else None
+    )
 
 
 @pytest.mark.parametrize("size", [15, 17, 32])
@@ -324,11 +327,11 @@ def test_a_tokenizer_that_does_not_know_the_words(workspace):
 @pytest.mark.parametrize(
     ("saved", "kind", "missing"),
     [
-        ("Model", "classification", "classifier"),
-        ("Model", "tokens", "classifier"),
-        ("MaskedLM", "classification", "classifier"),
+        ("Model", CLASSES, "classifier"),
+        ("Model", TAGS, "classifier"),
+        ("MaskedLM", CLASSES, "classifier"),
         ("TokenClassification", None, None),
-        ("MaskedLM", "embedding", None),
+        ("MaskedLM", SENTENCES, None),
     ],
 )
 def test_weights_that_a_checkpoint_lacks_are_not_made_up(saved, kind, missing, tmp_path):

@@ -19,8 +19,8 @@ from optin.running.merging import Merging
 from optin.running.surgery import shrink
 from optin.storage import exporting
 from optin.storage.exporting import export, export_all
+from optin.storage.formats import FORMATS
 from optin.storage.libraries import create
-from optin.storage.runtimes import FILES
 from tests import zoo
 from tests.contract.test_architectures import random_plan
 from tests.networks import EAGER_ONLY, HEADS_OF, build, inputs, tokenizer, tokens
@@ -57,6 +57,57 @@ def test_every_head_is_traced(head, tmp_path):
     assert set(got) == {name for name, value in expected.items() if isinstance(value, torch.Tensor)}
 
 
+class OwnConfig(transformers.PretrainedConfig):
+    model_type = "of_a_user"
+
+    def __init__(self, width=8, **kwargs):
+        super().__init__(**kwargs)
+        self.width = width
+
+
+class OwnModel(transformers.PreTrainedModel):
+    config_class = OwnConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.up, self.head = nn.Linear(config.width, 16), nn.Linear(16, 4)
+        self.post_init()
+
+    def forward(self, x):
+        return self.head(self.up(x).relu())
+
+
+def test_a_class_of_the_user_s_own_with_a_configuration(tmp_path):
+    batch = {"x": torch.randn(4, 8)}
+    result = optin.prune(OwnModel(OwnConfig()).eval(), [batch], "80%", recipe=RECIPE)
+    export(result.model, batch, tmp_path / "out", "torch-export")
+    opened = optin.open_exported(tmp_path / "out", trusted=True)
+    assert opened.config.width == 8
+    torch.testing.assert_close(opened(**batch), result.model(**batch))
+
+
+def test_counts_of_a_plan_are_no_sizes_of_a_network(bert, tmp_path):
+    """Those of real networks are beyond any size."""
+    result = optin.prune(bert, [tokens(bert)], "80%", recipe=RECIPE)
+    result.model.config.optin["dense"]["macs"] = 10**12
+    export(result.model, tokens(bert), tmp_path / "out", "torch-export")
+    assert optin.open_exported(tmp_path / "out", trusted=True).config.optin["dense"]["macs"] == 10**12
+
+
+@pytest.mark.parametrize("to", ["onnx", "torch-export"])
+def test_inputs_of_another_width_are_refused_in_one_line(to, tmp_path):
+    network = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    export(network, {"input": torch.randn(4, 8)}, tmp_path / "out", to)
+    with pytest.raises(InputError, match=r"does not take the inputs input \(4, 9\)"):
+        optin.open_exported(tmp_path / "out", trusted=True)(input=torch.randn(4, 9))
+
+
+def test_a_folder_that_is_no_export_is_said_to_be_none(bert, tmp_path):
+    bert.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="no exported network"):
+        optin.open_exported(tmp_path)
+
+
 def test_what_is_no_text_keeps_its_size(tmp_path):
     network = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
     figures = export(network, {"input": torch.randn(4, 8)}, tmp_path / "out", "torch-export")
@@ -86,7 +137,7 @@ def test_a_decoder_is_as_long_as_it_likes(tmp_path):
     torch.testing.assert_close(got.logits, model(**other).logits, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("to", slow_but(["onnx"], sorted(FILES)))
+@pytest.mark.parametrize("to", slow_but(["onnx"], sorted(FORMATS)))
 def test_other_numbers_of_examples_and_lengths(to, tmp_path):
     model = pruned("bert")
     figures = export(model, tokens(model, batch=3, length=9), tmp_path / "out", to, tokenizer())
@@ -137,17 +188,17 @@ def test_networks_of_channels_and_scenes_are_traced(family, tmp_path):
 @pytest.mark.slow
 def test_all_formats_come_from_one_trace(bert, tmp_path, monkeypatch):
     made = []
-    for name in ("_trace", "_write_onnx"):
-        whole = getattr(exporting, name)
-        monkeypatch.setattr(exporting, name, lambda *given, n=name, f=whole: made.append(n) or f(*given))
-    targets = {to: tmp_path / to for to in FILES}
-    assert [found["format"] for found in export_all(bert, tokens(bert), targets)] == list(FILES)
-    assert made == ["_trace", "_write_onnx"]
+    for module, name in ((exporting, "_trace"), (torch.onnx, "export")):
+        whole = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given, _n=name, _w=whole, **o: made.append(_n) or _w(*given, **o))
+    targets = {to: tmp_path / to for to in FORMATS}
+    assert [found["format"] for found in export_all(bert, tokens(bert), targets)] == list(FORMATS)
+    assert made == ["_trace", "export"]
 
-    def broken(*_):
+    def broken(*_, **__):
         raise RuntimeError("no such operator\nand more")
 
-    monkeypatch.setattr(exporting, "_write_onnx", broken)
+    monkeypatch.setattr(torch.onnx, "export", broken)
     with pytest.raises(InputError, match="cannot be written as onnx: no such operator$"):
         export(bert, tokens(bert), tmp_path / "other")
     assert not (tmp_path / "other").exists()

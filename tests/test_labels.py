@@ -25,6 +25,7 @@ from optin.running.gating import gated, masks
 from optin.running.outputs import answers
 from optin.running.surgery import shrink
 from optin.space.plans import Cost
+from tests import zoo
 from tests.networks import plan_of, shaken
 from tests.slow import slow_but
 
@@ -183,6 +184,25 @@ def test_the_whole_job(name, tmp_path):
     result.save(tmp_path / "small")
     loaded = optin.load(tmp_path / "small", into=built(name) if name == "own" else None)
     assert torch.equal(run(loaded, batches[0]), run(result.model, batches[0]))
+
+
+def padded(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """With the last tokens of the first example masked out."""
+    masked = {name: value.clone() for name, value in batch.items() if name.endswith("attention_mask")}
+    for mask in masked.values():
+        mask[0, -2:] = 0
+    return batch | masked
+
+
+MASKED = [name for name, kind in zoo.NETWORKS.items() if kind.attends and "attention_mask" in kind.inputs()]
+
+
+@pytest.mark.parametrize("name", slow_but(("t5",), MASKED))
+def test_padding_hides_nothing(name):
+    """A mask may be added to what several layers share: of T5, a table of zeros for all cross-attentions."""
+    batch = zoo.NETWORKS[name].inputs()
+    sizes = describe(zoo.built(name), batch).sizes
+    assert describe(zoo.built(name), padded(batch)).sizes == sizes
 
 
 def test_labels_that_are_joined_are_of_one_class():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -38,6 +39,25 @@ def test_what_is_read_of_an_output(output, kind, name):
     found = read(output)
     assert (found.kind, found.name) == (kind, name)
     assert float(output_loss(found, found, 4.0)) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("output", "kind"),
+    [
+        ({"value": torch.randn(2, 1)}, "point"),
+        ({"value": torch.randn(2)}, "point"),
+        ({"value": torch.randn(2, 1), "twice": torch.randn(2, 1)}, "values"),
+        ((torch.randn(2, 1), torch.ones(2, 1), torch.zeros(2, 3)), "values"),
+    ],
+)
+def test_numbers_that_are_alike_are_compared_too(output, kind):
+    """Also those of one example alone, which have no variance."""
+    found = read(output)
+    one = replace(found, values=found.values[:, :1])
+    assert found.kind == kind
+    for part in (found, one):
+        other = replace(part, values=part.values * 1.5)
+        assert 0 < float(output_loss(other, part, 4.0)) < 100
 
 
 def test_boxes_are_compared_beside_classes():

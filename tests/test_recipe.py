@@ -113,7 +113,7 @@ def test_the_recipes_for_glue_run(task, tmp_path):
     (tmp_path / "data").mkdir()
     recipe = Recipe.load(RECIPES / f"bert-base-{task}.yaml")
     spec = task_spec(recipe.task.name)
-    labels = 1 if spec.kind == "regression" else len(spec.names) or 2
+    labels = 1 if spec.kind.numeric else len(spec.names) or 2
     build("bert", num_labels=labels).save_pretrained(tmp_path / "dense")
     tokenizer().save_pretrained(tmp_path / "dense")
     columns = [name for name in (spec.text, spec.text_pair) if name]

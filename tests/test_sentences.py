@@ -18,6 +18,7 @@ from optin.recipe import Recipe
 from optin.tasks import load_preprocessor, task_spec
 from optin.tasks.loading import load_model
 from optin.tasks.sentences import SentenceTokenizer
+from optin.tasks.specs import SENTENCES
 from tests.networks import WORDS, build, tokenizer
 
 SPEC = task_spec("sentence-embedding")
@@ -86,7 +87,7 @@ def opened(folder):
 def ours(folder):
     """Embeddings as optin evaluates them."""
     model = optin.load(folder) if "optin" in json.loads((folder / "config.json").read_text()) else None
-    model = model or load_model(str(folder), "embedding")
+    model = model or load_model(str(folder), SENTENCES)
     prepared = load_preprocessor(str(folder), SPEC, model)
     encoded = prepared(
         TEXTS, padding=True, truncation=True, max_length=prepared.model_max_length, return_tensors="pt"

@@ -233,8 +233,102 @@ class Returns(nn.Module):
         return self.kind(logits=logits, hidden=hidden if self.shows_hidden else None)
 
 
+class Heads(nn.Module):
+    """Attention that keeps the number of its heads under any name, and what multiplies its keys in any shape."""
+
+    def __init__(self, name: str, shape=(1,)) -> None:
+        super().__init__()
+        setattr(self, name, HEADS)
+        self.name, self.gamma = name, nn.Parameter(torch.rand(shape) + 0.5)
+        self.qkv, self.out, self.head = nn.Linear(WIDTH, 6 * WIDTH), nn.Linear(2 * WIDTH, WIDTH), nn.Linear(WIDTH, 3)
+
+    def forward(self, x):
+        batch, tokens, width = *x.shape[:2], 2 * WIDTH
+        heads = getattr(self, self.name)
+        q, k, v = self.qkv(x).reshape(batch, tokens, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, F.normalize(k, dim=-1) * self.gamma, v)
+        return self.head((x + self.out(attended.transpose(1, 2).reshape(batch, tokens, width))).mean(1))
+
+
+class Graph(nn.Module):
+    """Attention by two vectors a head (GAT)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = HEADS
+        self.lin, self.out, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
+        self.one, self.two = (nn.Parameter(torch.randn(HEADS, WIDTH // HEADS)) for _ in range(2))
+
+    def forward(self, x):
+        nodes = self.lin(x).unflatten(-1, (self.heads, -1))
+        edges = (nodes * self.one).sum(-1)[:, :, None] + (nodes * self.two).sum(-1)[:, None]
+        made = torch.einsum("bijh,bjhd->bihd", F.leaky_relu(edges, 0.2).softmax(2), nodes)
+        return self.head((x + self.out(made.flatten(2))).mean(1))
+
+
+class TwoAttentions(nn.Module):
+    """One map reads the heads of two, one behind the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.ModuleList(nn.Linear(WIDTH, 3 * WIDTH) for _ in range(2))
+        self.out, self.head = nn.Linear(2 * WIDTH, WIDTH), nn.Linear(WIDTH, 3)
+
+    def forward(self, x):
+        made = []
+        for qkv in self.qkv:
+            q, k, v = (part.unflatten(-1, (-1, WIDTH // HEADS)).transpose(1, 2) for part in qkv(x).chunk(3, -1))
+            made.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.head((x + self.out(torch.cat(made, -1))).mean(1))
+
+
+class Tables(nn.Module):
+    """One map reads three embeddings, one behind the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(20, size) for size in (12, 8, 8))
+        self.mix, self.up, self.head = nn.Linear(28, 16), nn.Linear(16, INNER), nn.Linear(INNER, 3)
+
+    def forward(self, ids):
+        read = torch.cat([table(ids[..., place]) for place, table in enumerate(self.tables)], -1)
+        return self.head(F.relu(self.up(self.mix(read))).mean(1))
+
+
+class BothWays(nn.Module):
+    """A map whose weight is used the other way round as well; and another that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tied, self.up, self.down = nn.Linear(WIDTH, INNER), nn.Linear(WIDTH, INNER), nn.Linear(INNER, WIDTH)
+        self.head = nn.Linear(WIDTH, 3)
+
+    def forward(self, x):
+        x = x + self.down(F.relu(self.up(x)))
+        return self.head((x + F.linear(F.gelu(self.tied(x)), self.tied.weight.t())).mean(1))
+
+
+class Trunk(nn.Module):
+    """Convolutions that read and make the same channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 12, 3, padding=1), nn.Linear(12, 3)
+        self.convolutions = nn.ModuleList(nn.Conv2d(12, 12, 3, padding=1) for _ in range(3))
+
+    def forward(self, input):
+        x = self.stem(input)
+        for convolution in self.convolutions:
+            x = x + convolution(F.relu(x))
+        return self.head(x.mean((2, 3)))
+
+
 def words(batch: int = 4) -> dict[str, torch.Tensor]:
     return {"x": torch.randn(batch, 6, WIDTH)}
+
+
+def codes(batch: int = 4) -> dict[str, torch.Tensor]:
+    return {"ids": torch.randint(0, 20, (batch, 6, 3))}
 
 
 def images(batch: int = 4) -> dict[str, torch.Tensor]:
@@ -260,6 +354,13 @@ STYLES = {
     "instance norm": (Normalised, images, {"channel"}),
     "dataclass": (lambda: Returns(Answer, False), words, {"neuron"}),
     "namespace": (lambda: Returns(types.SimpleNamespace, False), words, {"neuron"}),
+    "named heads": (lambda: Heads("heads"), words, {"head"}),
+    "gains of heads": (lambda: Heads("count", (HEADS, 1, 2 * WIDTH // HEADS)), words, {"head"}),
+    "graph": (Graph, words, {"head"}),
+    "two attentions": (TwoAttentions, words, {"head"}),
+    "tables": (Tables, codes, {"neuron"}),
+    "both ways": (BothWays, words, {"neuron"}),
+    "trunk": (Trunk, images, {"channel"}),
 }
 
 
@@ -295,6 +396,25 @@ def test_the_whole_job(name, tmp_path):
     assert "into=network" in (tmp_path / "small" / "README.md").read_text()
     loaded = optin.load(tmp_path / "small", into=make())
     assert torch.equal(run(loaded, batches[0]), run(result.model, batches[0]))
+
+
+def test_groups_that_one_map_reads_have_names_of_their_own():
+    assert optin.describe(TwoAttentions(), words()).sizes == {"qkv.0.to.out": HEADS, "qkv.1.to.out": HEADS}
+    assert optin.describe(Tables(), codes()).sizes["tables.0.to.mix"] == 12
+
+
+def test_a_weight_that_is_used_both_ways_stays_whole():
+    space = optin.describe(BothWays(), words())
+    assert space.sizes == {"up": INNER} and "no plain map" in space.whole["tied"]
+
+
+@pytest.mark.parametrize("share", [0.95, 0.85, 0.66, 0.57, 0.48, 0.33])
+def test_a_budget_holds_where_costs_grow_with_squares(share):
+    model, batches = Trunk(), [images() for _ in range(4)]
+    scores = optin.score(model, batches, recipe=RECIPE)
+    for search in ("lagrange", "paper"):
+        plan = optin.plan(model, scores, share, recipe=RECIPE.override(search=search))
+        assert plan.pruned.macs <= share * plan.dense.macs
 
 
 @pytest.mark.parametrize("kind", [Answer, types.SimpleNamespace, dict])

@@ -13,7 +13,7 @@ from optin.errors import CheckpointError
 from optin.running.gating import gated, masks
 from optin.running.surgery import shrink
 from optin.space.plans import Cost, Plan
-from optin.space.units import Cut, Gate, UnitGroup, UnitSpace
+from optin.space.units import Block, Cut, Gate, UnitGroup, UnitSpace
 from tests.networks import NEURONS, build, tokens
 
 BERT = build("bert")
@@ -79,7 +79,7 @@ def test_fused_projections_are_cut_in_three_places():
     model = Fused()
     cuts = tuple(Cut(f"qkv.{leaf}", 0, 2, offset) for leaf in ("weight", "bias") for offset in (0, 6, 12))
     group = UnitGroup("heads", "head", 3, 0, (*cuts, Cut("out.weight", 1, 2)), (Gate("out", -1, 2),))
-    space = UnitSpace("fused", (group,), ("out",))
+    space = UnitSpace("fused", (group,), (Block("out"),))
     weight = model.qkv.weight.detach().clone()
     shrink(model, space, plan_of({"heads": (0, 2)}, space))
     assert torch.equal(model.qkv.weight, weight.view(3, 3, 2, 4)[:, [0, 2]].flatten(0, 2))
@@ -88,7 +88,7 @@ def test_fused_projections_are_cut_in_three_places():
 
 def test_a_parameter_too_small_for_its_group_is_refused():
     group = UnitGroup("neurons", "neuron", 5, 0, (Cut("weight", 0),), ())
-    space = UnitSpace("linear", (group,), ())
+    space = UnitSpace("linear", (group,))
     with pytest.raises(CheckpointError, match="too small"):
         shrink(nn.Linear(2, 3), space, plan_of({"neurons": (0,)}, space))
 

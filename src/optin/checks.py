@@ -184,7 +184,7 @@ def _check_output(
 ) -> str:
     values = answers(output)
     generator = torch.Generator().manual_seed(0)
-    positions = Positions(sample, recipe.trajectory.rows, generator, space.channels_first)
+    positions = Positions(sample, recipe.trajectory.rows, generator, space.of_maps)
     if len(blocks) == len(space.blocks):
         check_activations(space.blocks, states(space, blocks), positions)
     try:

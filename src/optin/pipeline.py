@@ -108,6 +108,8 @@ def sweep(
     if isinstance(budgets, str) or not isinstance(budgets, Iterable):
         raise InputError(f"a sweep takes a list of budgets, such as ['80%', '60%'], not {budgets!r:.40}.")
     recipes = [_with_budget(recipe, budget) for budget in budgets]
+    if not recipes:
+        raise InputError("a sweep takes at least one budget, such as ['80%', '60%'].")
     calibration = calibration_of(model, batches)
     scores = scores or score(model, calibration, recipe=recipe, output=output, track=track)
     plans = [plan(model, scores, recipe=one, track=track) for one in recipes]

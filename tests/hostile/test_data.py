@@ -183,7 +183,7 @@ def test_words_and_tags(words, tmp_path):
         refused(lambda: texts(tmp_path / "a.jsonl", TOKENS), "must hold lists of words")
 
 
-@pytest.mark.parametrize("spec", [TEXTS, IMAGES, SCENES], ids=lambda spec: spec.kind)
+@pytest.mark.parametrize("spec", [TEXTS, IMAGES, SCENES], ids=lambda spec: spec.kind.name)
 @pytest.mark.parametrize(
     "kind", ["fifo", "device", "long", "nul", "home", "nowhere", "loop", "split", "absolute", "dots"]
 )

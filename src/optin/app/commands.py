@@ -236,7 +236,7 @@ def run_finetune(
 ) -> Figures:
     """`optin finetune`: a pruned or dense classifier of images, taken to another data set."""
     spec = task_spec(recipe.task.name)
-    if spec.kind != "images":
+    if not (spec.kind.of_images and spec.kind.one_label):
         raise InputError(f"only classifiers of images can be fine-tuned, and {recipe.task.name!r} is no such task.")
     source, teacher = local(source), None if teacher is None else local(teacher)
     place = check_new(out, FINETUNED, overwrite, [source, recipe.task.data, teacher])

@@ -26,6 +26,7 @@ from ..support.untyped import Foreign
 from ..tasks import Images, Scenes, load_model, load_processor
 from ..tasks.images import Unreadable
 from ..tasks.segmentation import IGNORED, segment
+from ..tasks.specs import SCENES
 from ..tasks.vision import encode
 
 MOST_FIGURES = 4  # of a task that are drawn side by side
@@ -79,7 +80,7 @@ def _drawn(
 ) -> list[Path]:
     written = [draw_units(plan, target / "kept.svg")]
     if isinstance(images, Scenes):
-        model, processor = load_model(str(source), "image-segmentation"), load_processor(str(source))
+        model, processor = load_model(str(source), SCENES), load_processor(str(source))
         for index, image in _readable(images, count):
             found = {"truth": torch.as_tensor(images.mask(index))} if images.mask else {}
             if reference is not None:

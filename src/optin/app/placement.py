@@ -20,6 +20,7 @@ from ..support.threads import use_threads
 from ..tasks import (
     Examples,
     Images,
+    Kind,
     SentenceTokenizer,
     check_evaluation,
     check_fit,
@@ -48,7 +49,7 @@ class Placement:
     dtype: str | None = None
     threads: int | None = None
 
-    def load(self, source: str, kind: str | None = None) -> nn.Module:
+    def load(self, source: str, kind: Kind | None = None) -> nn.Module:
         """Load a network and put it there.
 
         Raises:

@@ -58,7 +58,7 @@ def held_out_of(job: Job) -> Examples | Images:
 
 def dense_quality(job: Job, examples: Examples | Images, track: Track) -> dict[str, float]:
     """Empty for embeddings, which are only compared with the dense network's: it has no figures of its own."""
-    if not task_of(job.recipe).spec.labelled:
+    if task_of(job.recipe).spec.kind.compared:
         return {}
     return measure(job.model, job.preprocessor, job.recipe, examples, None, track)
 

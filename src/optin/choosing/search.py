@@ -157,24 +157,29 @@ def cheapest(choices: Mapping[str, Choices], prices: Mapping[str, int], mu: floa
 
 
 def fill(kept: dict[str, int], choices: Mapping[str, Choices], cost: CostModel, limit: int) -> dict[str, int]:
-    """Spend what is left of the budget: again and again the step that fits and saves the most cost per price."""
+    """Spend what is left of the budget: again and again the step that fits and saves the most cost per price.
+
+    Prices are at most what a step costs, so what is affordable by them is tried by its cost.
+    """
     kept = dict(kept)
     places = {name: int((choice.counts == kept[name]).nonzero()) for name, choice in choices.items()}
     while True:
         slack, prices = limit - cost(kept), cost.prices(kept)
-        best, gain = None, -1.0
+        steps = []
         for name, choice in choices.items():
             place = places[name]
             if place + 1 == len(choice.counts):
                 continue
             price = prices[name] * int(choice.counts[place + 1] - choice.counts[place])
             saved = float(choice.cost[place] - choice.cost[place + 1]) / max(price, 1)
-            if price <= slack and saved > gain:
-                best, gain = name, saved
-        if best is None:
+            if price <= slack:
+                steps.append((-saved, name, int(choice.counts[place + 1])))
+        steps.sort(key=lambda step: step[0])
+        taken = next(((name, count) for _, name, count in steps if cost({**kept, name: count}) <= limit), None)
+        if taken is None:
             return kept
-        places[best] += 1
-        kept[best] = int(choices[best].counts[places[best]])
+        places[taken[0]] += 1
+        kept[taken[0]] = taken[1]
 
 
 def paper(

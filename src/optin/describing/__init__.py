@@ -92,7 +92,7 @@ def _made_up(model: nn.Module) -> Arguments:
     except Exception as error:  # on inputs that are none of its own a forward may fail in any way
         raise ArchitectureError(
             f"nothing says what {type(model).__name__} takes ({first_line(error).rstrip('.'):.160}). Pass some of "
-            "its inputs: optin.inspect(model, example=batch), in Python; --data on the command line is for texts and "
-            "images."
+            "its inputs, in Python: optin.describe(model, batch), optin.inspect(model, example=batch). On "
+            "the command line --data is for texts and images."
         ) from error
     return inputs

@@ -14,7 +14,7 @@ from ..errors import ArchitectureError
 from ..running.batch import size_of
 from ..running.modules import call, forget, inference_mode_of, shared_names
 from ..running.tensors import kind_of, tensors_of
-from ..space.units import Argument, Gate, Product, Tap, UnitGroup, UnitSpace, lies_in
+from ..space.units import Argument, Block, Gate, Product, Tap, UnitGroup, UnitSpace, lies_in
 from ..support.untyped import Foreign
 from .blocks import behind, chain, cover, listed
 from .found import Found, found
@@ -71,20 +71,26 @@ def described(model: nn.Module, inputs: Mapping[str, object], architecture: str)
     groups, blocks, chained, channels = _in_blocks(model, track, results, seen, groups)
     placed = [_placed(group, blocks) for group in groups.values()]
     placed.sort(key=lambda group: (group.layer, track.calls.index(first[group.name])))
+    body = len(blocks) - (0 if channels else behind(model, blocks))
     return UnitSpace(
         architecture,
         tuple(placed),
-        blocks,
-        channels_first=channels,
+        tuple(
+            Block(
+                block,
+                examples=examples_axis(track.plain.get(block, ()), examples),
+                features=1 if channels else -1,
+                head=place >= body,
+            )
+            for place, block in enumerate(blocks)
+        ),
         chained=chained,
-        transposed=tuple(block for block in blocks if examples_axis(track.plain.get(block, ()), examples) == 1),
         products=_products(
             track,
             seen.roots,
             {root: group.name for number, group in groups.items() for root in seen.groups[number].classes},
         ),
         whole=_whole(seen, track),
-        head=0 if channels else behind(model, blocks),
     )
 
 
@@ -176,10 +182,14 @@ def _placed(group: UnitGroup, blocks: Sequence[str]) -> UnitGroup:
 
 
 def _whole(seen: Found, track: Tracking) -> dict[str, str]:
-    """Why units stay, by the map that reads them; by the one that makes them, where nothing tells what reads them."""
+    """Why units stay, by the map that reads them; by the one that makes them, where nothing tells what reads them.
+
+    Of a map of both kinds, what it makes is said first.
+    """
     lost = dict.fromkeys(sorted(track.computed), COMPUTED)
     lost |= {maker: not_understood_in(*where) for where, makers in track.unknown.items() for maker in sorted(makers)}
-    found = lost | {name.rpartition(".")[0]: reason for reason, maps in seen.whole.items() for name in sorted(maps)}
+    read = {name.rpartition(".")[0]: reason for reason, maps in seen.whole.items() for name in sorted(maps)}
+    found = lost | {name: "; ".join(dict.fromkeys(filter(None, (lost.get(name), read[name])))) for name in read}
     order = {name: place for place, name in enumerate(track.calls)}
     return dict(sorted(found.items(), key=lambda item: order.get(item[0], 0)))
 

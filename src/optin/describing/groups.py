@@ -79,16 +79,24 @@ def _arguments(track: Tracking, group: Group) -> tuple[Argument, ...] | None:
 
 
 def _name(track: Tracking, group: Group, kind: str, makers: Sequence[str], reader: str) -> str:
-    """Heads are named by the map that reads them, others by the first that makes them, by both where it makes more.
+    """Heads are named by the map that reads them, others by the first that makes them; by both if not all is theirs.
 
     What other groups have lost changes no name: a network that is pruned again keeps those of the first time.
     """
-    if kind == "head" or not makers:
-        return f"{reader.partition(f'.{EXPERT}')[0]}.{kind}s"
-    made = f"{makers[0]}.weight"
     size = {(name, axis): length for _, name, axis, length in track.origins}
-    whole = any(entries.numel() == size[place] for place, entries in group.entries.items() if place[0] == made)
-    return makers[0] if whole else f"{makers[0]}.to.{reader}"
+
+    def whole(path: str) -> bool:
+        """Whether all entries of an axis of a map are these units'."""
+        of_map = [place for place in group.entries if place[0] == f"{path}.weight"]
+        return not of_map or any(group.entries[place].numel() == size[place] for place in of_map)
+
+    if kind != "head" and makers:
+        return makers[0] if whole(makers[0]) else f"{makers[0]}.to.{reader}"
+    reading = reader.partition(f".{EXPERT}")[0]
+    others = [name for name, _ in group.entries if name.rpartition(".")[0] != reader]
+    if not others or whole(reader):
+        return f"{reading}.{kind}s"
+    return f"{others[0].rpartition('.')[0] or others[0]}.to.{reading}"
 
 
 def _makers(model: nn.Module, track: Tracking, group: Group) -> list[str]:
@@ -172,6 +180,8 @@ def _gates(model: nn.Module, track: Tracking, group: Group, examples: int) -> tu
         parts = _runs(entries[torch.argsort(entries[:, 0])])
         if not _known(consumer) or not alike or parts is None or len(parts) != 1:
             return ()
+        if not isinstance(consumer, ExpertMap) and not is_convolution(consumer) and axis == out_axis(consumer):
+            return ()  # the weight of a map that is used the other way round elsewhere
         ((start, block),) = parts
         total = track.sums.get(name)
         if total is not None and track.calls.count(total.module) != runs:

@@ -92,7 +92,7 @@ def _described(model: nn.Module, inputs: Mapping[str, object], architecture: str
         raise ArchitectureError(f"nothing can be cut from this {type(model).__name__}: {reason} ({name}).")
     products = tuple(product.without(whole) for product in kept.products)
     kept = dataclasses.replace(kept, products=products, whole={**kept.whole, **whole})
-    if kept.chained or kept.channels_first:  # what is alive behind each block was followed
+    if kept.chained or kept.of_maps:  # what is alive behind each block was followed
         return kept
     return dataclasses.replace(kept, chained=_chained(model, kept, inputs))
 

@@ -94,6 +94,7 @@ class Tracking(TorchDispatchMode):
         self._count = 0
         self._labels: MutableMapping[Tensor, Tensor] = WeakIdKeyDictionary()
         self._made: MutableMapping[Tensor, tuple[Made, ...]] = WeakIdKeyDictionary()
+        self._constants: MutableMapping[Tensor, tuple[str, list[Tensor]]] = WeakIdKeyDictionary()
         self._weights: MutableMapping[Tensor, Weight] = WeakIdKeyDictionary()
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             self._weights[tensor] = Weight(name, self._origin(name, tensor))
@@ -170,6 +171,10 @@ class Tracking(TorchDispatchMode):
             self._numbers[value], self._count = self._count, self._count + 1
         return int(self._numbers[value])
 
+    def constant(self, value: Tensor) -> tuple[str, list[Tensor]]:
+        """The operation that made a value of others without labels, and these; both empty for any other value."""
+        return self._constants.get(value, ("", []))
+
     def _unlabelled(self, value: Tensor) -> bool:
         """Whether it is a matrix that is neither of the examples nor of a parameter."""
         known = value in self._examples or value in self._weights or value in self._labels
@@ -212,6 +217,8 @@ class Tracking(TorchDispatchMode):
         if any(self.labels(value) is not None or self.weight(value) is not None for value in tensors):
             with torch._C._DisableTorchDispatch():
                 self.rule_of(name)(self, Call(name, func, args, kwargs or {}, out, tensors))
+        elif tensors and isinstance(out, Tensor):
+            self._constants[out] = (name, tensors)
         return out
 
     @contextlib.contextmanager

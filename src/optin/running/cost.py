@@ -121,15 +121,24 @@ class CostModel:
         return dict(sorted(parts.items(), key=lambda item: -item[1]))
 
     def prices(self, kept: Mapping[str, int]) -> dict[str, int]:
-        """What one more unit of each group costs when the others stay as they are."""
+        """What one more unit of each group costs when the others stay as they are: d cost / d kept.
+
+        Where a map reads and makes the units of one group, its cost grows with their square, and one more unit costs
+        a little more than this.
+        """
         return {
-            name: sum(
-                self._scaled(term, {**kept, name: self.sizes[name]}) // self.sizes[name]
-                for term in self.terms
-                if name in term.groups
-            )
+            name: sum(self._slope(term, name, kept) for term in self.terms if name in term.groups)
             for name in self.sizes
         }
+
+    def _slope(self, term: Term, name: str, kept: Mapping[str, int]) -> int:
+        amount, times = term.amount // self.sizes[name], term.groups.count(name)
+        for group in term.groups:
+            if group != name:
+                amount = amount // self.sizes[group] * kept[group]
+        for _ in range(times - 1):
+            amount = amount // self.sizes[name] * kept[name]
+        return amount * times
 
     def _scaled(self, term: Term, kept: Mapping[str, int]) -> int:
         amount = term.amount

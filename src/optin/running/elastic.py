@@ -23,15 +23,6 @@ class Elastic(nn.Module):
         """Pickle knows the class that it was."""
         return _elastic_again, (type(self).__mro__[2],), vars(self)
 
-    def heads(self, dense: int, kept: int, features: int) -> None:
-        """Say how many heads the forward takes there to be, if nobody did before, and how many there are.
-
-        Args:
-            features: of each.
-        """
-        first, _, width = vars(self).get(HEADS, (dense, dense, dense * features))
-        setattr(self, HEADS, (first, kept, width))
-
 
 def elastic(kind: type[nn.Module]) -> type[nn.Module]:
     """The class of the elastic twin of a module of some class."""
@@ -48,6 +39,18 @@ def elastic(kind: type[nn.Module]) -> type[nn.Module]:
 def _elastic_again(kind: type[nn.Module]) -> nn.Module:
     twin = elastic(kind)
     return twin.__new__(twin)
+
+
+def remember_heads(module: Elastic, dense: int, kept: int, features: int) -> None:
+    """Say how many heads the forward takes there to be, if nobody did before, and how many there are.
+
+    No method, since the module's own attributes may have any name.
+
+    Args:
+        features: of each.
+    """
+    first, _, width = vars(module).get(HEADS, (dense, dense, dense * features))
+    setattr(module, HEADS, (first, kept, width))
 
 
 class _Reshapes(TorchFunctionMode):

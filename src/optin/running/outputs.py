@@ -65,20 +65,24 @@ class Output:
 
     @property
     def scaled(self) -> Float[Tensor, "1 1 feature"]:
-        """What brings the values of each tensor to unit variance over rows and features."""
+        """What brings the values of each tensor to unit variance over rows and features.
+
+        Where all are one value, as the one number of one example is, to unit size; zeros stay what they are.
+        """
         parts = self.values.detach().split(self.segments, -1)
-        return torch.cat(
-            [
-                part.var(unbiased=False).clamp_min(torch.finfo(part.dtype).tiny).rsqrt().expand(part.shape[-1])
-                for part in parts
-            ]
-        )[None, None]
+        return torch.cat([_unit_scale(part).expand(part.shape[-1]) for part in parts])[None, None]
 
     @property
     def said(self) -> str:
         """What is compared, and how, for people."""
         own = f"{self.name} by {KINDS[self.kind]}"
         return own if self.beside is None else f"{own}, {self.beside.said}"
+
+
+def _unit_scale(values: Tensor) -> Tensor:
+    size, spread = values.square().mean(), values.var(unbiased=False)
+    square = torch.where(spread > torch.finfo(values.dtype).eps * size, spread, size)
+    return torch.where(square > torch.finfo(values.dtype).tiny, square.rsqrt(), 1.0)
 
 
 @contextlib.contextmanager
@@ -210,6 +214,8 @@ def _values(output: object, positions: Compared, stack: int) -> Output:
         flat = _unstack(value, stack).flatten(2) if value.dim() > 1 else _unstack(value, stack).unsqueeze(-1)
         parts.append(flat[..., :: math.ceil(flat.shape[-1] / VALUES)])
     name = ", ".join(filter(None, rows)) or "the output"
+    if len(parts) == 1 and parts[0].shape[-1] == 1:  # one number, as a regression says
+        return Output("point", parts[0], name=name)
     return Output("values", torch.cat(parts, -1), tuple(part.shape[-1] for part in parts), name)
 
 

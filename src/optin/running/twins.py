@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .elastic import Elastic, elastic, mixed
+from .elastic import Elastic, elastic, mixed, remember_heads
 from .experts import EXPERT, ExpertMap, Experts, are_experts
 
 PLAIN = "_optin_plain"  # where a twin remembers the class that it was
@@ -162,7 +162,7 @@ def become_twin(model: nn.Module, path: str, dense: int, kept: int, features: in
     if twin_of(module) is None:
         module.__class__ = elastic(type(module))
     if isinstance(module, Elastic):
-        module.heads(dense, kept, features)
+        remember_heads(module, dense, kept, features)
     for around in model.modules():
         if isinstance(around, nn.TransformerEncoder) and module in around.modules():
             around.use_nested_tensor = False  # only the fast path of its layers can read one

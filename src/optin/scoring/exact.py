@@ -129,7 +129,7 @@ class Reference:
     def of(cls, model: nn.Module, space: UnitSpace, batch: Batch, options: Trajectory, seed: int) -> Reference:
         """Run the dense network once and record it."""
         generator = torch.Generator().manual_seed(seed)
-        positions = Positions(batch, options.rows, generator, space.channels_first)
+        positions = Positions(batch, options.rows, generator, space.of_maps)
         gates: dict[int, list[str]] = {group.layer: [] for group in space if not group.shared}
         for group in space:
             if not group.shared:
@@ -161,7 +161,7 @@ class Reference:
         resumable = (
             len(group.gates) == 1
             and group.gates[0].module in self.consumers
-            and not set(self.space.blocks[: group.layer + 1]) & set(self.space.transposed)
+            and not any(run.examples for run in self.space.runs[: group.layer + 1])
         )
         removal = self._resumed(group, units) if resumable else self._gated(group, units)
         with removal, recorded_blocks(self.model, self.space.blocks, blocks):

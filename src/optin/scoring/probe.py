@@ -70,7 +70,7 @@ def trajectory_objective(
     """
 
     def objective(batch: Batch, output: object, hidden: list[Tensor], stack: int = 1) -> dict[str, Tensor]:
-        positions = Positions(batch, options.rows, generator, space.channels_first)
+        positions = Positions(batch, options.rows, generator, space.of_maps)
         check_activations(space.blocks, [state[: len(state) // stack] for state in hidden], positions)
         maps = [positions.manifold(hidden[place], stack) for place in options.compared(len(space.body))]
         final = read_final(model, output, positions, options, stack)
@@ -192,10 +192,7 @@ def draw_probes(
 
 def states(space: UnitSpace, outputs: Sequence[object]) -> list[Tensor]:
     """The hidden state in what each block returned, the examples first."""
-    return [
-        hidden_of(output).transpose(0, 1) if name in space.transposed else hidden_of(output)
-        for name, output in zip(space.blocks, outputs, strict=True)
-    ]
+    return [hidden_of(output).transpose(0, run.examples) for run, output in zip(space.runs, outputs, strict=True)]
 
 
 def _gradients(part: str, scalar: Tensor, by: Sequence[Tensor], again: bool) -> tuple[Tensor, ...]:

@@ -32,15 +32,15 @@ class Positions:
     All states of one shape share one draw: the blocks of a network, and the networks that are compared.
     """
 
-    def __init__(self, batch: Batch, count: int, generator: torch.Generator, channels_first: bool = False) -> None:
-        self.batch, self.count, self.generator, self.channels_first = batch, count, generator, channels_first
+    def __init__(self, batch: Batch, count: int, generator: torch.Generator, of_maps: bool = False) -> None:
+        self.batch, self.count, self.generator, self.of_maps = batch, count, generator, of_maps
         self._drawn: dict[torch.Size, Tensor] = {}
 
     def manifold(
         self, hidden: Float[Tensor, "stacked_batch ..."], stack: int = 1
     ) -> Float[Tensor, "stack rows features"]:
         """phi of the manifold map, of each of `stack` networks evaluated on one batch axis."""
-        if self.channels_first:
+        if self.of_maps:
             return channel_means(hidden.movedim(1, -1) if hidden.dim() == 4 else hidden, stack)
         return gram(unit_rows(hidden, self.rows(hidden[: len(hidden) // stack]), stack))
 

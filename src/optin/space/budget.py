@@ -2,6 +2,7 @@
 
 Budget.parse("50%")            half of the dense MACs
 Budget.parse("2.1 GMACs")      absolute MACs, per example at the reference length
+Budget.parse("4.2 GFLOPs")     the same: a MAC is two floating-point operations
 Budget.parse("40 Mparams")     absolute parameters
 Budget.parse("60% params")     relative parameters
 Budget.parse("12 ms")          latency of a forward on this machine
@@ -11,6 +12,7 @@ Budget.parse("60% latency")    relative latency
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,23 +21,37 @@ from ..errors import BudgetError
 Quantity = Literal["MACs", "parameters", "latency"]
 PER_MS = 10**9  # latencies are whole picoseconds
 
-_PREFIX = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_UNIT: dict[str, Quantity] = {
-    "mac": "MACs",
-    "macs": "MACs",
-    "param": "parameters",
-    "params": "parameters",
-    "parameter": "parameters",
-    "parameters": "parameters",
-    "latency": "latency",
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A word that a budget can end with.
+
+    Attributes:
+        size: what one of it is, in MACs, parameters or picoseconds; None where it can only be a share.
+        prefixed: whether it takes k, M, G or T.
+    """
+
+    quantity: Quantity
+    size: float | None = 1
+    prefixed: bool = True
+
+
+UNITS: Mapping[str, Unit] = {
+    **dict.fromkeys(("mac", "macs"), Unit("MACs")),
+    **dict.fromkeys(("flop", "flops"), Unit("MACs", 1 / 2)),
+    **dict.fromkeys(("param", "params", "parameter", "parameters"), Unit("parameters")),
+    "latency": Unit("latency", None),
+    "us": Unit("latency", PER_MS / 1000, prefixed=False),
+    "ms": Unit("latency", PER_MS, prefixed=False),
+    "s": Unit("latency", PER_MS * 1000, prefixed=False),
 }
-FLAGS = re.IGNORECASE | re.ASCII  # the sign of the kelvin is no k
-_RELATIVE = re.compile(r"(?P<number>[0-9.eE+-]+)\s*%\s*(?:of\s+)?(?:the\s+)?(?P<unit>[a-z]*)", FLAGS)
-_ABSOLUTE = re.compile(
-    r"(?P<number>[0-9.]+(?:e[+-]?[0-9]+)?)\s*(?P<prefix>[kmgt]?)(?P<unit>macs?|param(?:eter)?s?)", FLAGS
+_PREFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_SHORT = {"MACs": "MACs", "parameters": "params"}
+_TEXT = re.compile(
+    r"(?P<number>[0-9.eE+-]*[0-9.]|[0-9]{1,3}(?:,[0-9]{3})+)\s*(?P<percent>%?)"
+    r"\s*(?:of\s+)?(?:the\s+)?(?P<prefix>(?:[kmgt]\s*)?)(?P<word>[a-z]*)",
+    re.IGNORECASE | re.ASCII,  # the sign of the kelvin is no k
 )
-_TIME = re.compile(r"(?P<number>[0-9.]+(?:e[+-]?[0-9]+)?)\s*(?P<unit>us|ms|s)", FLAGS)
-_SECONDS = {"us": 10**-3, "ms": 1, "s": 10**3}  # in ms
 EXAMPLES = "'50%', '2.1 GMACs', '40 Mparams', '60% params', '12 ms' or '60% latency'"
 
 
@@ -66,24 +82,37 @@ class Budget:
         if isinstance(text, Budget):
             return text
         if isinstance(text, (int, float)) and not isinstance(text, bool):
-            return cls(_number(text, ""))
+            number = _number(text, "")
+            return cls._bare(number, "") if number > 1 else cls(number)
         if not isinstance(text, str):
             raise BudgetError(f"a budget is a text or a number, not {type(text).__name__}. Write {EXAMPLES}.")
         if not text.isascii():
             raise BudgetError(
                 f"the budget {text!r:.60} has signs that only look like digits, letters or %. Write {EXAMPLES}."
             )
-        if match := _RELATIVE.fullmatch(text.strip()):
-            quantity = _UNIT.get(match["unit"].lower() or "macs")
-            if quantity is not None:
-                return cls(_number(match["number"], text) / 100, quantity)
-        if match := _ABSOLUTE.fullmatch(text.strip()):
-            number = _number(match["number"], text) * _PREFIX[match["prefix"].lower()]
-            return cls(number, _UNIT[match["unit"].lower()], relative=False)
-        if match := _TIME.fullmatch(text.strip()):
-            number = _number(match["number"], text) * _SECONDS[match["unit"].lower()]
-            return cls(number * PER_MS, "latency", relative=False)
+        if not (match := _TEXT.fullmatch(text.strip())):
+            raise BudgetError(f"cannot read the budget {text!r:.60}. Write {EXAMPLES}.")
+        number = _number(match["number"].replace(",", ""), text)
+        prefix, unit = _unit(match["prefix"].lower(), match["word"].lower())
+        if match["percent"]:
+            if unit is None and not match["word"] and not prefix:
+                unit = UNITS["macs"]
+            if unit is not None and not prefix and (unit.prefixed or unit.size is None):
+                return cls(number / 100, unit.quantity)
+        elif unit is None and not match["word"]:
+            return cls._bare(number, prefix)
+        elif unit is not None and unit.size is not None:
+            return cls(number * unit.size * _PREFIXES[prefix], unit.quantity, relative=False)
         raise BudgetError(f"cannot read the budget {text!r:.60}. Write {EXAMPLES}.")
+
+    @classmethod
+    def _bare(cls, number: float, prefix: str) -> Budget:
+        """A number alone is a fraction; of others it is said what may be meant."""
+        if 0 < number < 1 and not prefix:
+            return cls(number)
+        shown = f"{number:g}{prefix.upper() if prefix != 'k' else prefix}"
+        share = f" '{shown}%' of the MACs," if 1 < number < 100 and not prefix else ""
+        raise BudgetError(f"the budget {shown} has no unit: write{share} '{shown} MACs' or '{shown} params'.")
 
     def limit(self, dense: int) -> int:
         """The largest allowed cost (MACs, parameters or picoseconds), given the dense one.
@@ -105,12 +134,17 @@ class Budget:
         if self.quantity == "latency":
             return f"{self.value / PER_MS:.6g} ms"
         for prefix in ("T", "G", "M", "k"):
-            if self.value >= _PREFIX[prefix.lower()]:
-                return f"{self.value / _PREFIX[prefix.lower()]:.6g} {prefix}{_SHORT[self.quantity]}"
+            if self.value >= _PREFIXES[prefix.lower()]:
+                return f"{self.value / _PREFIXES[prefix.lower()]:.6g} {prefix}{_SHORT[self.quantity]}"
         return f"{self.value:.6g} {_SHORT[self.quantity]}"
 
 
-_SHORT = {"MACs": "MACs", "parameters": "params"}
+def _unit(prefix: str, word: str) -> tuple[str, Unit | None]:
+    """A unit and its prefix, of which the text may hold a letter as the word's first: "ms", "mac"."""
+    if prefix + word in UNITS:
+        return "", UNITS[prefix + word]
+    unit = UNITS.get(word)
+    return prefix.strip(), unit if unit is not None and unit.prefixed and unit.size is not None else None
 
 
 def shown(amount: int, quantity: str) -> str:

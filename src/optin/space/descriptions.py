@@ -60,7 +60,7 @@ def from_dict(data: Json, architecture: str, sizes: Mapping[str, int]) -> UnitSp
         raise CheckpointError(
             f"the description in the plan is damaged ({error!s:.80}): make the plan anew."
         ) from None
-    return UnitSpace(architecture, groups, (), tokens=tokens)
+    return UnitSpace(architecture, groups, tokens=tokens)
 
 
 def _group(name: str, data: Json, size: int) -> UnitGroup:

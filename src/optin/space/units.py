@@ -180,29 +180,37 @@ class UnitGroup:
     multiple: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One run of a module that the trajectory goes through: what it returns is an embedding.
+
+    `examples` and `features` are the axes of that state which run over the examples and over the features, which
+    convolutions have along axis 1. A block of the `head`, behind the body, returns no embedding and is not compared.
+    """
+
+    module: str
+    examples: int = 0
+    features: int = -1
+    head: bool = False
+
+
 @dataclass(frozen=True)
 class UnitSpace:
     """Everything that can be removed from one network.
 
-    `blocks` are module names in order of execution; a block that runs several times is named as often.
-    `channels_first` says that maps have their features along dim 1, as convolutions do. `chained` says that each
-    block reads nothing but what the one before it returned, beside what all of them get alike, so that one state can
-    stand in for all before it. `transposed` are blocks whose states have the examples along dim 1. `products` are all
-    those of a forward in order of execution, attention taken apart, where that is known. `whole` says by the map that
-    reads them why some units must stay. `head` is how many of the last blocks are the network's head: what those
-    return is no embedding, and is not compared.
+    `runs` are its blocks in order of execution; one that runs several times is there as often. `chained` says that
+    each reads nothing but what the one before it returned, beside what all of them get alike, so that one state can
+    stand in for all before it. `products` are all those of a forward in order of execution, attention taken apart,
+    where that is known. `whole` says by the map that reads them why some units must stay.
     """
 
     architecture: str
     groups: tuple[UnitGroup, ...]
-    blocks: tuple[str, ...]
+    runs: tuple[Block, ...] = ()
     tokens: TokenSpace | None = None
-    channels_first: bool = False
     chained: bool = True
-    transposed: tuple[str, ...] = ()
     products: tuple[Product, ...] = ()
     whole: Mapping[str, str] = field(default_factory=dict)
-    head: int = 0
 
     def __repr__(self) -> str:
         kinds = dict.fromkeys(group.kind for group in self)
@@ -219,10 +227,20 @@ class UnitSpace:
     def __len__(self) -> int:
         return len(self.groups)
 
-    @property
+    @cached_property
+    def blocks(self) -> tuple[str, ...]:
+        """The modules of all blocks, in order of execution."""
+        return tuple(run.module for run in self.runs)
+
+    @cached_property
     def body(self) -> tuple[str, ...]:
-        """The blocks before the head."""
-        return self.blocks[: len(self.blocks) - self.head]
+        """Those before the head."""
+        return tuple(run.module for run in self.runs if not run.head)
+
+    @property
+    def of_maps(self) -> bool:
+        """Whether embeddings are maps with their features first."""
+        return any(run.features == 1 for run in self.runs)
 
     def in_body(self, module: str) -> bool:
         """Whether a module lies in a block of the body."""

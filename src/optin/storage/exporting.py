@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import io
 import logging
 import shutil
 import warnings
@@ -23,22 +22,16 @@ from ..errors import CheckpointError, DependencyError, InputError, OptinError, f
 from ..running.batch import Batch, size_of, split, without_labels
 from ..running.merging import merging_of
 from ..running.modules import call, inference_mode_of
-from ..support.files import given, json_text, write_bytes, write_text
+from ..support.files import given, json_text, write_text
 from ..support.folders import check_new, new_folder, scratch_beside
 from ..support.progress import Track, silent
 from ..support.untyped import Figures, Foreign
-from .runtimes import DESCRIPTION, FILES, open_exported
+from .formats import FORMATS, Traced
+from .runtimes import DESCRIPTION, open_exported
 from .saving import save_configuration
 from .silenced import silenced
 
-PACKAGES = {
-    "onnx": ("onnxscript", "onnxruntime"),
-    "onnx-int8": ("onnxscript", "onnxruntime"),
-    "openvino": ("onnxscript", "openvino"),
-    "torch-export": (),
-}
 EXPORT = "export"  # kind of result
-ONE_FILE = 2**30  # bytes of weights at most that stay inside an ONNX file, which ends at 2 GB
 TOLERANCE = 1e-4  # of the largest output, or of 1 if that is more
 
 
@@ -113,26 +106,27 @@ def export_all(
         fixed = _fixed(program, inputs)
         samples = [inputs, _shorter(inputs, fixed)]
         expected = [answer, _answer(model, samples[1])]
-        onnx = scratch / FILES["onnx"]
+        traced = Traced(program, list(inputs), list(names), scratch)
         for to, target in track(targets.items(), "export", len(targets)):
-            description = {"format": to, "inputs": list(inputs), "outputs": list(names), "single": single}
+            form = FORMATS[to]
+            description = {"format": to, "inputs": traced.inputs, "outputs": traced.outputs, "single": single}
             with new_folder(target, EXPORT, overwrite) as work:
                 save_configuration(model, work)
                 if preprocessor is not None:
                     preprocessor.save_pretrained(work)
                 write_text(work / DESCRIPTION, json_text(description))
-                _write(program, work, to, onnx, description)
+                _write(traced, work, to)
                 other = open_exported(work, trusted=True)
                 apart = torch.cat([_apart(e, other(**x)) for e, x in zip(expected, samples, strict=True)])
                 difference = float(apart.median() if merging_of(model) else apart.max())
-                if to != "onnx-int8" and not difference <= TOLERANCE:
+                if form.exact and not difference <= TOLERANCE:
                     raise OptinError(
                         f"the network exported to {to} differs from the original by {difference:.1e}, more than "
                         f"{TOLERANCE:g}. Nothing was written; please report this network."
                     )
                 write_text(work / DESCRIPTION, json_text({**description, "difference": difference}))
-            size = sum(file.stat().st_size for file in target.glob(f"{Path(FILES[to]).stem}.*"))
-            file = str(target / FILES[to])
+            size = sum(file.stat().st_size for file in target.glob(f"{Path(form.file).stem}.*"))
+            file = str(target / form.file)
             yield {"format": to, "file": file, "bytes": size, "fixed": fixed, "difference": difference}
 
 
@@ -144,8 +138,8 @@ def check_formats(formats: Iterable[str]) -> None:
         DependencyError: names the package.
     """
     for to in formats:
-        if to not in FILES:
-            raise InputError(unknown("format", str(to), FILES))
+        if to not in FORMATS:
+            raise InputError(unknown("format", str(to), FORMATS))
         _check_packages(to)
 
 
@@ -187,7 +181,7 @@ def _check(model: nn.Module, inputs: Batch) -> None:
 
 
 def _check_packages(to: str) -> None:
-    for package in PACKAGES[to]:
+    for package in FORMATS[to].packages:
         try:
             importlib.import_module(package)
         except ImportError:
@@ -244,45 +238,13 @@ def _fixed(program: Foreign, inputs: Batch) -> list[str]:
     return [name for name, key in traced if values[key].dim() == 2 and not free_symbols(values[key].shape[1])]
 
 
-def _write(program: Foreign, folder: Path, to: str, onnx: Path, description: Mapping[str, object]) -> None:
-    """One format; all but torch-export are made of one ONNX file, which is made when it is first asked for."""
-    file = folder / FILES[to]
+def _write(traced: Traced, folder: Path, to: str) -> None:
     try:
-        if to == "torch-export":
-            # By way of memory: where the disk is full, torch would end the process.
-            buffer = io.BytesIO()
-            torch.export.save(program, buffer)
-            write_bytes(file, buffer.getvalue())
-            return
-        if not onnx.exists():
-            _write_onnx(program, onnx, description)
-        if to == "onnx":
-            for part in onnx.parent.glob(f"{onnx.name}*"):
-                shutil.copy(part, folder)
-        elif to == "openvino":
-            import openvino
-
-            openvino.save_model(openvino.convert_model(str(onnx)), str(file), compress_to_fp16=False)
-        elif to == "onnx-int8":
-            from onnxruntime.quantization import QuantType, quantize_dynamic
-
-            quantize_dynamic(str(onnx), str(file), per_channel=True, weight_type=QuantType.QInt8)
+        FORMATS[to].write(traced, folder / FORMATS[to].file)
     except (OSError, OptinError):
         raise  # of the disk
     except Exception as error:  # the exporters share no class of errors
         raise InputError(f"this network cannot be written as {to}: {first_line(error)}") from error
-
-
-def _write_onnx(program: Foreign, file: Path, description: Mapping[str, Foreign]) -> None:
-    torch.onnx.export(
-        program,
-        f=str(file),
-        input_names=description["inputs"],
-        output_names=description["outputs"],
-        external_data=sum(value.nbytes for value in program.state_dict.values()) > ONE_FILE,
-        dynamo=True,
-        verbose=False,
-    )
 
 
 def _shorter(inputs: Batch, fixed: Collection[str]) -> Batch:

@@ -6,7 +6,7 @@ export.json, which says what goes in and what comes out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -15,18 +15,13 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, DependencyError, InputError, first_line, unknown
 from ..support.files import given, read_json
 from ..support.untyped import Foreign, Json
+from .formats import FORMATS, Run
+from .planned import SECTION
 from .silenced import silenced
 from .untrusted import check_sizes
 
 DESCRIPTION = "export.json"
-FILES = {
-    "onnx": "model.onnx",
-    "onnx-int8": "model_quantized.onnx",
-    "openvino": "openvino_model.xml",
-    "torch-export": "model.pt2",
-}
 _DEFAULTS = {"attention_mask": torch.ones_like, "token_type_ids": torch.zeros_like}
-Run = Callable[[Sequence[Tensor]], Sequence[object]]  # inputs in their order to outputs in theirs
 
 
 class Runtime(nn.Module):
@@ -54,7 +49,7 @@ class Runtime(nn.Module):
         Masks and token types that are not given are those that networks take then: ones and zeros.
 
         Raises:
-            InputError: an input is missing.
+            InputError: an input is missing, or of a size that the file does not take.
         """
         from transformers.utils.generic import ModelOutput
 
@@ -62,7 +57,14 @@ class Runtime(nn.Module):
             inputs = {name: fill(ids) for name, fill in _DEFAULTS.items()} | inputs
         if missing := [name for name in self.input_names if name not in inputs]:
             raise InputError(f"this exported network takes {', '.join(self.input_names)}; {missing[0]!r} is missing.")
-        found = [torch.as_tensor(value) for value in self._run([inputs[name] for name in self.input_names])]
+        try:
+            made = self._run([inputs[name] for name in self.input_names])
+        except Exception as error:  # the runtimes share no class of errors
+            shapes = ", ".join(f"{name} {tuple(inputs[name].shape)}" for name in self.input_names)
+            raise InputError(
+                f"this exported network does not take the inputs {shapes}: {first_line(error)}"
+            ) from error
+        found = [torch.as_tensor(value) for value in made]
         return found[0] if self.single else ModelOutput(dict(zip(self.output_names, found, strict=True)))
 
 
@@ -83,24 +85,26 @@ def open_exported(folder: str | Path, *, trusted: bool = False) -> Runtime:
         DependencyError: the runtime is not installed.
     """
     path = given(folder)
+    if path.is_dir() and not of_export(path):
+        raise InputError(f"{path} holds no exported network. Write one with optin.export(model, batch, folder).")
     description = read_json(path / DESCRIPTION)
     kind = description.get("format") if isinstance(description, dict) else None
-    if not isinstance(kind, str) or kind not in FILES:
-        raise InputError(unknown("format", f"{kind}"[:60], FILES))
+    if not isinstance(kind, str) or kind not in FORMATS:
+        raise InputError(unknown("format", f"{kind}"[:60], FORMATS))
     known = _names(description.get("inputs")) and _names(description.get("outputs"))
     if not (known and isinstance(description.get("single"), bool)):
         raise CheckpointError(f"{path / DESCRIPTION} does not say which tensors go in and out.")
-    file = path / FILES[kind]
+    form = FORMATS[kind]
+    file = path / form.file
     if not file.is_file():
         raise InputError(f"no such file: {file}")
-    if kind == "torch-export" and not trusted:
+    if form.unpickled and not trusted:
         raise InputError(
             f"{file} is loaded by unpickling, which can run any code. If you trust it: "
             "optin.open_exported(folder, trusted=True)."
         )
-    openers = {"onnx": _onnx, "onnx-int8": _onnx, "openvino": _openvino, "torch-export": _torch_export}
     try:
-        return Runtime(path, description, openers[kind](file))
+        return Runtime(path, description, form.open(file))
     except ImportError as error:
         raise DependencyError(f"this needs the package {error.name!r}: pip install 'optin[export]'") from None
     except (RuntimeError, ValueError, OSError) as error:
@@ -112,57 +116,17 @@ def _names(value: Json) -> bool:
 
 
 def _config(folder: Path) -> object:
-    """The configuration of a network of transformers; None for others."""
-    from transformers import AutoConfig
+    """The configuration of a network of transformers, which may be of a class of the user's own; None for others."""
+    from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
     file = folder / "config.json"
     if not file.is_file() or not isinstance(known := read_json(file), dict) or "model_type" not in known:
         return None
-    check_sizes(known)
+    check_sizes({name: value for name, value in known.items() if name != SECTION})  # a plan counts MACs
     try:
         with silenced():
+            if known["model_type"] not in CONFIG_MAPPING:  # a class of the user's own
+                return PretrainedConfig.from_pretrained(folder)
             return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # what the library says of a tampered configuration has no common class but this
         raise CheckpointError(f"{file} cannot be read: {first_line(error)}") from error
-
-
-def _onnx(file: Path) -> Run:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    try:
-        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its exceptions have no common class but this
-        raise ValueError(first_line(error)) from error
-    names = [entry.name for entry in session.get_inputs()]
-
-    def run(inputs: Sequence[Tensor]) -> Sequence[Foreign]:
-        feeds = {name: value.detach().numpy() for name, value in zip(names, inputs, strict=True)}
-        found: Sequence[object] = session.run(None, feeds)
-        return found
-
-    return run
-
-
-def _openvino(file: Path) -> Run:
-    import openvino
-
-    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    compiled = openvino.Core().compile_model(str(file), "CPU", options)
-
-    def run(inputs: Sequence[Tensor]) -> Sequence[Foreign]:
-        found = compiled([value.detach().numpy() for value in inputs])
-        return [found[output] for output in compiled.outputs]
-
-    return run
-
-
-def _torch_export(file: Path) -> Run:
-    network: Foreign = torch.export.load(str(file)).module()
-
-    def run(inputs: Sequence[Tensor]) -> Sequence[Foreign]:
-        found: Sequence[Foreign] = network(*inputs)
-        return found
-
-    return run

@@ -15,12 +15,13 @@ from .kinds import TextTask, task_of
 from .loading import load_model, load_preprocessor, load_processor, load_tokenizer
 from .segmentation import Scenes, load_scenes
 from .sentences import SentenceTokenizer
-from .specs import TASKS, TaskSpec, task_spec
+from .specs import TASKS, Kind, TaskSpec, task_spec
 
 __all__ = [
     "TASKS",
     "Examples",
     "Images",
+    "Kind",
     "Scenes",
     "SentenceTokenizer",
     "TaskSpec",

@@ -21,15 +21,6 @@ from .sentences import SentenceTokenizer
 from .specs import TaskSpec
 
 SIDE = 256  # pixels at most of a scene that a network is tried on
-_WANTED = {
-    "classification": "one row of logits per text",
-    "regression": "one value per text",
-    "tokens": "one row of logits per token",
-    "embedding": "hidden states of tokens",
-    "images": "one row of logits per image",
-    "image-embedding": "embeddings or hidden states of images",
-    "image-segmentation": "one row of logits per pixel",
-}
 
 
 def check_evaluation(
@@ -51,13 +42,13 @@ def check_evaluation(
     if len(examples) == 0:
         raise InputError("there is nothing to evaluate: the data holds no examples.")
     check_fit(model, spec)
-    if spec.kind == "image-zero-shot":
+    if spec.kind.matched:
         vision.class_indices(model, spec, _images(examples))
         return
     answer = _answer(model, spec, examples, preprocessor, pooling)
-    if spec.of_scenes:
+    if spec.kind.of_scenes:
         segmentation.check_scenes(_scenes(examples), answer.shape[1])
-    elif spec.of_images:
+    elif spec.kind.of_images:
         vision.class_indices(model, spec, _images(examples))
     elif isinstance(examples, Examples):
         _check_variety(spec, examples, text.class_indices(model, spec, examples))
@@ -70,11 +61,11 @@ def check_fit(model: nn.Module, spec: TaskSpec) -> None:
         InputError: images for a network of texts, or the reverse.
     """
     name = type(model).__name__
-    if spec.kind == "image-zero-shot" and not hasattr(model, "get_text_features"):
+    if spec.kind.matched and not hasattr(model, "get_text_features"):
         raise InputError(f"{name} has no towers for images and texts: zero-shot classification needs one like CLIP.")
-    if spec.of_images and image_input(model) is None:
+    if spec.kind.of_images and image_input(model) is None:
         raise InputError(f"{name} takes no images. Name a text task with --task.")
-    if not spec.of_images and not takes(model, "input_ids"):
+    if not spec.kind.of_images and not takes(model, "input_ids"):
         raise InputError(f"{name} takes no texts. Name an image task with --task, for example image-classification.")
 
 
@@ -92,39 +83,39 @@ def _answer(model: nn.Module, spec: TaskSpec, examples: object, preprocessor: ob
         raise InputError(f"{name} does not take what is prepared for it ({shapes}): {first_line(error)}") from error
     answer = _read(output, spec, pooling)
     if answer is None:
-        raise InputError(f"{name} does not fit the task: it gives no {_WANTED.get(spec.kind, spec.kind)}.")
-    if spec.kind == "embedding" and isinstance(preprocessor, SentenceTokenizer):
+        raise InputError(f"{name} does not fit the task: it gives no {spec.kind.gives}.")
+    if spec.kind.compared and isinstance(preprocessor, SentenceTokenizer):
         try:
             preprocessor.embed(answer, token_mask(inputs).to(answer.device), pooling)
         except RuntimeError as error:
             raise InputError(f"the Dense modules do not fit the network: {first_line(error)}") from error
-    _check_width(name, spec, answer.shape[1] if spec.of_scenes else answer.shape[-1])
+    _check_width(name, spec, answer.shape[1] if spec.kind.of_scenes else answer.shape[-1])
     return answer
 
 
 def _read(output: object, spec: TaskSpec, pooling: str) -> Tensor | None:
     """The part of an output that the task is measured by; None where it is missing or of another form."""
-    if spec.kind == "image-segmentation":
+    if spec.kind.of_scenes:
         try:
             found: Foreign = answers(output)
         except AttributeError:
             return None
         return found if found.dim() == 4 else None
-    if spec.kind in ("embedding", "image-embedding"):
-        if spec.kind == "image-embedding" and (isinstance(output, Tensor) or projected(output)):
+    if spec.kind.compared:
+        if spec.kind.of_images and (isinstance(output, Tensor) or projected(output)):
             return output if isinstance(output, Tensor) else projected(output)[0]
         name = "pooler_output" if pooling == "pooler" else "last_hidden_state"
         found = getattr(output, name, None)
         return found if isinstance(found, Tensor) else None
     found = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-    dims = 3 if spec.kind == "tokens" else 2
+    dims = 3 if spec.kind.tagged else 2
     return found if isinstance(found, Tensor) and found.dim() == dims else None
 
 
 def _check_width(name: str, spec: TaskSpec, width: int) -> None:
-    if spec.kind == "regression" and width != 1:
+    if spec.kind.numeric and width != 1:
         raise InputError(f"{name} has {width} outputs, and a regression one: name a classification with --task.")
-    if spec.kind in ("classification", "images") and width < 2:
+    if spec.kind.labels == "class" and width < 2:
         raise InputError(f"{name} has one output, and a classification several: try --task text-regression.")
     if "f1" in spec.metrics and width != 2:
         raise InputError(f"{name} has {width} outputs, and the task has 2 classes.")
@@ -132,16 +123,16 @@ def _check_width(name: str, spec: TaskSpec, width: int) -> None:
 
 def _check_variety(spec: TaskSpec, examples: Examples, labels: list[object]) -> None:
     """Correlations and neighbours need more than one example."""
-    if spec.kind == "embedding" and len(examples) < 2:
+    if spec.kind.compared and len(examples) < 2:
         raise InputError("embeddings are compared with their neighbours': give two examples at least.")
-    if spec.kind == "regression" and len(set(labels)) < 2:
+    if spec.kind.numeric and len(set(labels)) < 2:
         raise InputError("a regression is measured by correlation: give examples with different labels.")
 
 
 def _one_input(model: nn.Module, spec: TaskSpec, examples: Foreign, preprocessor: object) -> Batch:
     if preprocessor is None:
-        return example_inputs(model, default_length(model)) if spec.of_images else _few_tokens()
-    if not spec.of_images:
+        return example_inputs(model, default_length(model)) if spec.kind.of_images else _few_tokens()
+    if not spec.kind.of_images:
         return dict(text.encode(preprocessor, examples, [0], min(8, text.sequence_limit(model, preprocessor, None))))
     name = image_input(model) or ""
     for index in range(len(examples)):
@@ -149,7 +140,7 @@ def _one_input(model: nn.Module, spec: TaskSpec, examples: Foreign, preprocessor
             image = examples.read(index)
         except Unreadable:
             continue
-        if spec.of_scenes:
+        if spec.kind.of_scenes:
             image = image.crop((0, 0, min(image.width, SIDE), min(image.height, SIDE)))
         return vision.prepared(preprocessor, [image], name)
     raise InputError(f"none of the {len(examples)} images can be read: {examples.problem()}")

@@ -90,12 +90,12 @@ def load_examples(spec: TaskSpec, options: Task, part: str, *, labelled: bool) -
 def _texts(rows: Rows, column: str, spec: TaskSpec) -> list[Foreign]:
     values = values_of(rows, column)
     for row, value in enumerate(values, 1):
-        if spec.kind == "tokens":
+        if spec.kind.tagged:
             fits = isinstance(value, list | tuple) and bool(value) and all(map(_is_text, value))
         else:
             fits = _is_text(value)
         if not fits:
-            what = "lists of words" if spec.kind == "tokens" else "texts"
+            what = "lists of words" if spec.kind.tagged else "texts"
             raise InputError(f"the column {column!r} must hold {what}; row {row} is {shown(value)}.")
     return values
 

@@ -33,7 +33,9 @@ class TextTask:
 
     def load(self, options: Task, part: str, labelled: bool | None = None) -> Examples | Images:
         """One part of the data, "calibration" or "evaluation"; by default with the labels that the task has."""
-        return self.read(self.spec, options, part, labelled=self.spec.labelled if labelled is None else labelled)
+        return self.read(
+            self.spec, options, part, labelled=not self.spec.kind.compared if labelled is None else labelled
+        )
 
     def drawn_batches(
         self, model: nn.Module, examples: object, preprocessor: object, recipe: Recipe, labelled: bool
@@ -78,7 +80,7 @@ class TextTask:
         """
         if name != "fisher":
             return False
-        if not self.spec.one_label:
+        if not self.spec.kind.one_label:
             raise InputError(f"the fisher criterion needs one label per example, and {self.spec.kind} has none.")
         return True
 
@@ -91,7 +93,7 @@ class ImageTask(TextTask):
 
     def unreached(self, model: nn.Module, batch: Batch) -> list[str]:
         """See `TextTask`: of a network that matches images with texts, the tower of the texts."""
-        return vision.text_tower(model, batch) if self.spec.kind == "image-zero-shot" else []
+        return vision.text_tower(model, batch) if self.spec.kind.matched else []
 
     def _evaluation(self, recipe: Recipe) -> dict[str, object]:
         return {"batch_size": recipe.calibration.batch_size, "pooling": recipe.trajectory.pooling}
@@ -116,4 +118,4 @@ def task_of(recipe: Recipe) -> TextTask:
         InputError: no such task.
     """
     spec = task_spec(recipe.task.name)
-    return (SceneTask if spec.of_scenes else ImageTask if spec.of_images else TextTask)(spec)
+    return (SceneTask if spec.kind.of_scenes else ImageTask if spec.kind.of_images else TextTask)(spec)

@@ -18,27 +18,18 @@ from ..storage.silenced import silenced
 from ..support.files import read_json
 from ..support.untyped import Foreign
 from .sentences import sentence_tokenizer
-from .specs import TaskSpec
+from .specs import Kind, TaskSpec
 from .vision import Both
 from .vocabulary import check_files, check_vocabulary
 
 UNFILLED = "optin_unfilled"  # where a network remembers which of its weights its checkpoint lacks
-_AUTO = {
-    "classification": "AutoModelForSequenceClassification",
-    "regression": "AutoModelForSequenceClassification",
-    "tokens": "AutoModelForTokenClassification",
-    "embedding": "AutoModel",
-    "images": "AutoModelForImageClassification",
-    "image-embedding": "AutoModel",
-    "image-zero-shot": "AutoModel",
-}
 
 
-def load_model(source: str, kind: str | None = None, **options: Foreign) -> nn.Module:
+def load_model(source: str, kind: Kind | None = None, **options: Foreign) -> nn.Module:
     """A network for a task, from a local folder (dense, pruned or exported) or from the hub, in evaluation mode.
 
     Args:
-        kind: a `TaskSpec.kind`; None takes the class that the checkpoint names.
+        kind: of the task; None takes the class that the checkpoint names.
         options: passed to `from_pretrained`.
 
     Raises:
@@ -64,7 +55,7 @@ def load_model(source: str, kind: str | None = None, **options: Foreign) -> nn.M
         _check_weights(folder)
     with clear_errors(source):
         parsed = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
-        name = _AUTO.get(kind or "") or (parsed.architectures or ["AutoModel"])[0]
+        name = (kind and kind.loader) or (parsed.architectures or ["AutoModel"])[0]
         model, info = getattr(transformers, name).from_pretrained(
             source,
             use_safetensors=True,
@@ -92,7 +83,7 @@ def _check_weights(folder: Path) -> None:
         )
 
 
-def _check_filled(model: nn.Module, missing: list[str], source: str, kind: str | None) -> None:
+def _check_filled(model: nn.Module, missing: list[str], source: str, kind: Kind | None) -> None:
     """Refuse random weights in the place of those that a checkpoint lacks, such as a classifier's.
 
     Encoders that were trained under a head of their own lack a pooler. It stays random and is remembered: nothing but
@@ -115,14 +106,14 @@ def load_preprocessor(source: str, spec: TaskSpec, model: nn.Module) -> Foreign:
     Raises:
         InputError: there is none, or it is another network's.
     """
-    processor = load_processor(source) if spec.of_images else None
-    if spec.of_images and spec.kind != "image-zero-shot":
+    processor = load_processor(source) if spec.kind.of_images else None
+    if spec.kind.of_images and not spec.kind.matched:
         return processor
     tokenizer = load_tokenizer(source)
     check_vocabulary(model, tokenizer)
     if processor is not None:
         return Both(processor, tokenizer)
-    return sentence_tokenizer(tokenizer, _fetcher(source), source) if spec.kind == "embedding" else tokenizer
+    return sentence_tokenizer(tokenizer, _fetcher(source), source) if spec.kind.compared else tokenizer
 
 
 def load_tokenizer(source: str) -> Foreign:

@@ -1,9 +1,10 @@
-"""The known tasks, as a table: columns, parts, metrics, and where the hub has the data."""
+"""The known tasks and their kinds, as tables: columns, parts, metrics, and where the hub has the data."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from ..errors import InputError, unknown
 from ..space.options import Task
@@ -19,12 +20,70 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Kind:
+    """What the tasks of one kind have in common.
+
+    Attributes:
+        name: what messages call it.
+        gives: what a network of the kind says, in words.
+        loader: the class of transformers that loads such networks; None for the one that a checkpoint names.
+        labels: what is known of an example; "none" where outputs are compared with the dense network's.
+        of_images: whether inputs are images and not texts.
+        matched: whether images are matched with texts, each through a tower of its own.
+    """
+
+    name: str
+    gives: str
+    loader: str | None
+    labels: Literal["class", "number", "tags", "mask", "none"] = "class"
+    of_images: bool = False
+    matched: bool = False
+
+    @property
+    def compared(self) -> bool:
+        """Whether outputs are measured against the dense network's, without labels."""
+        return self.labels == "none"
+
+    @property
+    def numeric(self) -> bool:
+        """Whether an output is a number and no class."""
+        return self.labels == "number"
+
+    @property
+    def tagged(self) -> bool:
+        """Whether every word has a label."""
+        return self.labels == "tags"
+
+    @property
+    def of_scenes(self) -> bool:
+        """Whether labels are masks."""
+        return self.labels == "mask"
+
+    @property
+    def one_label(self) -> bool:
+        """Whether every example has one label, that a loss of the network's output can be taken with."""
+        return self.labels in ("class", "number") and not self.matched
+
+    def __str__(self) -> str:
+        return self.name
+
+
+_CLASSIFIER = "AutoModelForSequenceClassification"
+CLASSES = Kind("classification", "one row of logits per text", _CLASSIFIER)
+NUMBERS = Kind("regression", "one value per text", _CLASSIFIER, "number")
+TAGS = Kind("tokens", "one row of logits per token", "AutoModelForTokenClassification", "tags")
+SENTENCES = Kind("embedding", "hidden states of tokens", "AutoModel", "none")
+IMAGES = Kind("images", "one row of logits per image", "AutoModelForImageClassification", of_images=True)
+MATCHES = Kind("image-zero-shot", "embeddings of images and texts", "AutoModel", of_images=True, matched=True)
+PICTURES = Kind("image-embedding", "embeddings or hidden states of images", "AutoModel", "none", of_images=True)
+SCENES = Kind("image-segmentation", "one row of logits per pixel", None, "mask", of_images=True)
+
+
+@dataclass(frozen=True, slots=True)
 class TaskSpec:
     """One task.
 
     Attributes:
-        kind: "classification", "regression", "tokens" or "embedding" of texts; "images" (their classes),
-            "image-zero-shot", "image-embedding" or "image-segmentation".
         text, text_pair, label: column names.
         metrics: keys of `optin.tasks.metrics.METRICS`, the main one first.
         splits: (calibration, evaluation) parts of the data.
@@ -33,7 +92,7 @@ class TaskSpec:
         header: columns of tab-separated files as first published without a header.
     """
 
-    kind: str
+    kind: Kind
     text: str = "text"
     text_pair: str | None = None
     label: str = "label"
@@ -55,40 +114,20 @@ class TaskSpec:
             raise InputError(f"the option 'task.{part}_split' must be the plain name of a part, not {name!r:.60}.")
         return name
 
-    @property
-    def labelled(self) -> bool:
-        """Whether an evaluation needs labels; embeddings are compared with those of the dense network."""
-        return not self.kind.endswith("embedding")
-
-    @property
-    def one_label(self) -> bool:
-        """Whether every example has one label."""
-        return self.kind in ("classification", "regression", "images")
-
-    @property
-    def of_scenes(self) -> bool:
-        """Whether labels are masks."""
-        return self.kind == "image-segmentation"
-
-    @property
-    def of_images(self) -> bool:
-        """Whether inputs are images and not texts."""
-        return self.kind.startswith("image")
-
 
 def _glue(name: str, text: str, pair: str | None = None, **other: object) -> TaskSpec:
-    options = {"kind": "classification", "hub": ("nyu-mll/glue", name)} | other
+    options = {"kind": CLASSES, "hub": ("nyu-mll/glue", name)} | other
     return TaskSpec(text=text, text_pair=pair, **options)  # type: ignore[arg-type]
 
 
 def _images(hub: tuple[str, str] | None = None, evaluation: str = "test") -> TaskSpec:
-    return TaskSpec("images", metrics=("accuracy", "top5"), splits=("train", evaluation), hub=hub)
+    return TaskSpec(IMAGES, metrics=("accuracy", "top5"), splits=("train", evaluation), hub=hub)
 
 
 _ENTAILMENT = ("entailment", "not_entailment")
 _NLI = ("entailment", "neutral", "contradiction")
 
-_SCENES = TaskSpec("image-segmentation", metrics=("miou", "pixel-accuracy"), splits=("train", "validation"))
+_SCENES = TaskSpec(SCENES, metrics=("miou", "pixel-accuracy"), splits=("train", "validation"))
 
 TASKS: Mapping[str, TaskSpec] = {
     "cola": _glue(
@@ -96,27 +135,27 @@ TASKS: Mapping[str, TaskSpec] = {
     ),
     "sst2": _glue("sst2", "sentence"),
     "mrpc": _glue("mrpc", "sentence1", "sentence2", metrics=("accuracy", "f1")),
-    "stsb": _glue("stsb", "sentence1", "sentence2", kind="regression", metrics=("spearman", "pearson")),
+    "stsb": _glue("stsb", "sentence1", "sentence2", kind=NUMBERS, metrics=("spearman", "pearson")),
     "qqp": _glue("qqp", "question1", "question2", metrics=("accuracy", "f1")),
     "mnli": _glue("mnli", "premise", "hypothesis", splits=("train", "validation_matched"), names=_NLI),
     "mnli-mm": _glue("mnli", "premise", "hypothesis", splits=("train", "validation_mismatched"), names=_NLI),
     "qnli": _glue("qnli", "question", "sentence", names=_ENTAILMENT),
     "rte": _glue("rte", "sentence1", "sentence2", names=_ENTAILMENT),
     "wnli": _glue("wnli", "sentence1", "sentence2"),
-    "text-classification": TaskSpec("classification"),
-    "text-regression": TaskSpec("regression", metrics=("spearman", "pearson")),
-    "token-classification": TaskSpec("tokens", text="tokens", label="tags", metrics=("accuracy", "macro-f1")),
+    "text-classification": TaskSpec(CLASSES),
+    "text-regression": TaskSpec(NUMBERS, metrics=("spearman", "pearson")),
+    "token-classification": TaskSpec(TAGS, text="tokens", label="tags", metrics=("accuracy", "macro-f1")),
     "image-classification": _images(evaluation="validation"),
     "imagenet-1k": _images(("ILSVRC/imagenet-1k", "default"), "validation"),
     "cifar10": _images(("uoft-cs/cifar10", "plain_text")),
     "cifar100": _images(("uoft-cs/cifar100", "cifar100")),
     "mnist": _images(("ylecun/mnist", "mnist")),
     "fashion-mnist": _images(("zalando-datasets/fashion_mnist", "fashion_mnist")),
-    "zero-shot-image-classification": TaskSpec("image-zero-shot", metrics=("accuracy", "top5")),
+    "zero-shot-image-classification": TaskSpec(MATCHES, metrics=("accuracy", "top5")),
     "cityscapes": _SCENES,
     "semantic-segmentation": _SCENES,
-    "image-embedding": TaskSpec("image-embedding", metrics=("cosine", "overlap@10"), splits=("train", "validation")),
-    "sentence-embedding": TaskSpec("embedding", metrics=("cosine", "overlap@10")),
+    "image-embedding": TaskSpec(PICTURES, metrics=("cosine", "overlap@10"), splits=("train", "validation")),
+    "sentence-embedding": TaskSpec(SENTENCES, metrics=("cosine", "overlap@10")),
 }
 
 

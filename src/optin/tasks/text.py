@@ -128,7 +128,7 @@ def evaluate(
     Raises:
         InputError: labels that are missing or do not fit the model, or no reference where one is needed.
     """
-    if spec.kind == "embedding" and reference is None:
+    if spec.kind.compared and reference is None:
         raise InputError("sentence embeddings are compared with the dense network's: pass it as the reference.")
     limit = sequence_limit(model, tokenizer, max_length)
     labels = class_indices(model, spec, examples)
@@ -138,7 +138,7 @@ def evaluate(
     groups = bucketed(examples, range(len(examples)), batch_size)
     for group in track(groups, "evaluate", len(groups)):
         encoded = encode(tokenizer, examples, group, limit)
-        places = _first_pieces(encoded, len(group)) if spec.kind == "tokens" else None
+        places = _first_pieces(encoded, len(group)) if spec.kind.tagged else None
         outputs.append(_read(model, spec, encoded, places, pooling, embed))
         if reference is not None:
             expected.append(_read(reference, spec, encoded, places, pooling, embed))
@@ -147,11 +147,11 @@ def evaluate(
         elif labels:
             targets += [labels[index] for index in group]
     values = torch.cat(outputs)
-    if spec.kind == "embedding":
+    if spec.kind.compared:
         return measure(spec.metrics, values, torch.cat(expected), 0)
-    predictions = values.squeeze(-1) if spec.kind == "regression" else values.argmax(-1)
+    predictions = values.squeeze(-1) if spec.kind.numeric else values.argmax(-1)
     figures = measure(spec.metrics, predictions, torch.tensor(targets), values.shape[-1])
-    if expected and spec.kind != "regression":
+    if expected and not spec.kind.numeric:
         figures["kl"] = float(divergence(torch.cat(expected), values))
     return figures
 
@@ -165,18 +165,18 @@ def class_indices(model: nn.Module, spec: TaskSpec, examples: Examples) -> list[
         InputError: labels missing, unknown to the model, or out of its range; names the row.
     """
     config: Foreign = model.config
-    if spec.kind == "embedding":
+    if spec.kind.compared:
         return []
     if examples.labels is None:
         raise InputError("evaluation needs a label column.")
-    if spec.kind == "regression":
+    if spec.kind.numeric:
         return [_value(label, row) for row, label in enumerate(examples.labels, 1)]
     own = class_names(config)
     names = {name.lower(): index for index, name in enumerate(spec.names)} | own
     # Numbers in the data follow the task's order of classes; the network may have been trained with another.
     if spec.names and own.keys() >= {name.lower() for name in spec.names}:
         names |= {str(number): names[name.lower()] for number, name in enumerate(spec.names)}
-    if spec.kind != "tokens":
+    if not spec.kind.tagged:
         return [_class_index(label, names, config.num_labels, row) for row, label in enumerate(examples.labels, 1)]
     found = []
     for row, (words, tags) in enumerate(zip(examples.texts, examples.labels, strict=True), 1):
@@ -243,7 +243,7 @@ def _read(
     batch = to_device(dict(encoded), device_of(model))
     with inference_mode_of(model):
         output = model(**batch)
-    if spec.kind == "embedding":
+    if spec.kind.compared:
         hidden = output.last_hidden_state
         values = pooled(output) if pooling == "pooler" else embed(hidden, token_mask(batch), pooling)
     elif places is not None:

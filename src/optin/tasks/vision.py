@@ -183,7 +183,7 @@ def evaluate(
         InputError: labels that are missing or do not fit the model, no readable image, or no reference where
             embeddings are compared.
     """
-    if spec.kind == "image-embedding" and reference is None:
+    if spec.kind.compared and reference is None:
         raise InputError("image embeddings are compared with the dense network's: pass it as the reference.")
     labels = class_indices(model, spec, images)
     name = _argument(model)
@@ -204,9 +204,9 @@ def evaluate(
     if not outputs:
         raise InputError(f"none of the {len(images)} images can be read: {images.problem()}")
     values = torch.cat(outputs)
-    aim = torch.cat(expected) if spec.kind == "image-embedding" else torch.tensor(targets)
+    aim = torch.cat(expected) if spec.kind.compared else torch.tensor(targets)
     figures = measure(spec.metrics, values, aim, values.shape[-1])
-    if expected and spec.kind != "image-embedding":
+    if expected and not spec.kind.compared:
         figures["kl"] = float(divergence(torch.cat(expected), values))
     return figures | ({"skipped": skipped} if skipped else {})
 
@@ -217,12 +217,12 @@ def class_indices(model: nn.Module, spec: TaskSpec, images: Images) -> list[int]
     Raises:
         InputError: labels missing or outside the model's classes.
     """
-    if spec.kind == "image-embedding":
+    if spec.kind.compared:
         return []
     if images.labels is None:
         raise InputError("evaluation needs labels: put each class into a folder of its own.")
     check_labels(images.labels, images.classes)
-    if spec.kind == "image-zero-shot":
+    if spec.kind.matched:
         return list(images.labels)
     config: object = getattr(model, "config", None)
     classes = int(getattr(config, "num_labels", 0) or getattr(model, "num_classes", 0) or _last_width(model))
@@ -276,7 +276,7 @@ def _read(model: nn.Module, spec: TaskSpec, batch: Batch, pooling: str) -> Tenso
     values: Tensor
     if isinstance(output, Tensor):
         values = output
-    elif spec.kind != "image-embedding":
+    elif not spec.kind.compared:
         values = output.logits
     elif embeddings := projected(output):
         values = embeddings[0]

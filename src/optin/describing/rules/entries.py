@@ -16,7 +16,7 @@ from .table import rule
 ALONE = (
     "relu", "gelu", "silu", "sigmoid", "tanh", "hardtanh", "hardswish", "hardsigmoid", "leaky_relu", "elu",
     "mish", "softplus", "exp", "neg", "abs", "sqrt", "rsqrt", "reciprocal", "clamp", "clamp_min", "clamp_max",
-    "native_dropout", "dropout", "erf", "cos", "sin", "log", "relu6", "logical_not", "bitwise_not", "floor",
+    "erf", "cos", "sin", "log", "relu6", "logical_not", "bitwise_not", "floor",
     "ceil", "round", "isnan", "isinf", "nan_to_num", "tril", "triu", "log1p", "expm1", "sign", "celu", "selu",
     "hardshrink", "threshold", "log_sigmoid_forward", "square", "isfinite", "erfinv",
 )  # fmt: skip
@@ -30,38 +30,68 @@ POOLS = (
 )  # fmt: skip
 
 TOGETHER = (
-    "add", "sub", "mul", "div", "maximum", "minimum", "where", "lt", "gt", "le", "ge", "eq", "ne",
+    "add", "sub", "maximum", "minimum", "where", "lt", "gt", "le", "ge", "eq", "ne",
     "bitwise_and", "bitwise_or", "logical_and", "logical_or", "rsub", "atan2", "addcmul", "lerp", "remainder",
-    "fmod", "masked_fill", "pow", "prelu", "_prelu_kernel", "floor_divide", "copy",
+    "fmod", "masked_fill", "pow", "prelu", "_prelu_kernel", "floor_divide",
 )  # fmt: skip
 
 
-@rule(*ALONE, *POOLS, *TOGETHER)
-def on_entries(track: Tracking, call: Call) -> None:
-    """Of one value they pass labels on, of several they join them."""
-    if call.name == "copy":
-        if call.args[0]._base is not None:
-            _write(track, call)
-            return
-        call.tensors = call.tensors[1:]  # what was there before is gone
-    if len(call.tensors) > 1 and call.name in TOGETHER:
-        _follow(track, call)
-        _together(track, call.tensors, call.first)
-        return
+ALIGNED = {*ALONE, *TOGETHER, "mul", "div", "clone", "_to_copy", "expand"}  # axes stay, counted from the last
+
+
+@rule(*ALONE)
+def alone(track: Tracking, call: Call) -> None:
+    """The labels of one value go on as they are."""
     value, result = call.tensors[0], call.first
     labels, weight = track.labels(value), track.weight(value)
-    if call.name in ("native_dropout", "dropout", "mul", "div"):
-        track.set_made(result, *track.made(value))
     if labels is not None:
-        if call.name in POOLS:
-            spatial = 3 if "3d" in call.name else 1 if "1d" in call.name else 2
-            for axis in range(labels.dim() - spatial, labels.dim()):
-                track.forbid(labels, axis, "pooled along it")
-                labels = labels.narrow(axis, 0, 1)
         if result.dim() == labels.dim():
             track.set(result, labels)
     elif weight is not None and result.shape == value.shape:
         track.set_weight(result, weight.name, weight.axes)
+
+
+@rule(*POOLS)
+def pooled(track: Tracking, call: Call) -> None:
+    """The labels of one value go on, but for those along the axes that are pooled."""
+    labels = track.labels(call.tensors[0])
+    if labels is None:  # of a parameter that keeps its size, as positions do
+        alone(track, call)
+        return
+    spatial = 3 if "3d" in call.name else 1 if "1d" in call.name else 2
+    for axis in range(labels.dim() - spatial, labels.dim()):
+        track.forbid(labels, axis, "pooled along it")
+        labels = labels.narrow(axis, 0, 1)
+    if call.first.dim() == labels.dim():
+        track.set(call.first, labels)
+
+
+@rule(*TOGETHER)
+def together(track: Tracking, call: Call) -> None:
+    """The labels of several values are joined."""
+    if len(call.tensors) == 1:
+        alone(track, call)
+        return
+    _follow(track, call)
+    _together(track, call.tensors, call.first)
+
+
+@rule("mul", "div", "native_dropout", "dropout")
+def scaled(track: Tracking, call: Call) -> None:
+    """The output of a map times a number is its output still."""
+    if len(call.tensors) == 1:
+        track.set_made(call.first, *track.made(call.tensors[0]))
+    together(track, call)
+
+
+@rule("copy")
+def copied(track: Tracking, call: Call) -> None:
+    """What was there before is gone."""
+    if call.args[0]._base is not None:
+        _write(track, call)
+        return
+    call.tensors = call.tensors[1:]
+    alone(track, call)
 
 
 def _write(track: Tracking, call: Call) -> None:
@@ -146,11 +176,20 @@ def _uniform(value: Tensor, axis: int) -> bool:
 
 
 def _adopt(track: Tracking, value: Tensor, labels: Tensor, axis: int) -> None:
-    """A constant of as many entries as there are units is cut with them, and with all others that it meets."""
+    """A constant of as many entries as there are units is cut with them, and with all others that it meets.
+
+    So is what it was made of, that other units may meet: a table of zeros under a mask.
+    """
     for other in varying(labels):
         if other != axis:
             labels = labels.narrow(other, 0, 1)
+    place = axis - labels.dim()
     track.set(value, labels.reshape(labels.shape[labels.dim() - value.dim() :]))
+    name, made_of = track.constant(value)
+    for part in made_of if name in ALIGNED else ():
+        alike = _uniform(part, place) and part.shape[place] == value.shape[place]
+        if alike and track.labels(part) is None and track.weight(part) is None:
+            _adopt(track, part, labels, axis)
 
 
 def _of_parameters(track: Tracking, weights: Sequence[Weight], result: Tensor) -> None:
@@ -165,7 +204,10 @@ def _of_parameters(track: Tracking, weights: Sequence[Weight], result: Tensor) -
 
 
 def _in_operation(track: Tracking, value: Tensor, rank: int, known: Sequence[Tensor]) -> Tensor | None:
-    """The labels of an operand, in the rank of the result; of a parameter those along the axes that matter."""
+    """The labels of an operand, in the rank of the result; of a parameter those along the axis that matters.
+
+    Of several that is the first: where heads and their features meet one of both, the heads are the units.
+    """
     labels, weight = track.labels(value), track.weight(value)
     if labels is not None:
         return ranked(labels, rank)
@@ -175,7 +217,7 @@ def _in_operation(track: Tracking, value: Tensor, rank: int, known: Sequence[Ten
     wanted = [axis for axis in axes if any(place in varying(other) for other in known for place in varying(axis))]
     if not wanted and not known:
         wanted = axes[-1:]
-    return wanted[-1] if wanted else None
+    return wanted[0] if wanted else None
 
 
 def join_operands(track: Tracking, one: Tensor, other: Tensor) -> None:
