@@ -25,6 +25,7 @@ from .running.outputs import answers, distance, tolerance_of
 from .running.reading import one_example
 from .running.replay import check_replay, recorded_blocks
 from .running.twins import plain
+from .scoring.criteria import criterion
 from .scoring.probe import check_activations, read_final, states
 from .scoring.trajectory import Positions
 from .space.plans import Plan
@@ -67,7 +68,7 @@ def check_inputs(model: nn.Module, space: UnitSpace, batches: Batches, recipe: R
     sample = next(split(next(iter(batches)), 2))
     check_hooks(model, sample)
     _check_work(model, next(iter(batches)))
-    if recipe.refit.enabled or recipe.criterion == "exact" or recipe.tokens.merge == "search":
+    if recipe.refit.enabled or criterion(recipe.criterion).resumes or recipe.tokens.merge == "search":
         with inference_mode_of(model), torch.inference_mode(), all_tokens(model):
             check_replay(model, space.blocks, sample, space.chained)
     return compared
@@ -253,7 +254,7 @@ def check_merging(model: nn.Module, recipe: Recipe) -> None:
             "this network merges tokens already, on a schedule that was chosen for all of them. Prune its units "
             "alone (preset 'beta'), or the dense network with both."
         )
-    if recipe.refit.enabled or recipe.criterion == "exact":
+    if recipe.refit.enabled or criterion(recipe.criterion).resumes:
         raise InputError(
             "this network merges tokens by the keys of the block before, so that it cannot go on behind a block. "
             "Prune the dense network with both, or this one by 'compensated' without a refit (refit.enabled: false)."

@@ -27,7 +27,7 @@ from .result import Result, summary
 from .running.modules import check_weights, device_of, fingerprint, without_autocast
 from .running.outputs import Reader, reading
 from .running.twins import on_twins, plain_again
-from .scoring.criteria import SPREAD, Scoring, criterion, found_by
+from .scoring.criteria import CRITERIA, Scoring, criterion, found_by
 from .scoring.engines import Engine, local
 from .scoring.engines import engine as find_engine
 from .scoring.token_weights import drawn_before
@@ -311,10 +311,10 @@ def _engine(engine: str | Engine, address: str | None, recipe: Recipe, output: s
     where = find_engine(engine, address) if isinstance(engine, str) else engine
     if where is not local and callable(output):
         raise InputError("a function that reads outputs reaches no other machine: name a field of the output.")
-    if where is not local and recipe.criterion not in SPREAD:
+    if where is not local and not criterion(recipe.criterion).spread:
         raise InputError(
             f"{recipe.criterion!r} has no work for many machines: score it here, without an engine. "
-            f"Others have: {', '.join(SPREAD)}."
+            f"Others have: {', '.join(name for name, one in CRITERIA.items() if one.spread)}."
         )
     return where
 

@@ -15,6 +15,7 @@ from ..inspection import calibration_of
 from ..pipeline import plan, score
 from ..recipe import Recipe
 from ..running.modules import fingerprint
+from ..scoring.criteria import CRITERIA, criterion
 from ..scoring.resume import forget
 from ..space.budget import Budget
 from ..space.scores import Curve, Scores
@@ -107,8 +108,9 @@ def _check_choices(recipe: Recipe) -> None:
     """
     if recipe.search not in SEARCHES:
         raise InputError(unknown("search", recipe.search, SEARCHES))
-    if recipe.rearrange and recipe.criterion != "fisher":
-        raise InputError(f"'rearrange' needs scores of the criterion fisher, not of {recipe.criterion}.")
+    if recipe.rearrange and not criterion(recipe.criterion).gradients:
+        known = ", ".join(name for name, one in CRITERIA.items() if one.gradients)
+        raise InputError(f"'rearrange' needs scores of the criterion {known}, not of {recipe.criterion}.")
 
 
 def _check_budget(job: Job, recipe: Recipe) -> None:

@@ -1,12 +1,13 @@
 """Criteria: each turns a network and a calibration set into removal curves.
 
 To add one, write a function from `Scoring` to curves by name, or to `Found`, and give it a line in `CRITERIA`, or
-publish an entry point `optin.criteria`.
+publish it, or a `Criterion` of it, as an entry point `optin.criteria`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 
 from ..errors import InputError, NumericalError, unknown
@@ -17,20 +18,36 @@ from .exact import exact
 from .job import Found, Scoring
 from .sketch import sketch
 
-__all__ = ["CRITERIA", "SPREAD", "Criterion", "Found", "Scoring", "criterion", "found_by"]
+__all__ = ["CRITERIA", "Criterion", "Found", "Scoring", "criterion", "found_by"]
 
-Criterion = Callable[[Scoring], Found | Mapping[str, Curve]]
+
+@dataclass(frozen=True)
+class Criterion:
+    """One criterion, and what it asks for.
+
+    Attributes:
+        find: turns a network and a calibration set into curves.
+        labels: it needs one label for each example.
+        gradients: it keeps the gradients of units, by which those that cancel can be found (`rearrange`).
+        resumes: it runs the network from recorded blocks on.
+        spread: it has work for many machines.
+    """
+
+    find: Callable[[Scoring], Found | Mapping[str, Curve]]
+    labels: bool = False
+    gradients: bool = False
+    resumes: bool = False
+    spread: bool = False
+
 
 CRITERIA: Mapping[str, Criterion] = {
-    "compensated": compensated,
-    "sketch": sketch,
-    "exact": exact,
-    "magnitude": baselines.magnitude,
-    "fisher": baselines.fisher,
-    "random": baselines.random,
+    "compensated": Criterion(compensated, spread=True),
+    "sketch": Criterion(sketch, spread=True),
+    "exact": Criterion(exact, resumes=True, spread=True),
+    "magnitude": Criterion(baselines.magnitude),
+    "fisher": Criterion(baselines.fisher, labels=True, gradients=True),
+    "random": Criterion(baselines.random),
 }
-
-SPREAD = ("compensated", "sketch", "exact")  # have work for many machines
 
 
 def criterion(name: str) -> Criterion:
@@ -43,8 +60,8 @@ def criterion(name: str) -> Criterion:
     if name in CRITERIA:
         return CRITERIA[name]
     if name in published:
-        loaded: Criterion = published[name].load()
-        return loaded
+        loaded = published[name].load()
+        return loaded if isinstance(loaded, Criterion) else Criterion(loaded)
     raise InputError(unknown("criterion", name, [*CRITERIA, *published]))
 
 
@@ -54,7 +71,7 @@ def found_by(name: str, scoring: Scoring) -> Found:
     Raises:
         NumericalError: a group has no removal curve, or one of another shape or type, or with NaN or infinity.
     """
-    given = criterion(name)(scoring)
+    given = criterion(name).find(scoring)
     found = given if isinstance(given, Found) else Found(given)
     curves = found.curves
     for group in scoring.space:

@@ -14,6 +14,7 @@ from torch import nn
 from ..errors import InputError
 from ..recipe import Recipe
 from ..running.batch import Batch
+from ..scoring.criteria import criterion
 from ..space.options import Task
 from ..support.untyped import Foreign
 from . import segmentation, text, vision
@@ -78,10 +79,10 @@ class TextTask:
         Raises:
             InputError: it does, and the task has not one for each example.
         """
-        if name != "fisher":
+        if not criterion(name).labels:
             return False
         if not self.spec.kind.one_label:
-            raise InputError(f"the fisher criterion needs one label per example, and {self.spec.kind} has none.")
+            raise InputError(f"the {name} criterion needs one label per example, and {self.spec.kind} has none.")
         return True
 
 
