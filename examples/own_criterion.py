@@ -18,6 +18,7 @@ import transformers
 import optin
 from optin.describing import describe
 from optin.running.batches import Batches
+from optin.running.consumers import features_per_unit, rows_read
 from optin.running.modules import hooks
 from optin.scoring.criteria import Scoring
 from optin.space.scores import Curve, Scores
@@ -30,7 +31,11 @@ def activation(scoring: Scoring) -> dict[str, Curve]:
 
     def watch(group, gate):
         def hook(module, args):
-            importance[group.name] += args[0].flatten(0, -2).square().mean(0).view(group.size, -1).sum(1)
+            rows = rows_read(module, gate, args[0]).flatten(0, -2)  # tokens, or patches of a convolution
+            features = features_per_unit(module, gate)
+            first = gate.start * features // gate.block
+            units = rows[:, first : first + group.size * features].square().mean(0)
+            importance[group.name] += units.view(group.size, features).sum(1)
 
         return scoring.model.get_submodule(gate.module).register_forward_pre_hook(hook)
 

@@ -7,8 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from optin.choosing.allocation import check_search
 from optin.choosing.search import SEARCHES, find, rearranged
 from optin.errors import BudgetError, InputError
+from optin.recipe import Recipe
 from optin.running.cost import CostModel, Term
 from optin.space.budget import Budget
 from optin.space.scores import Curve
@@ -111,6 +113,11 @@ def test_an_unknown_search_is_named():
     space, curves, cost = problem([4, 10], [5, 1], 0)
     with pytest.raises(InputError, match="Did you mean 'lagrange'"):
         find(space, curves, cost, Budget(0.9), "lagrang")
+
+
+def test_a_search_that_chooses_no_tokens_is_not_asked_to():
+    with pytest.raises(InputError, match="chooses no tokens"):
+        check_search(Recipe().override(search="paper", tokens__merge="search"))
 
 
 def test_curve_by_hand():

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from ..choosing.search import SEARCHES
+from ..choosing.allocation import check_search
 from ..describing import describe
-from ..errors import InputError, OptinError, unknown
+from ..errors import InputError, OptinError
 from ..inspection import calibration_of
 from ..pipeline import plan, score
 from ..recipe import Recipe
@@ -106,8 +106,7 @@ def _check_choices(recipe: Recipe) -> None:
     Raises:
         InputError: an unknown search, or one that needs other scores.
     """
-    if recipe.search not in SEARCHES:
-        raise InputError(unknown("search", recipe.search, SEARCHES))
+    check_search(recipe)
     if recipe.rearrange and not criterion(recipe.criterion).gradients:
         known = ", ".join(name for name, one in CRITERIA.items() if one.gradients)
         raise InputError(f"'rearrange' needs scores of the criterion {known}, not of {recipe.criterion}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..errors import InputError
+from ..errors import InputError, unknown
 from ..recipe import Recipe
 from ..running.cost import CostModel
 from ..space.budget import Budget
@@ -12,7 +12,7 @@ from ..space.scores import Scores
 from ..space.units import UnitSpace
 from .merging_costs import token_space
 from .schedule import constant, find_jointly
-from .search import find, rearranged
+from .search import SEARCHES, find, rearranged
 
 
 def kept_units(scores: Scores, kept: Mapping[str, int], recipe: Recipe) -> dict[str, tuple[int, ...]]:
@@ -24,6 +24,18 @@ def kept_units(scores: Scores, kept: Mapping[str, int], recipe: Recipe) -> dict[
     return {name: rearranged(scores.curves[name], scores.gradients[name], count) for name, count in kept.items()}
 
 
+def check_search(recipe: Recipe) -> None:
+    """Refuse a search that there is not, or that cannot choose tokens.
+
+    Raises:
+        InputError: says which can.
+    """
+    if recipe.search not in SEARCHES:
+        raise InputError(unknown("search", recipe.search, SEARCHES))
+    if recipe.tokens.merge == "search" and recipe.search != "lagrange":
+        raise InputError(f"the search {recipe.search!r} chooses no tokens: take 'lagrange', or tokens.merge 'none'.")
+
+
 def allocate(
     space: UnitSpace,
     scores: Scores,
@@ -33,6 +45,7 @@ def allocate(
     multiples: Mapping[str, int],
 ) -> tuple[dict[str, int], tuple[int, ...]]:
     """Units to keep per group, and the token schedule."""
+    check_search(recipe)
     if recipe.tokens.merge == "search":
         if scores.tokens is None:
             raise InputError("the scores say nothing about tokens. Score again with tokens.merge 'search'.")

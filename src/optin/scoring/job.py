@@ -24,8 +24,11 @@ class Scoring:
     """A network to score, and all that belongs to it.
 
     Attributes:
-        space: the description of `model`.
+        model: in evaluation mode.
+        space: its description.
         batches: the calibration set.
+        recipe: all options; a criterion reads its `trajectory` and its `seed`.
+        track: shows progress over a loop.
         engine: where criteria that can be distributed compute.
         resume: a file for partial results, so that a long scoring goes on after a kill.
     """
