@@ -35,6 +35,11 @@ class Unit:
     size: float | None = 1
     prefixed: bool = True
 
+    @property
+    def shared(self) -> bool:
+        """Whether a budget can be a percentage of it: of the MACs, and not of milliseconds."""
+        return self.prefixed or self.size is None
+
 
 UNITS: Mapping[str, Unit] = {
     **dict.fromkeys(("mac", "macs"), Unit("MACs")),
@@ -95,9 +100,8 @@ class Budget:
         number = _number(match["number"].replace(",", ""), text)
         prefix, unit = _unit(match["prefix"].lower(), match["word"].lower())
         if match["percent"]:
-            if unit is None and not match["word"] and not prefix:
-                unit = UNITS["macs"]
-            if unit is not None and not prefix and (unit.prefixed or unit.size is None):
+            unit = unit if prefix or match["word"] else UNITS["macs"]
+            if unit is not None and unit.shared and not prefix:
                 return cls(number / 100, unit.quantity)
         elif unit is None and not match["word"]:
             return cls._bare(number, prefix)
