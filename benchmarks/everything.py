@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import shutil
 import subprocess
 import sys
@@ -52,14 +53,14 @@ PIECES: dict[str, tuple[list[str], dict[str, Any]]] = {
         },
     ),
     "cnn": (["resnet56", "cifar10"], {"cnn.rows": lambda: row("beta", "beta", 60)}),
-    "deploy": ([], {}),
+    "deploy": (["minilm"], {}),
     "experiments": (["two rounds", "kept in bfloat16", "--seeds", "0"], {"experiments.BUDGETS": (50,)}),
     "gpu": (["BERT-base", "ResNet-50"], {}),
     "latency": (
         ["bert-6x384"],
         {"latency.KEPT": {}, "latency.BUDGETS": (60,), "latency.ROUNDS": 3, "latency.REPEATS": 1},
     ),
-    "machines": ([], {"machines.JOBS": {"exact": (1, 16)}, "machines.GPUS": (1, 8)}),
+    "machines": ([], {"machines.JOBS": {"exact": (2, 16)}, "machines.GPUS": (1, 8)}),
     "networks": (["bert", "--large"], {}),
     "peers": (["minilm", "--rows", "optin", "torch-pruning, magnitude", "--seeds", "0"], {}),
     "scaling": (
@@ -127,7 +128,14 @@ def main() -> None:
             results.mkdir(parents=True)
             shutil.copy(README, scratch)  # peers.py writes into it
             command = [sys.executable, __file__, "--data", arguments.data, "--piece", name, str(results)]
-            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            paths = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
+            done = subprocess.run(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env={**os.environ, "PYTHONPATH": paths},  # for workers of Ray too
+            )
             works = done.returncode == 0 and (results / f"{name}.md").stat().st_size > 0
         failed += not works
         print(f"{name}: {'works' if works else 'FAILS'}, {time.perf_counter() - start:.0f} s", flush=True)

@@ -18,6 +18,7 @@ from optin.running.outputs import read_output
 from optin.running.replay import recorded_blocks
 from optin.running.tensors import hidden_of
 from optin.scoring.compensated import Reader, eliminate
+from optin.scoring.criteria import Criterion
 from optin.scoring.exact import Reference, exact_parts
 from optin.scoring.job import Scoring
 from optin.scoring.probe import differentiate, draw_probes, trajectory_objective
@@ -363,7 +364,7 @@ BROKEN = {
 @pytest.mark.parametrize("case", BROKEN)
 def test_what_is_no_removal_curve_is_refused(case, bert, batches, monkeypatch):
     change, said = BROKEN[case]
-    monkeypatch.setattr("optin.scoring.criteria.criterion", lambda name: broken(change))
+    monkeypatch.setattr("optin.scoring.criteria.criterion", lambda name: Criterion(broken(change)))
     with pytest.raises(NumericalError, match=f"{said}.*{ATTENTION[0]}"):
         optin.score(bert, batches)
 
