@@ -110,9 +110,8 @@ def test_free_units_are_removed_first_and_ties_are_settled():
 
 
 def test_an_unknown_search_is_named():
-    space, curves, cost = problem([4, 10], [5, 1], 0)
     with pytest.raises(InputError, match="Did you mean 'lagrange'"):
-        find(space, curves, cost, Budget(0.9), "lagrang")
+        check_search(Recipe(search="lagrang"))
 
 
 def test_a_search_that_chooses_no_tokens_is_not_asked_to():

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import BudgetError, InputError, unknown
+from ..errors import BudgetError
 from ..running.cost import CostModel
 from ..space.budget import Budget, shown
 from ..space.scores import Curve
@@ -74,11 +74,8 @@ def find(
         multiples: by group, what its kept count must be a multiple of.
 
     Raises:
-        InputError: no such search.
         BudgetError: the budget is below what keeping the least of everything costs.
     """
-    if method not in SEARCHES:
-        raise InputError(unknown("search", method, SEARCHES))
     choices = choices_of(space, curves, multiples)
     return SEARCHES[method](curves, choices, space, cost, limit_of(budget, cost, choices))
 

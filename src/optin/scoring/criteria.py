@@ -56,9 +56,9 @@ def criterion(name: str) -> Criterion:
     Raises:
         InputError: no such criterion.
     """
-    published = {entry.name: entry for entry in entry_points(group="optin.criteria")}
     if name in CRITERIA:
         return CRITERIA[name]
+    published = {entry.name: entry for entry in entry_points(group="optin.criteria")}
     if name in published:
         loaded = published[name].load()
         return loaded if isinstance(loaded, Criterion) else Criterion(loaded)

@@ -84,6 +84,7 @@ class TaskSpec:
     """One task.
 
     Attributes:
+        kind: what it has in common with others.
         text, text_pair, label: column names.
         metrics: keys of `optin.tasks.metrics.METRICS`, the main one first.
         splits: (calibration, evaluation) parts of the data.
