@@ -72,7 +72,7 @@ PIECES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "text": (
         [],
         {
-            "text.BUDGETS": (50,),
+            "text.BUDGETS": (70, 50, 40),  # those that it sets bars for
             "text.SEEDS": (0,),
             "text.EXAMPLES": (64,),
             "text.recipes": default_only,

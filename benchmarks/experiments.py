@@ -30,6 +30,7 @@ from optin.describing import describe
 from optin.recipe import Recipe
 from optin.refit.compensation import compensate
 from optin.running.batches import Batches
+from optin.running.job import Job
 from optin.running.outputs import answers
 from optin.scoring.criteria import Scoring
 from optin.scoring.exact import exact_parts
@@ -96,7 +97,7 @@ def two_rounds(setting: Setting, recipe: Recipe, batches: Inputs) -> dict[int, n
         again = optin.score(half, batches, recipe=recipe)
         plan = optin.plan(half, again, f"{plan.dense.macs * budget // 100} MACs", recipe=recipe)
         cut_to_plan(half, plan)
-        compensate(dense, half, describe(dense), calibration, recipe, plan.keep, weights=scores.weights)
+        compensate(Job(dense, describe(dense), calibration, recipe), half, plan.keep, scores.weights)
         made[budget] = half
     return made
 
@@ -114,7 +115,7 @@ def narrow_heads(dimensions: int) -> Variant:
         for budget in BUDGETS:
             plan = optin.plan(narrow, scores, f"{macs * budget // 100} MACs", recipe=recipe)
             made[budget] = optin.apply(narrow, plan).model
-            compensate(dense, made[budget], describe(dense), calibration, recipe, plan.keep, weights=weights)
+            compensate(Job(dense, describe(dense), calibration, recipe), made[budget], plan.keep, weights)
         return made
 
     return variant

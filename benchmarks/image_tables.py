@@ -19,6 +19,7 @@ from optin.describing.inputs import image_input
 from optin.recipe import Recipe
 from optin.refit.compensation import compensate, sensitivities
 from optin.running.batches import Batches
+from optin.running.job import Job
 from optin.running.outputs import answers
 from optin.running.store import Store
 from optin.space.options import Task
@@ -154,12 +155,12 @@ class Weights:
         self, small: Any, batches: list[dict[str, torch.Tensor]], recipe: Recipe, plan: optin.Plan
     ) -> None:
         """What `optin.apply` does after shrinking; the same in every digit."""
-        read = Batches.of(batches, torch.device("cpu"))
+        job = Job(self.model, self.space, Batches.of(batches, torch.device("cpu")), recipe)
         key = (recipe.trajectory, recipe.seed)
         if key not in self.stores:
             store = Store()
-            self.stores[key] = (store, sensitivities(self.model, self.space, read, recipe, store))
-        compensate(self.model, small, self.space, read, recipe, plan.keep, weights=self.stores[key][1])
+            self.stores[key] = (store, sensitivities(job, store))
+        compensate(job, small, plan.keep, self.stores[key][1])
 
 
 @torch.no_grad()

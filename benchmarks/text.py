@@ -35,6 +35,7 @@ from optin.recipe import Recipe
 from optin.running.batch import split
 from optin.running.batches import Batches
 from optin.running.gating import gated
+from optin.running.job import Job
 from optin.running.modules import inference_mode_of
 from optin.running.replay import recorded_blocks
 from optin.running.tensors import hidden_of
@@ -142,9 +143,8 @@ def agreement(setting: Setting) -> dict[str, Any]:
     exact_seconds = time.perf_counter() - start
     found: dict[str, Any] = {"units": sum(map(len, chosen.values())), "exact_seconds": exact_seconds}
     totals = UnitTotals(space)
-    for draw, (_, probe) in enumerate(
-        draw_probes(setting.model, space, batches, recipe.override(trajectory__draws=256).trajectory, 0), 1
-    ):
+    drawn = draw_probes(Job(setting.model, space, batches, recipe.override(trajectory__draws=256)))
+    for draw, (_, probe) in enumerate(drawn, 1):
         totals.add(probe)
         if draw in (64, 128, 256):
             sketch = {part: {n: v[chosen[n]] for n, v in groups.items()} for part, groups in totals.mean.items()}

@@ -25,6 +25,7 @@ from optin.refit.compensation import compensate
 from optin.refit.readout import head_maps
 from optin.running.batches import Batches
 from optin.running.gating import gated, masks
+from optin.running.job import Job
 from optin.running.outputs import answers
 from optin.running.replay import recorded_blocks
 from optin.running.surgery import shrink
@@ -222,7 +223,7 @@ def test_compensation_brings_the_pruned_network_closer(network):
         return sum(float((network(**x) - pruned(**x)).square().mean()) for x in calibration)
 
     before = distance()
-    compensate(network, pruned, space, Batches.of(calibration, CPU), RECIPE, plan.keep)
+    compensate(Job(network, space, Batches.of(calibration, CPU), RECIPE), pruned, plan.keep)
     assert distance() < 0.7 * before
 
 

@@ -14,6 +14,7 @@ from optin.refit.makers import makers
 from optin.refit.readout import head_maps
 from optin.running.batches import Batches
 from optin.running.gating import gated, masks
+from optin.running.job import Job
 from optin.running.outputs import answers
 from optin.running.surgery import shrink
 from optin.running.twins import twinned
@@ -41,7 +42,7 @@ def test_compensation_brings_the_pruned_network_closer(architecture):
 
     before = distance()
     with twinned(model), twinned(pruned):
-        compensate(model, pruned, space, Batches.of(calibration, CPU), RECIPE, plan.keep)
+        compensate(Job(model, space, Batches.of(calibration, CPU), RECIPE), pruned, plan.keep)
     assert distance() < 0.7 * before
 
 
@@ -49,7 +50,7 @@ def test_nothing_to_compensate_changes_nothing(bert, batches):
     """The same network as teacher and pupil: nothing is lacking, so nothing moves."""
     other, space = copy.deepcopy(bert), describe(bert)
     everything = {group.name: range(group.size) for group in space}
-    compensate(bert, other, space, Batches.of(batches, CPU), RECIPE, everything)
+    compensate(Job(bert, space, Batches.of(batches, CPU), RECIPE), other, everything)
     for name, value in other.state_dict().items():
         torch.testing.assert_close(value, bert.state_dict()[name], atol=1e-5, rtol=1e-5)
 
@@ -201,7 +202,7 @@ def test_the_head_is_refitted_in_the_order_in_which_it_runs():
     bare = copy.deepcopy(model)
     shrink(bare, space, cut)
     refitted = copy.deepcopy(bare)
-    compensate(model, refitted, space, Batches.of(batches, CPU), recipe, cut.keep)
+    compensate(Job(model, space, Batches.of(batches, CPU), recipe), refitted, cut.keep)
     with torch.inference_mode():
         far, near = (
             sum(float((small(**batch) - model(**batch)).square().sum()) for batch in batches)

@@ -13,6 +13,7 @@ from optin.recipe import Recipe
 from optin.running.batch import split
 from optin.running.batches import Batches
 from optin.running.gating import gated
+from optin.running.job import Job
 from optin.running.modules import inference_mode_of
 from optin.running.outputs import read_output
 from optin.running.replay import recorded_blocks
@@ -178,7 +179,7 @@ def test_the_sketch_ranks_like_exact(bert, batches):
     calibration, space = Batches.of(batches, CPU), describe(bert)
     recipe = RECIPE.override(trajectory__draws=256)
     totals = UnitTotals(space)
-    for _, probe in draw_probes(bert, space, calibration, recipe.trajectory, 0):
+    for _, probe in draw_probes(Job(bert, space, calibration, recipe)):
         totals.add(probe)
     sketch = balanced(totals.mean, 1.0)
     exact = balanced(exact_parts(Scoring(bert, space, calibration, recipe)), 1.0)
@@ -198,7 +199,7 @@ def test_parts_are_balanced():
 def test_token_weights(bert, batches):
     """Mean 1 over tokens that count, plus the floor; nothing at padding."""
     space = describe(bert)
-    _, probe = next(draw_probes(bert, space, Batches.of(batches, CPU), Trajectory(draws=8), 0))
+    _, probe = next(draw_probes(Job(bert, space, Batches.of(batches, CPU), RECIPE.override(trajectory__draws=8))))
     (weights,) = token_weights(probe, "bert.encoder.layer.1.output.dense", 0.25, 1.0)
     mask = probe.masks["bert.encoder.layer.1.output.dense"]
     assert float(weights[mask].mean()) == pytest.approx(1.25, rel=1e-4)
@@ -211,7 +212,7 @@ def test_token_weights(bert, batches):
 def test_gradients_of_a_unit_follow_from_those_of_its_consumer(bert, batches):
     """d<v, phi> / dm_u = sum over tokens of x_u (W_u . g)."""
     space = describe(bert)
-    _, probe = next(draw_probes(bert, space, Batches.of(batches, CPU), Trajectory(draws=8), 0))
+    _, probe = next(draw_probes(Job(bert, space, Batches.of(batches, CPU), RECIPE.override(trajectory__draws=8))))
     for group in space:
         (gate,) = group.gates
         weight = bert.get_parameter(f"{gate.module}.weight")

@@ -16,8 +16,8 @@ from .describing.refusals import check_hooks
 from .errors import FAILURES, InputError, NumericalError, OptinError, first_line, refused
 from .recipe import Recipe
 from .running.batch import Batch, batched, shapes_of, size_of, split, token_mask
-from .running.batches import Batches
 from .running.gating import gated, masks
+from .running.job import Job
 from .running.merging import all_tokens, merging_of
 from .running.modules import call, fingerprint, inference_mode_of, modules_run
 from .running.nesting import root_of
@@ -33,7 +33,7 @@ from .space.scores import Scores
 from .space.units import UnitSpace
 
 
-def check_inputs(model: nn.Module, space: UnitSpace, batches: Batches, recipe: Recipe) -> str:
+def check_inputs(job: Job) -> str:
     """Refuse calibration inputs that the network cannot take or whose outputs cannot be read, before any work.
 
     Returns:
@@ -46,10 +46,11 @@ def check_inputs(model: nn.Module, space: UnitSpace, batches: Batches, recipe: R
             from its blocks.
         NumericalError: an output that is not finite.
     """
-    if batches.examples < 2:
+    model, space, recipe = job.model, job.space, job.recipe
+    if job.batches.examples < 2:
         raise InputError("calibration needs at least 2 examples, and does well with 256.")
     seen, compared = set[object](), ""
-    for batch in batches:
+    for batch in job.batches:
         _check_tokens(model, batch)
         shape = tuple((name, value.shape[1:]) for name, value in batch.items() if batched(value))
         if shape in seen:
@@ -63,11 +64,11 @@ def check_inputs(model: nn.Module, space: UnitSpace, batches: Batches, recipe: R
         if not seen:
             _check_repeats(model, sample, output)
             _check_used(model, sample, output)
-            compared = _check_output(model, space, sample, blocks, output, recipe)
+            compared = _check_output(job, sample, blocks, output)
         seen.add(shape)
-    sample = next(split(next(iter(batches)), 2))
+    sample = next(split(job.first, 2))
     check_hooks(model, sample)
-    _check_work(model, next(iter(batches)))
+    _check_work(model, job.first)
     if recipe.refit.enabled or criterion(recipe.criterion).resumes or recipe.tokens.merge == "search":
         with inference_mode_of(model), torch.inference_mode(), all_tokens(model):
             check_replay(model, space.blocks, sample, space.chained)
@@ -79,7 +80,12 @@ def _check_work(model: nn.Module, batch: Batch) -> None:
 
     Costs are counted on one example.
     """
-    first = set(modules_run(model, lambda: call(model, next(split(batch, 1)))))
+    try:
+        first = set(modules_run(model, lambda: call(model, next(split(batch, 1)))))
+    except FAILURES as error:
+        raise refused(
+            f"costs are counted on one example, and this {type(model).__name__} does not take one alone", error
+        ) from error
     if missing := [name for name in modules_run(model, lambda: call(model, batch)) if name not in first]:
         warnings.warn(
             f"which modules of this {type(model).__name__} run depends on the values of its inputs: {missing[0]!r} "
@@ -180,16 +186,13 @@ def _check_used(model: nn.Module, sample: Batch, output: object) -> None:
                 raise InputError(f"the network makes no use of the input {name!r}.{hint}")
 
 
-def _check_output(
-    model: nn.Module, space: UnitSpace, sample: Batch, blocks: list[object], output: object, recipe: Recipe
-) -> str:
-    values = answers(output)
-    generator = torch.Generator().manual_seed(0)
-    positions = Positions(sample, recipe.trajectory.rows, generator, space.of_maps)
-    if len(blocks) == len(space.blocks):
-        check_activations(space.blocks, states(space, blocks), positions)
+def _check_output(job: Job, sample: Batch, blocks: list[object], output: object) -> str:
+    values, options = answers(output), job.recipe.trajectory
+    positions = Positions(sample, options.rows, job.generator, job.space.of_maps)
+    if len(blocks) == len(job.space.blocks):
+        check_activations(job.space.blocks, states(job.space, blocks), positions)
     try:
-        said = read_final(model, output, positions, recipe.trajectory).said
+        said = read_final(job.model, output, positions, options).said
     except FAILURES as error:
         shape = tuple(values.shape)
         raise refused(f"the network's output of shape {shape} for one example cannot be read", error) from error
@@ -236,13 +239,44 @@ def _defect(space: UnitSpace, what: str) -> OptinError:
     )
 
 
-def checked_before(model: nn.Module, scores: Scores | None, calibration: Batches, recipe: Recipe) -> bool:
-    """Whether a scoring of this network by the same recipe has seen the same inputs."""
+def checked_before(job: Job, scores: Scores | None) -> bool:
+    """Whether a scoring by the same recipe has seen the same inputs.
+
+    Args:
+        scores: of this network, see `check_scores`.
+    """
     if scores is None:
         return False
     known, data = scores.provenance, scores.provenance.get("data", {})
-    same = data.get("sha256") == calibration.digest and known.get("recipe") == recipe.to_dict()
-    return same and known.get("network") == fingerprint(model)
+    same = data.get("sha256") == job.batches.digest and known.get("recipe") == job.recipe.to_dict()
+    return same and "network" in known
+
+
+def planned(plan: object) -> Plan:
+    """A plan; anything else is refused.
+
+    Raises:
+        InputError: says how to get one.
+    """
+    if isinstance(plan, Plan):
+        return plan
+    raise InputError(f"a plan is needed, and not {plan!r:.60}: optin.Plan.load(file) reads a stored one.")
+
+
+def check_scores(model: nn.Module, scores: Scores) -> None:
+    """Refuse scores that are none, or of another network.
+
+    Raises:
+        InputError: says how to get those of this one.
+    """
+    given: object = scores
+    if not isinstance(given, Scores):
+        raise InputError(f"scores are needed, and not {given!r:.60}: optin.load_scores(folder) reads stored ones.")
+    if scores.provenance.get("network", known := fingerprint(model)) != known:
+        raise InputError(
+            f"the scores are of another network, or of a {scores.architecture} with other weights than this "
+            f"{type(model).__name__}. Score this one."
+        )
 
 
 def check_merging(model: nn.Module, recipe: Recipe) -> None:

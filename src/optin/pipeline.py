@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 from torch import nn
 
 from .accounting import costs, figures_of
-from .checks import check_inputs, check_merging, checked_before, self_check
+from .checks import check_inputs, check_merging, check_scores, checked_before, planned, self_check
 from .choosing.allocation import allocate, kept_units
 from .choosing.latency import latency_cost, milliseconds, multiple_of
 from .choosing.merging_costs import token_costs
@@ -24,7 +23,9 @@ from .inspection import calibration_of, described_by
 from .recipe import Recipe, excluded_by, recipe_of
 from .refit.compensation import compensate
 from .result import Result, summary
-from .running.modules import check_weights, device_of, fingerprint, without_autocast
+from .running.batches import Batches
+from .running.job import Job
+from .running.modules import check_weights, device_of, without_autocast
 from .running.outputs import Reader, reading
 from .running.twins import on_twins, plain_again
 from .scoring.criteria import CRITERIA, Scoring, criterion, found_by
@@ -34,7 +35,9 @@ from .scoring.token_weights import drawn_before
 from .space.budget import EXAMPLES, PER_MS, Budget
 from .space.plans import Cost, Latency, Plan
 from .space.scores import Scores
+from .space.units import UnitSpace
 from .storage.planned import cut_to_plan, record_plan
+from .support.clock import Clock
 from .support.progress import Callback, Track, no_callback, silent
 from .support.versions import versions
 
@@ -68,7 +71,7 @@ def prune(
         OptinError: see `optin.errors`; each message says what to do.
     """
     recipe = _with_budget(recipe, budget)
-    clock = _Clock()
+    clock = Clock()
     calibration = calibration_of(model, batches)
     scores = score(model, calibration, recipe=recipe, output=output, track=track)
     clock.lap("score")
@@ -156,8 +159,8 @@ def score(
     space = described_by(model, calibration).without(recipe.excluded)
     check_merging(model, recipe)
     with reading(output):
-        compared = check_inputs(model, space, calibration, recipe)
         scoring = Scoring(model, space, calibration, recipe, track, Path(resume) if resume else None, where)
+        compared = check_inputs(scoring)
         found = found_by(recipe.criterion, scoring)
         tokens = token_costs(scoring, found.scales) if recipe.tokens.merge == "search" else None
     return Scores(
@@ -200,16 +203,13 @@ def plan(
         InputError: the scores are of another network.
     """
     recipe = _with_budget(recipe, budget)
+    check_scores(model, scores)
     space = describe_network(model, planned_inputs(model, scores, 2)).without(excluded_by(scores.provenance))
     if (
         scores.architecture != space.architecture
         or {n: len(c.order) for n, c in scores.curves.items()} != space.sizes
     ):
         raise InputError(f"the scores are of another network than this {space.architecture}. Score this one.")
-    if scores.provenance.get("network", known := fingerprint(model)) != known:
-        raise InputError(
-            f"the scores are of a {space.architecture} with other weights than this one. Score this one."
-        )
     target = Budget.parse(recipe.budget or "")
     if recipe.tokens.merge != "none" and target.quantity != "MACs":
         raise InputError(f"token schedules are chosen under a budget of MACs, not of {target.quantity}.")
@@ -222,7 +222,7 @@ def plan(
         models["latency"] = latency_cost(model, space, macs, inputs, track)
     cost = models[target.quantity]
     even = target.quantity == "latency" or device_of(model).type == "cuda"
-    multiples = {g.name: recipe.round_to or (multiple_of(g) if even else 1) for g in space if g.kind != "head"}
+    multiples = {g.name: recipe.round_to or (multiple_of(g) if even else 1) for g in space if not g.of.attention}
     kept, schedule = allocate(space, scores, cost, target, recipe, multiples)
     latency = None
     if target.quantity == "latency":
@@ -266,36 +266,35 @@ def apply(
 
     Raises:
         CheckpointError: the plan does not fit the network.
+        InputError: no plan, or scores of another network.
         OptinError: the small network does not compute what the masked dense one does.
     """
+    plan = planned(plan)
     recipe = _with_output(recipe or Recipe.from_dict(plan.provenance.get("recipe", {})), output)
-    clock = _Clock()
+    clock = Clock()
+    if scores is not None:
+        check_scores(model, scores)
     calibration = None if batches is None else calibration_of(model, batches)
-    space = (
-        describe_network(model, planned_inputs(model, plan, 2))
-        if calibration is None
-        else described_by(model, calibration)
-    )
-    space = space.without(excluded_by(plan.provenance))
+    space = _described(model, plan, calibration)
     plan = plan.renamed(space)
     plan.validate(space)
     plan = dataclasses.replace(plan, description=plan.description or space)
     if calibration is not None:
         check_merging(model, recipe)
-        if not checked_before(model, scores, calibration, recipe):
+        job = Job(model, space, calibration, recipe, track)
+        if not checked_before(job, scores):
             with reading(output):
-                check_inputs(model, space, calibration, recipe)
+                check_inputs(job)
     # The dense network is the teacher of the refit, so in place it is the copy that stays dense.
     other = copy.deepcopy(model)
     dense, pruned = (other, model) if inplace else (model, other)
     cut_to_plan(pruned, plan, space)
     if calibration is not None:
-        self_check(dense, pruned, space, plan, next(iter(calibration)))
+        self_check(dense, pruned, space, plan, job.first)
         clock.lap("shrink")
         if recipe.refit.enabled:
-            weights = drawn_before(scores, calibration, recipe)
             with reading(output):
-                compensate(dense, pruned, space, calibration, recipe, plan.keep, track, weights)
+                compensate(dataclasses.replace(job, model=dense), pruned, plan.keep, drawn_before(job, scores))
             clock.lap("compensate")
     plain_again(pruned.eval())
     report = {**summary(plan), **figures_of(dense, pruned, space, plan, scores), "seconds": clock.laps}
@@ -304,6 +303,15 @@ def apply(
         inputs = planned_inputs(pruned, plan, plan.latency.batch)
         report["latency"]["measured_ms"] = milliseconds(pruned, inputs)
     return Result(pruned, plan, report, recipe)
+
+
+def _described(model: nn.Module, plan: Plan, calibration: Batches | None) -> UnitSpace:
+    """The network that a plan is for, without what was excluded from it."""
+    if calibration is None:
+        space = describe_network(model, planned_inputs(model, plan, 2))
+    else:
+        space = described_by(model, calibration)
+    return space.without(excluded_by(plan.provenance))
 
 
 def _engine(engine: str | Engine, address: str | None, recipe: Recipe, output: str | Reader | None) -> Engine:
@@ -317,19 +325,6 @@ def _engine(engine: str | Engine, address: str | None, recipe: Recipe, output: s
             f"Others have: {', '.join(name for name, one in CRITERIA.items() if one.spread)}."
         )
     return where
-
-
-class _Clock:
-    """Seconds between calls."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[name] = round(now - self._last, 3)
-        self._last = now
 
 
 def _with_output(recipe: Recipe | None, output: str | Reader | None) -> Recipe:

@@ -112,7 +112,7 @@ def _readable(images: Images, count: int) -> Iterator[tuple[int, object]]:
 def _kind(plan: Plan, name: str) -> str:
     """Of the units of a group; plans of version 0.1.0 say it by the name alone."""
     if plan.description is not None and name in plan.description.by_name:
-        return f"{plan.description[name].kind}s"
+        return plan.description[name].of.plural
     role = name.rpartition(".")[2]
     return role if role in ("heads", "neurons") else "channels"
 

@@ -197,7 +197,7 @@ def sizes_to_time(space: UnitSpace) -> list[Plan]:
 
 def multiple_of(group: UnitGroup) -> int:
     """Of what the counts of a group are multiples, for speed; at least eight of them are in every group."""
-    if group.kind == "head":
+    if group.of.attention:
         return 1
     return math.lcm(group.multiple, min(MULTIPLE, 2 ** int(math.log2(max(group.size // 8, 1)))))
 

@@ -99,7 +99,7 @@ def limit_of(budget: Budget, cost: CostModel, choices: Mapping[str, Choices]) ->
             raise BudgetError(
                 f"a budget of {budget} cannot be reached: without its units this model costs no less "
                 f"({shown(cost.dense, cost.quantity)}). "
-                + ("Try a larger --latency-batch, or a budget of MACs." if cost.quantity == "latency" else "")
+                + ("Try a larger latency batch, or a budget of MACs." if cost.quantity == "latency" else "")
             )
         raise BudgetError(
             f"a budget of {budget} cannot be reached: this model keeps at least {shown(cost(least), cost.quantity)} "
@@ -188,8 +188,8 @@ def paper(
     """
     prices = cost.prices(cost.sizes)
     least = {name: int(choice.counts[0]) for name, choice in choices.items()}
-    heads = _ranking([group for group in space if group.kind == "head"], curves, choices)
-    others = _ranking([group for group in space if group.kind != "head"], curves, choices)
+    heads = _ranking([group for group in space if group.of.attention], curves, choices)
+    others = _ranking([group for group in space if not group.of.attention], curves, choices)
     spent = torch.tensor([0] + [prices[name] * step for name, step, _ in others]).cumsum(0)
     gained = torch.tensor([0.0] + [gain for _, _, gain in others], dtype=torch.float64).cumsum(0)
     best: tuple[float, int, int] = (-math.inf, 0, 0)

@@ -12,27 +12,24 @@ before it left wrong. The network is walked once, block by block.
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ArchitectureError
-from ..recipe import Recipe
 from ..running.batch import Batch, position_mask
-from ..running.batches import Batches
 from ..running.consumers import add, can_shift, features_per_unit, matrix, out_axis, rows_made, rows_read, scale_of
+from ..running.job import Job
 from ..running.merging import State, merging_of
 from ..running.modules import call, inference_mode_of, modules_run
 from ..running.replay import Recorder, recorded_blocks, resumed_at, run_block, run_until, with_last_state
 from ..running.store import Store
 from ..running.tensors import hidden_of, with_hidden
-from ..scoring.probe import differentiate, micro_batches, trajectory_objective
+from ..scoring.probe import draw_probes
 from ..scoring.token_weights import TokenWeights, padded
-from ..space.options import Refit
 from ..space.units import Gate, Tap, UnitSpace
-from ..support.progress import Track, silent
 from .makers import makers, with_makers
 from .readout import head_maps
 from .regression import Folds
@@ -41,39 +38,32 @@ WeightsOf = Callable[[int, str], list[Tensor]]  # of the tokens of a batch at a 
 
 
 def compensate(
-    dense: nn.Module,
-    pruned: nn.Module,
-    space: UnitSpace,
-    batches: Batches,
-    recipe: Recipe,
-    keep: Mapping[str, Sequence[int]],
-    track: Track = silent,
-    weights: TokenWeights | None = None,
+    job: Job, pruned: nn.Module, keep: Mapping[str, Sequence[int]], weights: TokenWeights | None = None
 ) -> None:
-    """Refit the consumers of `pruned` in place, so that it follows `dense` on the calibration set.
+    """Refit the consumers of `pruned` in place, so that it follows the dense network on the calibration set.
 
     Args:
-        dense: the network before pruning, with the same module names.
-        space: the description of `dense`.
+        pruned: has the module names of the dense network.
         keep: the units that each group keeps: what a consumer makes may be units of another group.
-        weights: the `sensitivities` of `dense`, if several networks are made from it.
+        weights: the `sensitivities` of the dense network, if several are made from it.
     """
+    dense, space, refit = job.model, job.space, job.recipe.refit
     with Store() as store:
         if weights is None:
-            weights = sensitivities(dense, space, batches, recipe, store, track)
-        made = makers(dense, space, next(iter(batches))) if recipe.refit.makers else {}
+            weights = sensitivities(job, store)
+        made = makers(dense, space, job.first) if refit.makers else {}
         outputs, tied = _outputs_kept(dense, space, keep, made), any(group.shared for group in space)
         of = _of_readers(weights, {module: group.gates[0].module for module, group in made.items()})
         whole = with_makers(space, made)
-        walk, stages = _Walk(dense, pruned, whole, batches, recipe.refit, store, outputs), _stages(whole)
+        walk, stages = _Walk(replace(job, space=whole), pruned, store, outputs), _stages(whole)
         with inference_mode_of(dense), inference_mode_of(pruned), torch.no_grad():
-            for gates in track(stages, "compensation", len(stages)):
+            for gates in job.track(stages, "compensation", len(stages)):
                 (walk.tied if tied and outputs else walk.shared if tied else walk.block)(gates, of)
-            maps = head_maps(dense, pruned, space, next(iter(batches))) if recipe.refit.head else []
+            maps = head_maps(dense, pruned, space, job.first) if refit.head else []
             maps += [Gate(name, total=Tap(name, "output")) for name in made if not space.in_body(name)]
             if behind := _behind(space, keep, maps):
-                batch = next(iter(batches))
-                walk.head([behind[name] for name in modules_run(dense, lambda: call(dense, batch)) if name in behind])
+                order = modules_run(dense, lambda: call(dense, job.first))
+                walk.head([behind[name] for name in order if name in behind])
 
 
 def _of_readers(weights: WeightsOf, readers: Mapping[str, str]) -> WeightsOf:
@@ -116,34 +106,20 @@ def _behind(space: UnitSpace, keep: Mapping[str, Sequence[int]], maps: Sequence[
     return found
 
 
-def sensitivities(
-    dense: nn.Module, space: UnitSpace, batches: Batches, recipe: Recipe, store: Store, track: Track = silent
-) -> TokenWeights:
+def sensitivities(job: Job, store: Store) -> TokenWeights:
     """The weight of every token at every consumer, from one draw per micro-batch; `store` keeps them."""
-    options = recipe.trajectory
-    objective = trajectory_objective(dense, space, options, torch.Generator().manual_seed(recipe.seed))
-    weights = TokenWeights(space, recipe, store)
-    once = itertools.takewhile(lambda micro: not micro.again, micro_batches(batches, options.draws))
-    for micro in track(once, "token sensitivities", options.draws):
-        weights.add(micro, weights.of(differentiate(dense, space, micro.batch, objective)))
+    weights = TokenWeights(job.space, job.recipe, store)
+    for micro, probe in draw_probes(job, "token sensitivities", once=True):
+        weights.add(micro, weights.of(probe))
     return weights
 
 
 class _Walk:
     """The refit on its way through the network, with the hidden states that both networks have reached."""
 
-    def __init__(
-        self,
-        dense: nn.Module,
-        pruned: nn.Module,
-        space: UnitSpace,
-        batches: Batches,
-        options: Refit,
-        store: Store,
-        outputs: Mapping[str, Sequence[int]],
-    ) -> None:
-        self.models = {"dense": dense, "pruned": pruned}
-        self.space, self.batches, self.options, self.store = space, batches, options, store
+    def __init__(self, job: Job, pruned: nn.Module, store: Store, outputs: Mapping[str, Sequence[int]]) -> None:
+        self.models = {"dense": job.model, "pruned": pruned}
+        self.space, self.batches, self.options, self.store = job.space, job.batches, job.recipe.refit, store
         self.merging = merging_of(pruned)  # its tokens are compared with the mean of the dense network's
         self.merged: tuple[str, ...] = ()  # the parts of its state that there are so far
         self.outputs = outputs  # per consumer whose outputs are units, those that stay

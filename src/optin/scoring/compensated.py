@@ -37,7 +37,7 @@ from .sketch import UnitTotals, part_scales
 READ = "read"
 COMPACT = 0.75  # share of a reader's features from which those that are gone are cut out
 ROUNDING = (1e-12, 1e-9, 1e-7)  # of the mean diagonal, added in turn to what may be singular
-CHUNK = 16  # neurons that leave between two updates of C^-1; of channels this part of those left
+CHUNK = 16  # neurons that leave between two updates of C^-1; of maps this part of those left
 
 
 def compensated(scoring: Scoring) -> Found:
@@ -104,7 +104,7 @@ class Sensitivities:
     def curve(self, model: nn.Module, group: UnitGroup, scales: Mapping[str, float]) -> Curve:
         """The removal curve of one group, in the currency of the balanced trajectory."""
         readers = [self._reader(model, group, gate, scales) for gate in group.gates]
-        order, steps = eliminate(readers, self._coupling(group, readers, scales), group.kind == "channel")
+        order, steps = eliminate(readers, self._coupling(group, readers, scales), group.of.maps)
         return Curve(order.cpu(), torch.cat([steps.new_zeros(1), steps.cumsum(0)]).cpu())
 
     def _coupling(self, group: UnitGroup, readers: Sequence[Reader], scales: Mapping[str, float]) -> Tensor:
@@ -209,11 +209,11 @@ class Reader:
 
 
 def eliminate(
-    readers: Sequence[Reader], coupling: Float[Tensor, " unit"], channels: bool = False
+    readers: Sequence[Reader], coupling: Float[Tensor, " unit"], maps: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Greedy order of removal of units, and the cost of each step, summed over all that read them.
 
-    Each unit's cost is multiplied by its `coupling`. Heads go one by one, neurons in chunks, `channels` (which are
+    Each unit's cost is multiplied by its `coupling`. Heads go one by one, neurons in chunks, `maps` (which are
     many and read in patches) by a share of the rest.
     """
     block = max(reader.block for reader in readers)
@@ -221,7 +221,7 @@ def eliminate(
     order, steps = [], []
     while len(units):
         cost = coupling[units] * torch.stack([reader.costs() for reader in readers]).sum(0)
-        chunk = CHUNK if block == 1 else max(1, len(units) // CHUNK) if channels else 1
+        chunk = CHUNK if block == 1 else max(1, len(units) // CHUNK) if maps else 1
         chosen = torch.argsort(cost, stable=True)[: min(chunk, len(units))]
         order.append(units[chosen])
         steps.append(coupling[units[chosen]] * torch.stack([reader.remove(chosen) for reader in readers]).sum(0))

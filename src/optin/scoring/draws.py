@@ -63,7 +63,7 @@ def summed(scoring: Scoring, empty: Callable[[], S], description: str) -> tuple[
             pass
         return total, weights
     batches, size = list(scoring.batches), scoring.batches.micro_size(recipe.trajectory.draws)
-    stacks = passes(scoring.model, scoring.space, scoring.batches, recipe.trajectory.draws)
+    stacks = passes(scoring)
     places = [(index, number > 0, stack) for number, stack in enumerate(stacks) for index in range(len(batches))]
     work = BatchSums(scoring.model, scoring.space, batches, size, recipe, empty)
     calls = [(*place, state) for place, state in zip(places, work.generators(places), strict=True)]
@@ -80,7 +80,7 @@ def summed(scoring: Scoring, empty: Callable[[], S], description: str) -> tuple[
 def _draws_here(scoring: Scoring, total: Sums, weights: TokenWeights) -> Iterator[None]:
     """Add every draw to the sums, from where an earlier run was killed."""
     options = scoring.recipe.trajectory
-    generator = torch.Generator().manual_seed(scoring.recipe.seed)
+    generator = scoring.generator
     objective = trajectory_objective(scoring.model, scoring.space, options, generator)
     sums = {**total.state(), "generator": generator.get_state()}
     partial = Partial.open(scoring.resume, sums, f"{scoring.identity} here", len(scoring.batches) * options.draws)
@@ -95,7 +95,7 @@ def _draws_here(scoring: Scoring, total: Sums, weights: TokenWeights) -> Iterato
                 f"{scoring.resume} is damaged ({error}). Remove it to score from the start."
             ) from error
     followed = scoring.recipe.tokens.merge == "search"  # by a stage that may be killed, and must not lose the sums
-    stacks = passes(scoring.model, scoring.space, scoring.batches, options.draws)
+    stacks = passes(scoring)
     size, done = scoring.batches.micro_size(options.draws), 0
     for number, stack in enumerate(stacks):
         for index, batch in enumerate(scoring.batches):

@@ -7,37 +7,24 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..recipe import Recipe
-from ..running.batches import Batches
+from ..running.job import Job
 from ..running.modules import fingerprint
 from ..space.scores import Curve
-from ..space.units import UnitSpace
-from ..support.progress import Track, silent
 from .engines import Engine, local
 from .token_weights import TokenWeights
 
 
 @dataclass(frozen=True)
-class Scoring:
-    """A network to score, and all that belongs to it.
+class Scoring(Job):
+    """A network to score; of its recipe a criterion reads `trajectory` and `seed`.
 
     Attributes:
-        model: in evaluation mode.
-        space: its description.
-        batches: the calibration set.
-        recipe: all options; a criterion reads its `trajectory` and its `seed`.
-        track: shows progress over a loop.
-        engine: where criteria that can be distributed compute.
         resume: a file for partial results, so that a long scoring goes on after a kill.
+        engine: where criteria that can be distributed compute.
     """
 
-    model: nn.Module
-    space: UnitSpace
-    batches: Batches
-    recipe: Recipe
-    track: Track = silent
     resume: Path | None = None
     engine: Engine = local
 

@@ -7,6 +7,7 @@ by its output, token by token. No weight needs a gradient.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,13 +21,13 @@ from ..running.batch import Batch, batched, position_mask, size_of, split, tile
 from ..running.batches import MICRO, Batches
 from ..running.consumers import rows_made, rows_read
 from ..running.gating import gated
+from ..running.job import Job
 from ..running.modules import call, inference_mode_of
 from ..running.outputs import Output, field_reader, read_output
 from ..running.replay import Recorder, recorded_blocks
 from ..running.tensors import hidden_of
 from ..space.options import Trajectory
 from ..space.units import Tap, UnitSpace
-from ..support.progress import Track, silent
 from .trajectory import Positions, manifold_probe, output_probe
 
 PARTS = ("manifold", "output")
@@ -142,16 +143,22 @@ def micro_batches_of(batch: Batch, index: int, size: int, again: bool, stack: in
         yield Micro(micro, index, again, stack)
 
 
-def passes(model: nn.Module, space: UnitSpace, batches: Batches, draws: int) -> list[int]:
+def parts_of(batches: Batches, size: int) -> int:
+    """How many micro-batches of at most `size` examples there are."""
+    return sum(-(-size_of(batch) // size) for batch in batches)
+
+
+def passes(job: Job) -> list[int]:
     """How many draws each pass over the calibration set makes of every micro-batch: one, then several at once."""
-    size = batches.micro_size(draws)
-    left = -(-draws // sum(-(-size_of(batch) // size) for batch in batches)) - 1
+    draws = job.recipe.trajectory.draws
+    size = job.batches.micro_size(draws)
+    left = -(-draws // parts_of(job.batches, size)) - 1
     if not left:
         return [1]
-    micro = next(split(next(iter(batches)), size))
+    micro = next(split(job.first, size))
     values = max(value[0].numel() for value in micro.values() if batched(value))
     most = max(1, (STACKED if values <= SMALL else MICRO) // size)
-    most = most if most > 1 and _stackable(model, space, micro) else 1
+    most = most if most > 1 and _stackable(job.model, job.space, micro) else 1
     return [1, *[most] * (left // most), *[left % most] * (left % most > 0)]
 
 
@@ -174,20 +181,21 @@ def _stackable(model: nn.Module, space: UnitSpace, batch: Batch) -> bool:
     return [2 * size for size in sizes[0]] == sizes[1]
 
 
-def draw_probes(
-    model: nn.Module,
-    space: UnitSpace,
-    batches: Batches,
-    options: Trajectory,
-    seed: int,
-    track: Track = silent,
-    description: str = "sketch",
-) -> Iterator[tuple[Micro, Probe]]:
-    """At least `options.draws` probes of the trajectory; every example is used equally often."""
-    objective = trajectory_objective(model, space, options, torch.Generator().manual_seed(seed))
-    micro = micro_batches(batches, options.draws)
-    for part in track(micro, description, options.draws):
-        yield part, differentiate(model, space, part.batch, objective)
+def draw_probes(job: Job, description: str = "sketch", once: bool = False) -> Iterator[tuple[Micro, Probe]]:
+    """At least as many probes of the trajectory as the recipe draws; every example is used equally often.
+
+    Args:
+        description: what `job.track` shows.
+        once: no more than one of each example.
+    """
+    options = job.recipe.trajectory
+    objective = trajectory_objective(job.model, job.space, options, job.generator)
+    drawn, count = micro_batches(job.batches, options.draws), options.draws
+    if once:
+        drawn = itertools.takewhile(lambda micro: not micro.again, drawn)
+        count = min(count, parts_of(job.batches, job.batches.micro_size(count)))
+    for micro in job.track(drawn, description, count):
+        yield micro, differentiate(job.model, job.space, micro.batch, objective)
 
 
 def states(space: UnitSpace, outputs: Sequence[object]) -> list[Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..recipe import Recipe
 from ..running.batch import token_mask
-from ..running.batches import Batches
+from ..running.job import Job
 from ..running.store import Store
 from ..space.scores import Scores
 from ..space.units import UnitSpace
@@ -87,11 +87,11 @@ class TokenWeights:
         self.parts = {}
 
 
-def drawn_before(scores: Scores | None, calibration: Batches, recipe: Recipe) -> Foreign:
+def drawn_before(job: Job, scores: Scores | None) -> Foreign:
     """The weights that a scoring drew, if the refit would draw the same."""
     if scores is None or scores.weights is None:
         return None
     was, digest = Recipe.from_dict(scores.provenance["recipe"]), scores.provenance["data"]["sha256"]
     drawn = (digest, was.seed, was.trajectory, was.refit.floor)
-    wanted = (calibration.digest, recipe.seed, recipe.trajectory, recipe.refit.floor)
+    wanted = (job.batches.digest, job.recipe.seed, job.recipe.trajectory, job.recipe.refit.floor)
     return scores.weights if drawn == wanted else None

@@ -157,6 +157,30 @@ class TokenSpace:
 
 
 @dataclass(frozen=True, slots=True)
+class UnitKind:
+    """What is known of units of a kind.
+
+    `attention` says that they are heads: few and large, so that their counts are never rounded and the paper's search
+    tries every number of them. `maps` says that they are maps over positions, which lie in front of those positions
+    and are read in patches.
+    """
+
+    name: str
+    attention: bool = False
+    maps: bool = False
+
+    @property
+    def plural(self) -> str:
+        """As reports call them."""
+        return f"{self.name}s"
+
+
+KINDS: Mapping[str, UnitKind] = {
+    kind.name: kind for kind in (UnitKind("head", attention=True), UnitKind("neuron"), UnitKind("channel", maps=True))
+}
+
+
+@dataclass(frozen=True, slots=True)
 class UnitGroup:
     """Interchangeable units of one layer: its attention heads, its feed-forward neurons.
 
@@ -178,6 +202,11 @@ class UnitGroup:
     min_keep: int = 1
     twins: tuple[str, ...] = ()
     multiple: int = 1
+
+    @property
+    def of(self) -> UnitKind:
+        """What is known of its kind of units; of one that others describe, its name."""
+        return KINDS.get(self.kind, UnitKind(self.kind))
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,9 +242,9 @@ class UnitSpace:
     whole: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        kinds = dict.fromkeys(group.kind for group in self)
-        units = {kind: sum(group.size for group in self if group.kind == kind) for kind in kinds}
-        counts = ", ".join(f"{count:,} {kind}s" for kind, count in units.items())
+        kinds = dict.fromkeys(group.of for group in self)
+        units = {kind.plural: sum(group.size for group in self if group.of == kind) for kind in kinds}
+        counts = ", ".join(f"{count:,} {kind}" for kind, count in units.items())
         return f"UnitSpace({self.architecture}: {counts} in {len(self)} groups; {len(self.whole)} maps stay whole)"
 
     def __getitem__(self, name: str) -> UnitGroup:
