@@ -95,6 +95,15 @@ def test_counts_of_a_plan_are_no_sizes_of_a_network(bert, tmp_path):
 
 
 @pytest.mark.parametrize("to", ["onnx", "torch-export"])
+def test_one_number_for_each_example(to, tmp_path):
+    network = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1), nn.Flatten(0)).eval()
+    batch = {"input": torch.randn(4, 8)}
+    export(network, batch, tmp_path / "out", to)
+    opened = optin.open_exported(tmp_path / "out", trusted=True)
+    torch.testing.assert_close(opened(**batch), network(**batch))
+
+
+@pytest.mark.parametrize("to", ["onnx", "torch-export"])
 def test_inputs_of_another_width_are_refused_in_one_line(to, tmp_path):
     network = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
     export(network, {"input": torch.randn(4, 8)}, tmp_path / "out", to)

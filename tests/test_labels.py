@@ -301,6 +301,15 @@ def test_a_rule_teaches_an_operation(monkeypatch):
     assert len(labels.describe(shaken(Two(between)), VALUES, "two")) == 1
 
 
+def test_a_rule_that_is_added_later_is_used(monkeypatch):
+    model = shaken(
+        Straight([nn.Linear(6, 12), torch.special.bessel_j0, nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 4)])
+    )
+    assert len(labels.describe(model, {"x": torch.randn(2, 6)}, "")) == 1
+    monkeypatch.setitem(RULES, "special_bessel_j0", RULES["relu"])
+    assert len(labels.describe(model, {"x": torch.randn(2, 6)}, "")) == 2
+
+
 def test_describing_draws_nothing_from_the_generator_of_the_caller():
     for model in (built("own"), nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))):
         state = torch.get_rng_state()

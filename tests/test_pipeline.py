@@ -227,3 +227,20 @@ def test_scores_of_other_weights_are_refused(criterion, bert, batches):
         bert.bert.encoder.layer[0].output.dense.weight[0, 0] += 1
     with pytest.raises(InputError, match="with other weights"):
         optin.plan(bert, scores, "60%")
+    plan = optin.plan(bert, optin.score(bert, batches, recipe=Recipe(criterion=criterion)), "60%")
+    with pytest.raises(InputError, match="with other weights"):
+        optin.apply(bert, plan, batches, scores=scores)
+
+
+def test_paths_are_no_plans_and_no_scores(bert, batches):
+    with pytest.raises(InputError, match=r"optin\.load_scores\(folder\)"):
+        optin.plan(bert, "scores/", "50%")
+    with pytest.raises(InputError, match=r"optin\.Plan\.load\(file\)"):
+        optin.apply(bert, "plan.json", batches)
+
+
+def test_a_network_whose_examples_depend_on_each_other_is_refused():
+    norm = nn.BatchNorm1d(24, track_running_stats=False)
+    model = nn.Sequential(nn.Linear(6, 24), norm, nn.ReLU(), nn.Linear(24, 3))
+    with pytest.raises(InputError, match="costs are counted on one example"):
+        optin.prune(model, [{"input": torch.randn(8, 6)}] * 2, "60%", recipe=RECIPE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
+import warnings
 
 import pytest
 import torch
@@ -327,6 +328,81 @@ def words(batch: int = 4) -> dict[str, torch.Tensor]:
     return {"x": torch.randn(batch, 6, WIDTH)}
 
 
+class Projected(nn.Module):
+    """Attention with maps of their own, in which heads count as many as the features of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.head, self.count = nn.Linear(WIDTH, 3), HEADS
+
+    def forward(self, x):
+        return self.head((x + self.attend(x, *x.shape)).mean(1))
+
+
+class Folded(Projected):
+    """Heads are further examples, as in fairseq."""
+
+    def attend(self, x, b, t, width):
+        parts = (map_(x).view(b, t, self.count, width // self.count) for map_ in (self.q, self.k, self.v))
+        q, k, v = (part.permute(0, 2, 1, 3).reshape(b * self.count, t, width // self.count) for part in parts)
+        mixed = torch.bmm(torch.bmm(q, k.mT).softmax(-1), v).view(b, self.count, t, width // self.count)
+        return self.out(mixed.permute(0, 2, 1, 3).reshape(b, t, width))
+
+
+class Square(Projected):
+    """Heads and their features by the width, as in nanoGPT."""
+
+    def attend(self, x, b, t, width):
+        parts = (map_(x).view(b, t, self.count, width // self.count) for map_ in (self.q, self.k, self.v))
+        q, k, v = (part.transpose(1, 2) for part in parts)
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).contiguous().view(b, t, width))
+
+
+class Rotary(Projected):
+    """Turned by complex numbers, as in Meta's Llama."""
+
+    def attend(self, x, b, t, width):
+        angles = torch.outer(torch.arange(t), torch.tensor([1.0, 0.1]))
+        turns = torch.polar(torch.ones_like(angles), angles)[:, None]
+        q, k, v = (map_(x).view(b, t, self.count, -1) for map_ in (self.q, self.k, self.v))
+        q, k = (
+            torch.view_as_real(torch.view_as_complex(part.reshape(b, t, self.count, -1, 2)) * turns).flatten(3)
+            for part in (q, k)
+        )
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        return self.out(((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+class Convolution(nn.Module):
+    """Nodes of a dense graph, each the sum of its neighbours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.head = nn.Linear(WIDTH, INNER), nn.Linear(INNER, INNER), nn.Linear(INNER, 3)
+
+    def forward(self, x, edges):
+        x = (edges @ self.one(x)).relu()
+        return self.head((edges @ self.two(x)).relu().mean(1))
+
+
+class Thirds(nn.Module):
+    """What one map makes is cut in three equal parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.make, self.head = nn.Linear(WIDTH, 3 * INNER), nn.Linear(8, 3)
+        self.parts = nn.ModuleList(nn.Sequential(nn.Linear(INNER, 20), nn.ReLU(), nn.Linear(20, 8)) for _ in range(3))
+
+    def forward(self, x):
+        parts = zip(self.parts, self.make(x).relu().chunk(3, -1), strict=True)
+        return self.head(torch.stack([part(value) for part, value in parts]).sum(0).mean(1))
+
+
+def graphs(batch: int = 4) -> dict[str, torch.Tensor]:
+    return words(batch) | {"edges": torch.rand(batch, 6, 6)}
+
+
 def codes(batch: int = 4) -> dict[str, torch.Tensor]:
     return {"ids": torch.randint(0, 20, (batch, 6, 3))}
 
@@ -361,6 +437,11 @@ STYLES = {
     "tables": (Tables, codes, {"neuron"}),
     "both ways": (BothWays, words, {"neuron"}),
     "trunk": (Trunk, images, {"channel"}),
+    "folded heads": (Folded, words, {"head"}),
+    "square heads": (Square, words, {"head"}),
+    "rotary": (Rotary, words, {"head"}),
+    "graph convolution": (Convolution, graphs, {"neuron"}),
+    "thirds": (Thirds, words, {"neuron"}),
 }
 
 
@@ -398,9 +479,50 @@ def test_the_whole_job(name, tmp_path):
     assert torch.equal(run(loaded, batches[0]), run(result.model, batches[0]))
 
 
+def test_a_network_that_is_made_otherwise_is_said_when_it_is_loaded(tmp_path):
+    """Of the same tensors, with another number of heads, which nothing else would tell."""
+    result = optin.prune(shaken(Square()), [words() for _ in range(4)], "80%", recipe=RECIPE)
+    result.save(tmp_path / "small")
+    other = Square()
+    other.count = 2
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        optin.load(tmp_path / "small", into=Square())
+        assert not said
+        optin.load(tmp_path / "small", into=other)
+    assert "answers otherwise than the network that was saved" in str(said[0].message)
+
+
 def test_groups_that_one_map_reads_have_names_of_their_own():
     assert optin.describe(TwoAttentions(), words()).sizes == {"qkv.0.to.out": HEADS, "qkv.1.to.out": HEADS}
     assert optin.describe(Tables(), codes()).sizes["tables.0.to.mix"] == 12
+
+
+def test_equal_parts_of_what_one_map_makes_stay_whole():
+    space = optin.describe(shaken(Thirds()), words())
+    assert space.sizes.keys() == {"parts.0.0", "parts.1.0", "parts.2.0", "parts.0.2"}
+    assert {f"make.to.parts.{place}.0" for place in range(3)} <= set(space.whole)
+
+
+class Differences(nn.Module):
+    """All channels of one map leave together, heads lie in parameters of the network, a cell reads the third."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.one, self.two = nn.Parameter(torch.randn(WIDTH, 4, 4)), nn.Linear(16, 12), nn.Linear(11, 8)
+        self.up, self.down, self.cell, self.head = nn.Linear(8, 9), nn.Linear(9, 8), nn.LSTM(8, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        x = self.one(torch.einsum("btd,dhe->bthe", x, self.table).flatten(2)).relu()
+        x = self.two(x[..., 1:] - x[..., :-1]).relu()
+        return self.head(self.cell(x + self.down(self.up(x).relu()))[0].mean(1))
+
+
+def test_what_stays_whole_says_why():
+    whole = optin.describe(shaken(Differences()), words()).whole
+    assert "leaves together" in whole["two"] and "nothing is seen" in whole["table"]
+    assert all(reason.count("in 'cell'") == 1 for reason in whole.values() if "rnn" in reason)
+    assert any("is not understood in 'cell'" in reason for reason in whole.values())
 
 
 def test_a_weight_that_is_used_both_ways_stays_whole():

@@ -52,7 +52,7 @@ def run_export(
     source, reference = local(source), None if reference is None else local(reference)
     home = Path(source) if out is None else given(out)
     if out is None and not home.is_dir():
-        raise InputError("say where to, with --out: this network comes from no local folder.")
+        raise InputError(f"{source} is no folder here. For a network of the hub say where to, with --out.")
     check_formats(formats)
     # Formats may lie in the network's own folder, and nowhere else in what is read.
     inputs = [recipe.task.data, reference, None if home.resolve() == Path(source).resolve() else source]

@@ -17,7 +17,7 @@ from ..running.tensors import kind_of, tensors_of
 from ..space.units import Argument, Block, Gate, Product, Tap, UnitGroup, UnitSpace, lies_in
 from ..support.untyped import Foreign
 from .blocks import behind, chain, cover, listed
-from .found import Found, found
+from .found import RETURNED, Found, found
 from .groups import UNREAD, examples_axis, tying, unit_group
 from .rules import rule_of
 from .rules.table import not_understood_in
@@ -51,7 +51,7 @@ def observed(
             "mapping, tuple or dataclass of them."
         )
     for value in results:
-        track.forbid_all(track.labels(value), "what the network returns")
+        track.forbid_all(track.labels(value), RETURNED)
     return track, [number for number in map(track.number, results) if number is not None]
 
 
@@ -119,7 +119,7 @@ def _in_blocks(
     """
     if not groups:
         raise _nothing(model, track, seen)
-    channels = any(group.kind == "channel" for group in groups.values()) or _convolves(model, track, groups.values())
+    channels = any(group.of.maps for group in groups.values()) or _convolves(model, track, groups.values())
     blocks, chained = _blocks(model, track, results, list(groups.values()), channels)
     left = {
         number: made
@@ -188,10 +188,18 @@ def _whole(seen: Found, track: Tracking) -> dict[str, str]:
     """
     lost = dict.fromkeys(sorted(track.computed), COMPUTED)
     lost |= {maker: not_understood_in(*where) for where, makers in track.unknown.items() for maker in sorted(makers)}
-    read = {name.rpartition(".")[0]: reason for reason, maps in seen.whole.items() for name in sorted(maps)}
-    found = lost | {name: "; ".join(dict.fromkeys(filter(None, (lost.get(name), read[name])))) for name in read}
+    reasons: dict[str, dict[str, None]] = {name: {reason: None} for name, reason in lost.items()}
+    for reason, maps in seen.whole.items():
+        for name in sorted(maps):
+            reasons.setdefault(_map(name), {})[reason] = None
+    found = {name: "; ".join(said) for name, said in reasons.items()}
     order = {name: place for place, name in enumerate(track.calls)}
     return dict(sorted(found.items(), key=lambda item: order.get(item[0], 0)))
+
+
+def _map(weight: str) -> str:
+    """The module of a weight; of one that the network itself holds the weight."""
+    return weight.rpartition(".")[0] or weight
 
 
 def _within(gate: Gate, blocks: Sequence[str]) -> Gate:

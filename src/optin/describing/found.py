@@ -13,6 +13,10 @@ from torch import Tensor
 from .classes import varying
 from .tracking import Tracking
 
+TOGETHER = "all that it reads leaves together"
+RETURNED = "what the network returns"
+NOWHERE = "nothing is seen that reads what it makes"
+
 
 @dataclass
 class Group:
@@ -44,9 +48,11 @@ class Found:
         roots: the class of every label.
         groups: of units that may leave.
         whole: per reason, which maps read what must stay.
+        reasons: the first, by class that must stay.
     """
 
     roots: np.ndarray
+    reasons: dict[int, str]
     groups: list[Group] = field(default_factory=list)
     whole: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
@@ -57,7 +63,7 @@ def found(track: Tracking) -> Found:
     starts = np.array([first for first, _, _, _ in track.origins])
     places = [(name, axis) for _, name, axis, _ in track.origins]
     reasons = _blocked(track, roots)
-    result = Found(roots)
+    result = Found(roots, reasons)
     read = [labels.numpy() for labels in track.reads]
     labels = np.unique(np.concatenate(read)) if read else np.zeros(0, np.int64)
     reads = np.unique(np.stack([roots[labels], np.searchsorted(starts, labels, "right") - 1]), axis=1)
@@ -65,6 +71,7 @@ def found(track: Tracking) -> Found:
     blocked[list(reasons)] = True
     for root, place in reads[:, blocked[reads[0]]].T.tolist():
         result.whole[reasons[root]].add(places[place][0])
+    several = set[int]()
     free = np.zeros(len(roots), bool)
     free[reads[0]] = True
     free &= ~blocked
@@ -72,12 +79,30 @@ def found(track: Tracking) -> Found:
     multiplied += track.sampled
     heads = {root for part in multiplied for root in _present(roots, part)}
     for units, entries in _alike(roots, free, starts):
+        several |= set(units.tolist())
         named = {places[place]: torch.from_numpy(found) for place, found in entries.items()}
         read_by = {places[place] for place in reads[1, reads[0] == units[0]].tolist()}
         read_along = [place for place in named if place in read_by]
         if len(read_along) < len(named):  # else nothing makes them: what is read there has no labels
             result.groups.append(Group(named, read_along, units.tolist(), int(units[0]) in heads))
+    for root, place in reads[:, free[reads[0]]].T.tolist():
+        if root not in several and (roots == root).sum() > 1:
+            result.whole[TOGETHER].add(places[place][0])
+    _unread(track, result, set(reads[0].tolist()))
     return result
+
+
+def _unread(track: Tracking, result: Found, read: set[int]) -> None:
+    """Say of maps why what they make stays, where no map is seen that reads it."""
+    axes: dict[str, list[np.ndarray]] = defaultdict(list)
+    for first, name, _, length in track.origins:
+        axes[name].append(result.roots[first : first + length])
+    for name, made in track.maps.items():
+        labels = axes[name] if made is None else [result.roots[made.numpy()]]
+        roots = dict.fromkeys(np.concatenate(labels).tolist()) if labels else {}
+        reason = next((result.reasons[root] for root in roots if root in result.reasons), NOWHERE)
+        if not read & roots.keys() and reason != RETURNED:
+            result.whole[reason].add(name)
 
 
 def _alike(

@@ -13,7 +13,7 @@ from ..running.consumers import is_convolution, out_axis, stored_transposed
 from ..running.experts import EXPERT, ExpertMap, Experts
 from ..running.tensors import hidden_of
 from ..running.twins import TWINS
-from ..space.units import Argument, Cut, Gate, Tap, UnitGroup
+from ..space.units import KINDS, Argument, Cut, Gate, Tap, UnitGroup, UnitKind
 from .found import Found, Group
 from .tracking import Tracking
 
@@ -41,11 +41,11 @@ def unit_group(
         routed = track.routed & {name.rpartition(".")[0] for name, _ in group.reads}
         return MIXED if cuts is None else ROUTED if routed else MIXED if gates else UNREAD
     makers = _makers(model, track, group)
-    kind = "head" if group.head else _kind(model, makers or [gate.module for gate in gates])
+    kind = KINDS["head" if group.head else _convolved(model, makers or [gate.module for gate in gates])]
     mixture = isinstance(model.get_submodule(gates[0].module), ExpertMap)
     made = UnitGroup(
         _name(track, group, kind, makers, gates[0].module),
-        kind,
+        kind.name,
         group.size,
         0,
         cuts,
@@ -54,7 +54,7 @@ def unit_group(
         twins=_twins(model, cuts),
         multiple=math.gcd(group.size, 8) if mixture else 1,  # grouped products take 16 bytes at once
     )
-    return made, makers[0] if makers and kind != "head" else gates[0].module
+    return made, makers[0] if makers and not kind.attention else gates[0].module
 
 
 def tying(track: Tracking, seen: Found) -> list[Argument]:
@@ -78,7 +78,7 @@ def _arguments(track: Tracking, group: Group) -> tuple[Argument, ...] | None:
     return tuple(places) if all(torch.equal(entries[order], in_order) for entries in places.values()) else None
 
 
-def _name(track: Tracking, group: Group, kind: str, makers: Sequence[str], reader: str) -> str:
+def _name(track: Tracking, group: Group, kind: UnitKind, makers: Sequence[str], reader: str) -> str:
     """Heads are named by the map that reads them, others by the first that makes them; by both if not all is theirs.
 
     What other groups have lost changes no name: a network that is pruned again keeps those of the first time.
@@ -90,12 +90,12 @@ def _name(track: Tracking, group: Group, kind: str, makers: Sequence[str], reade
         of_map = [place for place in group.entries if place[0] == f"{path}.weight"]
         return not of_map or any(group.entries[place].numel() == size[place] for place in of_map)
 
-    if kind != "head" and makers:
+    if makers and not kind.attention:
         return makers[0] if whole(makers[0]) else f"{makers[0]}.to.{reader}"
     reading = reader.partition(f".{EXPERT}")[0]
     others = [name for name, _ in group.entries if name.rpartition(".")[0] != reader]
     if not others or whole(reader):
-        return f"{reading}.{kind}s"
+        return f"{reading}.{kind.plural}"
     return f"{others[0].rpartition('.')[0] or others[0]}.to.{reading}"
 
 
@@ -114,7 +114,7 @@ def _out_axis(module: nn.Module) -> int | None:
     return out_axis(module) if _known(module) and not depthwise else None
 
 
-def _kind(model: nn.Module, makers: Sequence[str]) -> str:
+def _convolved(model: nn.Module, makers: Sequence[str]) -> str:
     convolve = any(isinstance(model.get_submodule(path), nn.modules.conv._ConvNd) for path in makers)
     return "channel" if convolve else "neuron"
 

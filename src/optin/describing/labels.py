@@ -24,6 +24,7 @@ from ..space.units import Product, UnitSpace
 from .description import counted, described
 from .large import by_blocks, without_masks
 from .remembered import shaken, single, with_attributes
+from .rules import RULES
 from .tokens import token_space
 
 LARGE = 5 * 10**8  # weights above which one block of every kind is tried, not the whole network
@@ -41,7 +42,7 @@ def describe(model: nn.Module, inputs: Mapping[str, object], architecture: str) 
         ArchitectureError: the forward cannot be followed, or nothing can be cut; names what stands in the way.
     """
     # Another length is described alike; other inputs, one tower of two, may reach other modules.
-    key = (sorted(inputs), [(name, tensor.shape) for name, tensor in model.named_parameters()])
+    key = (sorted(inputs), [(name, tensor.shape) for name, tensor in model.named_parameters()], dict(RULES))
     known = _known.get(model)
     if known is None or known[0] != key:
         known = _known[model] = (key, _described(model, inputs, architecture))

@@ -74,10 +74,10 @@ def _settled(
     number of heads, and a few of one size one by one.
     """
     part = dataclasses.replace(space, groups=tuple(some))
-    heads = all(group.kind == "head" and not group.twins for group in some)
+    heads = all(group.of.attention and not group.twins for group in some)
     attempts = [(part, tries)]
-    if tries == TRIES and heads:  # likely counts, an elastic twin, then unlikely counts
-        attempts = [(part, FEWER_TRIES), (_elastic(part), FEWER_TRIES), (part, tries)]
+    if heads:  # likely counts, an elastic twin, then unlikely counts
+        attempts = [(part, FEWER_TRIES), (_elastic(part), FEWER_TRIES), (part, tries)][: 2 + (tries > FEWER_TRIES)]
     for attempt, most in attempts:
         chosen = _choice(model, attempt, inputs, most)
         if chosen is not None:
@@ -190,12 +190,12 @@ def _candidates(
                 continue
             sizes = {group.size * size for size in (1, *blocks, *_heads_each(blocks), made.get(path, 1))}
             for name, place, value in _integers(module, own=bool(path)):
-                hinted = group.kind == "head" and any(hint in name for hint in HINTS)
+                hinted = group.of.attention and any(hint in name for hint in HINTS)
                 if value in sizes or (hinted and value % group.size == 0):
                     possible.append((group.name, Attribute(path, name, value // group.size, place)))
     read = _read(model, inputs, {attribute.module for _, attribute in possible})
     # One integer counts the units of one group: heads before what else is as wide.
-    possible.sort(key=lambda entry: space[entry[0]].kind != "head")
+    possible.sort(key=lambda entry: not space[entry[0]].of.attention)
     owners: dict[Role, str] = {}
     for group_name, attribute in possible:
         owners.setdefault(_held(attribute), group_name)

@@ -41,7 +41,7 @@ def token_space(model: nn.Module, space: UnitSpace, inputs: Mapping[str, Foreign
     drawn = torch.randn(seen.shape, generator=torch.Generator().manual_seed(0)).to(seen)
     chains: dict[str, dict[str, str]] = defaultdict(dict)
     for group in space:
-        if group.kind == "head" and len(group.gates) == 1 and not group.shared:
+        if group.of.attention and len(group.gates) == 1 and not group.shared:
             block = space.block_of(group.gates[0].module)
             chains[pattern(block)][block] = group.name
     for heads in chains.values():

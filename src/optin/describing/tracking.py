@@ -50,6 +50,7 @@ class Tracking(TorchDispatchMode):
         values: labels of every value of which several axes tell entries apart: a class is cut along one axis of each.
         averaging: attention of torch, which may return the mean of what its heads attend to.
         computed: modules that multiply by a matrix made in the forward, whose units nobody sees.
+        maps: by weight of every map that ran the labels of what it makes, where one axis of the weight is that.
         unknown: operations without a rule, each with the module in which it ran; the maps that made what came to it.
         sums: by weight, where the output of its map is added to something; `shifts`: the buffer subtracted from it.
         read: by module, the shapes of its first input, run by run; `fed`: in how many runs that input depends on
@@ -82,6 +83,7 @@ class Tracking(TorchDispatchMode):
         self.calls: list[str] = []
         self.plain: dict[str, tuple[int, ...]] = {}
         self.averaging = {name for name, part in model.named_modules() if isinstance(part, MultiheadAttention)}
+        self.maps: dict[str, Tensor | None] = {}
         self.unknown: dict[tuple[str, str], set[str]] = {}
         self.computed: set[str] = set()
         self.module = ""

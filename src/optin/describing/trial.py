@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,10 @@ Chosen = Mapping[str, Sequence[Attribute]]
 
 
 class _Trial:
-    """The network cut twice, to half of all units and to other numbers in every second group, beside itself gated."""
+    """The network cut twice, to half of all units and to other numbers in every second group, beside itself gated.
+
+    Of groups that lie in one parameter every second one is cut otherwise too: what splits it must follow each.
+    """
 
     def __init__(self, model: nn.Module, space: UnitSpace, inputs: Mapping[str, object]) -> None:
         self.inputs = inputs
@@ -32,7 +35,7 @@ class _Trial:
         # Of two counts that follow each other one is odd and one even, and so are the dense count and one less.
         apart = {
             group.name: tuple(range(group.size - 1 if place % 2 else min((group.size + 1) // 2 + 1, group.size - 1)))
-            for place, group in enumerate(space)
+            for group, place in zip(space, _turns(space), strict=True)
         }
         for keep in (half, apart):
             plan = _plan(space, keep)
@@ -77,6 +80,16 @@ class _NoEmptyAttention(TorchFunctionMode):
         ):
             raise ValueError("attention without heads")
         return func(*args, **(kwargs or {}))
+
+
+def _turns(space: UnitSpace) -> Iterator[int]:
+    """Of each group a number: that after the one before it in the same axis of a parameter, or its place."""
+    latest: dict[tuple[str, int], int] = {}
+    for place, group in enumerate(space):
+        axes = {(cut.parameter, cut.dim) for cut in group.cuts}
+        turn = max((latest[axis] + 1 for axis in axes if axis in latest), default=place)
+        latest |= dict.fromkeys(axes, turn)
+        yield turn
 
 
 def _plan(space: UnitSpace, keep: Mapping[str, tuple[int, ...]]) -> Plan:

@@ -88,7 +88,9 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 def shapes_of(batch: Batch) -> str:
     """The batch for people: names with shapes, other values as they are."""
     return ", ".join(
-        f"{name} {tuple(value.shape)}" if isinstance(value, Tensor) else f"{name} {value!r}"
+        f"{name} {tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
+        if isinstance(value, Tensor)
+        else f"{name} {value!r}"
         for name, value in batch.items()
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -89,16 +90,23 @@ class _Reshapes(TorchFunctionMode):
         lacking = _equal(math.prod(sizes) * self.kept, value.numel() * self.dense)
         if min(known, default=-1) < 0 or not lacking:
             return sizes
-        # What comes before and behind is as it was.
-        pairs = zip(sizes, value.shape, strict=False)
-        start = next((place for place, pair in enumerate(pairs) if not _equal(*pair)), 0)
-        counted = (place for place in range(start, len(sizes)) if isinstance(sizes[place], int))
+        start, behind = _alike(sizes, value.shape), _alike(sizes[::-1], value.shape[::-1])
+        end = max(len(sizes) - behind, start + 1)
+        counted = (place for place in range(start, end) if isinstance(sizes[place], int))
         places = [place for place in counted if sizes[place] % self.dense == 0]
         exact = [place for place in places if sizes[place] == self.dense]
+        if len(exact) > 1 and self.width == self.dense**2 and exact[-1] == len(sizes) - 1:  # those are the features
+            exact = exact[:-1]
         if place := (exact or places)[-1:]:
             sizes = [*sizes]
             sizes[place[0]] = sizes[place[0]] // self.dense * self.kept
         return sizes
+
+
+def _alike(sizes: Sequence[int | torch.SymInt], shape: Sequence[int | torch.SymInt]) -> int:
+    """How many sizes, from the first one on, are those of a shape."""
+    pairs = zip(sizes, shape, strict=False)
+    return next((place for place, pair in enumerate(pairs) if not _equal(*pair)), 0)
 
 
 def _equal(one: int | torch.SymInt, other: int | torch.SymInt) -> bool:

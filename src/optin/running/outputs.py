@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import ArchitectureError
+from ..errors import ArchitectureError, InputError, OptinError, first_line
 from .batch import Batch, size_of
 from .tensors import kind_of, named_tensors, unread
 
@@ -135,7 +135,7 @@ def read_output(
         ArchitectureError: no tensor in it has the examples along its first axis.
     """
     if (reader := _reader.get()) is not None:
-        output = reader(output)
+        output = _read_by(reader, output)
     if hasattr(output, "start_logits"):
         both = torch.cat([_unstack(output.start_logits, stack), _unstack(output.end_logits, stack)], 1)
         mask = positions.mask(both[0, : both.shape[1] // 2, :, None])
@@ -157,6 +157,18 @@ def read_output(
         return Output("point", F.normalize(_unstack(pooled(output), stack), dim=-1), name="pooler output")
     values = _unstack(hidden, stack)
     return Output("point", pool(values, positions.mask(values[0]), pooling), name="embeddings")
+
+
+def _read_by(reader: Reader, output: object) -> Any:
+    try:
+        return reader(output)
+    except OptinError:
+        raise
+    except Exception as error:  # a function of the user's may fail in any way
+        raise InputError(
+            f"output= cannot read what the network returns, {kind_of(output)}: {type(error).__name__}: "
+            f"{first_line(error)}"
+        ) from error
 
 
 def _named(output: object) -> tuple[str, Tensor] | None:

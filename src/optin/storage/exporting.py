@@ -261,7 +261,12 @@ def _shorter(inputs: Batch, fixed: Collection[str]) -> Batch:
 def _apart(expected: Foreign, got: Foreign) -> Tensor:
     """How far each example is from what was expected, in the output that is furthest: shape (example,)."""
     pairs = [(expected, got)] if isinstance(expected, Tensor) else [(expected[name], got[name]) for name in got]
-    return torch.stack([(a - b).abs().flatten(1).amax(1) / a.abs().max().clamp(min=1) for a, b in pairs]).amax(0)
+    return torch.stack([_rows(a - b) / a.abs().max().clamp(min=1) for a, b in pairs]).amax(0)
+
+
+def _rows(value: Tensor) -> Tensor:
+    """The largest magnitude in each example: shape (example,)."""
+    return value.abs().reshape(len(value), -1).amax(1)
 
 
 @contextlib.contextmanager

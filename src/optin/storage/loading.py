@@ -13,6 +13,7 @@ from ..running.modules import align, in_precision
 from ..space.plans import Plan
 from ..support.files import given, read_json
 from ..support.untyped import Foreign, Json
+from .answers import check_answers
 from .libraries import fill, make_within
 from .planned import SECTION, auto_class, cut_to_plan, record_plan, shrinking, shrinking_within
 from .silenced import silenced
@@ -26,7 +27,8 @@ def load(folder: str | Path, *, into: nn.Module | None = None, **options: Foreig
 
     Args:
         into: a dense network made as the one that was pruned, where the folder cannot make it: of a class of your
-            own, or of timm or torchvision and not loaded by name through optin; it is cut and filled in place.
+            own, or of timm or torchvision and not loaded by name through optin; it is cut and filled in place. A
+            warning says when it answers otherwise than the one that was saved.
         options: passed to `from_pretrained` (`dtype`, `device_map`, `attn_implementation`, ...).
 
     Raises:
@@ -44,6 +46,7 @@ def load(folder: str | Path, *, into: nn.Module | None = None, **options: Foreig
         plan = cut_to_plan(network, plan)
         fill(network, path)
         record_plan(network, plan)
+        check_answers(network, plan, config)
         if "dtype" in options:
             in_precision(network, options["dtype"])
         return network.eval()

@@ -19,17 +19,16 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from ..describing.inputs import planned_inputs
 from ..errors import InputError, OptinError
 from ..result import Result
-from ..running.modules import call, device_of, inference_mode_of
-from ..running.outputs import answers, tolerance_of
+from ..running.modules import device_of
 from ..space.plans import Plan
 from ..space.scores import Scores
 from ..support.files import given, json_text, write_text
 from ..support.folders import new_folder
 from ..support.untyped import Foreign
 from . import modeling_optin
+from .answers import alike, answers_of, keep_answers
 from .card import base_model, model_card
 from .libraries import is_other, named, save_origin, save_other
 from .loading import load
@@ -144,6 +143,8 @@ def _save_network(model: Foreign, work: Path) -> bool:
             back = False
         if not back:
             save_other(model, work, section, own=True)
+        if not named(work):
+            keep_answers(model, Plan.from_dict(section), work)
         return False
     try:
         with silenced():
@@ -155,6 +156,7 @@ def _save_network(model: Foreign, work: Path) -> bool:
         for file in work.iterdir():
             file.unlink()
         save_other(model, work, section, own=True)
+        keep_answers(model, Plan.from_dict(section), work)
         return False
     write_text(work / f"{STUB}.py", inspect.getsource(modeling_optin))
     return True
@@ -180,16 +182,8 @@ def _comes_back(model: nn.Module, folder: Path) -> bool:
         again = load(folder, dtype=next(model.parameters()).dtype).to(device_of(model))
     except OptinError:
         return False
-    try:
-        inputs = planned_inputs(model, Plan.from_dict(section_of(model)), 2)
-        with inference_mode_of(model), inference_mode_of(again), torch.inference_mode():
-            one, other = (answers(call(network, inputs)) for network in (model, again))
-    except Exception:  # random inputs are not for every network
-        return True
-    share = max(1e-3, tolerance_of(one))
-    return one.shape == other.shape and bool(
-        torch.allclose(one, other, rtol=share, atol=share * float(one.abs().max()))
-    )
+    one, other = (answers_of(network, Plan.from_dict(section_of(model))) for network in (model, again))
+    return one is None or other is None or alike(one, other)
 
 
 def save_configuration(model: nn.Module, folder: Path) -> None:

@@ -131,7 +131,7 @@ def check_folder(folder: Path, config: Json) -> Stored:
             f"{folder} holds an adapter ({ADAPTER}), whose weights are none of the network's: merge it into the "
             "network first (merge_and_unload of peft) and save that."
         )
-    for name, value in _entries({key: value for key, value in config.items() if key != "optin"}):
+    for name, value in _entries({key: value for key, value in config.items() if key not in ("optin", "answers")}):
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             _check_size(name, value, stored)
         if isinstance(value, list):

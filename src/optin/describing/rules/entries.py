@@ -18,7 +18,7 @@ ALONE = (
     "mish", "softplus", "exp", "neg", "abs", "sqrt", "rsqrt", "reciprocal", "clamp", "clamp_min", "clamp_max",
     "erf", "cos", "sin", "log", "relu6", "logical_not", "bitwise_not", "floor",
     "ceil", "round", "isnan", "isinf", "nan_to_num", "tril", "triu", "log1p", "expm1", "sign", "celu", "selu",
-    "hardshrink", "threshold", "log_sigmoid_forward", "square", "isfinite", "erfinv",
+    "hardshrink", "threshold", "log_sigmoid_forward", "square", "isfinite", "erfinv", "_conj", "conj_physical",
 )  # fmt: skip
 
 POOLS = (

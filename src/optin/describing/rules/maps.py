@@ -29,6 +29,7 @@ def multiplied(track: Tracking, call: Call) -> None:
     if weight is not None and track.labels(other) is None and expanded:
         _mapped(track, one, weight, call.args[0] if biased else None, call.out)
     else:
+        track.maps |= {found.name: None for found in (track.weight(one), weight) if found is not None}
         _product(track, one, other, call.out)
         if biased:
             track.forbid_all(track.labels(call.args[0]), "added to a product")
@@ -40,6 +41,7 @@ def _mapped(track: Tracking, value: Tensor, weight: Weight, bias: Tensor | None,
     ones = (1,) * last
     track.products[-1].parts = [part for part in (into, out) if part is not None]
     track.set_made(result, Made(weight.name))
+    track.maps[weight.name] = out
     if labels is not None:
         for axis in varying(labels)[:-1] if labels.shape[-1] > 1 else varying(labels):
             track.forbid(labels, axis, "mapped along another axis")
@@ -72,6 +74,8 @@ def _product(track: Tracking, one: Tensor, other: Tensor, result: Tensor) -> Non
         track.forbid_all(right, "a product of other ranks")
         return
     last = one.dim() - 1
+    if _mixed(track, one, other, left, right, result):
+        return
     sliced = [any(axis < last - 1 for axis in varying(labels)) for labels in (left, right)]
     if track.weight(other) is not None and last - 1 in varying(left):
         sliced[0] = True  # a table for all rows, each of which belongs to a unit
@@ -96,6 +100,18 @@ def _product(track: Tracking, one: Tensor, other: Tensor, result: Tensor) -> Non
         found = left if sliced[0] else right
     track.products[-1].parts, track.products[-1].activations = [found], True
     track.set(result, found)
+
+
+def _mixed(track: Tracking, one: Tensor, other: Tensor, left: Tensor, right: Tensor, result: Tensor) -> bool:
+    """A product with a matrix of the inputs, as the graph of a network of graphs: rows are mixed, features go on."""
+    last = one.dim() - 1
+    for given, labels, rows in ((one, right, last - 1), (other, left, last)):
+        plain = track.labels(given) is None and track.weight(given) is None
+        if plain and not any(axis < last - 1 or axis == rows for axis in varying(labels)):
+            track.products[-1].parts = [labels]
+            track.set(result, labels)
+            return True
+    return False
 
 
 @rule("grid_sampler_2d", "grid_sampler_3d")
@@ -133,6 +149,7 @@ def convolved(track: Tracking, call: Call) -> None:
     channels = (1, -1) + (1,) * (call.out.dim() - 2)
     track.products[-1].parts = [part for part in (into if groups == 1 else None, out) if part is not None]
     track.set_made(call.out, Made(weight.name))
+    track.maps[weight.name] = out
     if groups == 1:
         if labels is not None and into is not None:
             track.classes.join(labels, into.reshape(channels))

@@ -54,6 +54,24 @@ def expanded(track: Tracking, call: Call) -> None:
     _move(track, call, lambda labels, full: [full().expand(call.out.shape)])
 
 
+@rule("view_as_complex")
+def as_complex(track: Tracking, call: Call) -> None:
+    """Two entries are one number: they leave together."""
+    labels = track.labels(call.args[0])
+    if labels is not None:
+        real = labels[..., :1]
+        if labels.shape[-1] > 1:
+            track.classes.join(real, labels[..., 1:])
+        track.set(call.out, real.squeeze(-1))
+
+
+@rule("view_as_real")
+def as_real(track: Tracking, call: Call) -> None:
+    """One number is two entries."""
+    labels = track.labels(call.args[0])
+    track.set(call.out, None if labels is None else labels.unsqueeze(-1))
+
+
 @rule("as_strided")
 def strided(track: Tracking, call: Call) -> None:
     """Where the value lies as its shape says."""

@@ -30,8 +30,9 @@ def rule_of(name: str) -> Rule:
 def not_understood(track: Tracking, call: Call) -> None:
     """No cut through anything that comes here."""
     makers = track.unknown.setdefault((call.name, track.module), set())
+    reason = f"{call.name} is not understood" if track.module else not_understood_in(call.name, "")
     for value in call.tensors:
-        track.forbid_all(track.labels(value), not_understood_in(call.name, track.module))
+        track.forbid_all(track.labels(value), reason)  # with the module, if there is one
         makers |= {origin.weight.rpartition(".")[0] for origin in track.made(value)}
 
 
