@@ -34,7 +34,7 @@ def main() -> None:
     torch.manual_seed(0)
     model = network()
     batches = [{"input": torch.randn(16, 3, 32, 32)} for _ in range(4)]
-    result = optin.prune(model, batches, "50%", recipe=optin.PRESETS["beta"])
+    result = optin.prune(model, batches, "50%", recipe="beta")
     with tempfile.TemporaryDirectory() as folder:
         result.save(f"{folder}/small")
         again = optin.load(f"{folder}/small", into=network())

@@ -29,5 +29,5 @@ def test_what_is_excluded_stays_whole(bert, batches, tmp_path):
 
 
 def test_names_of_nothing_are_refused(bert, batches):
-    with pytest.raises(InputError, match="'bert.encoder.layers' is excluded, and no group"):
+    with pytest.raises(InputError, match="'bert.encoder.layers' is excluded or asked for, and no group"):
         optin.score(bert, batches, recipe=Recipe(exclude="bert.encoder.layers"))

@@ -11,7 +11,8 @@ import yaml
 
 import optin
 from optin.recipe import Recipe
-from optin.storage.report import layers, plot, render, shown
+from optin.result import shown
+from optin.storage.report import layers, plot, render
 from tests.networks import tokenizer
 from tests.test_cli import run, workspace  # noqa: F401
 

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from .storage.loading import load
     from .storage.runtimes import open_exported
     from .storage.scores import load_scores, save_scores
-    from .support.progress import rich_track
+    from .support.progress import rich_track, silent
+    from .tasks import batches_of
 
 __version__ = "0.2.0.dev0"
 
@@ -50,6 +51,7 @@ __all__ = [
     "Scores",
     "UnitSpace",
     "apply",
+    "batches_of",
     "describe",
     "export",
     "inspect",
@@ -61,6 +63,7 @@ __all__ = [
     "rich_track",
     "save_scores",
     "score",
+    "silent",
     "sweep",
 ]
 
@@ -75,7 +78,8 @@ _NAMES = {
     "inspection": ("describe", "inspect"),
     "pipeline": ("apply", "plan", "prune", "score", "sweep"),
     "space.plans": ("Plan",),
-    "support.progress": ("rich_track",),
+    "tasks": ("batches_of",),
+    "support.progress": ("rich_track", "silent"),
     "recipe": ("PRESETS", "Recipe"),
     "storage.runtimes": ("open_exported",),
     "space.scores": ("Scores",),

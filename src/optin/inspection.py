@@ -78,7 +78,7 @@ def inspect(model: nn.Module, length: int | None = None, *, example: Mapping[str
     }
 
 
-def calibration_of(model: nn.Module, batches: Iterable[Mapping[str, object]]) -> Batches:
+def calibration_of(model: nn.Module, batches: Iterable[object]) -> Batches:
     """The calibration set on the device of a network, as its forward takes it."""
     check_network(model)
     return Batches.of(batches, device_of(model), forward_names(model), partial(completed, model))

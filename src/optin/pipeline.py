@@ -20,58 +20,73 @@ from .describing.inputs import inputs_like, planned_inputs
 from .describing.refusals import check_network
 from .errors import InputError
 from .inspection import calibration_of, described_by
-from .recipe import Recipe, excluded_by, recipe_of
+from .recipe import Recipe, budgeted, limited, limits_of, recipe_of
 from .refit.compensation import compensate
-from .result import Result, summary
+from .result import Result, plan_figures
 from .running.batches import Batches
 from .running.job import Job
 from .running.modules import check_weights, device_of, without_autocast
 from .running.outputs import Reader, reading
 from .running.twins import on_twins, plain_again
-from .scoring.criteria import CRITERIA, Scoring, criterion, found_by
-from .scoring.engines import Engine, local
-from .scoring.engines import engine as find_engine
+from .scoring.criteria import Scoring, engine_for, found_by
+from .scoring.engines import Engine
 from .scoring.token_weights import drawn_before
-from .space.budget import EXAMPLES, PER_MS, Budget
+from .space.budget import PER_MS, Budget
 from .space.plans import Cost, Latency, Plan
 from .space.scores import Scores
 from .space.units import UnitSpace
 from .storage.planned import cut_to_plan, record_plan
 from .support.clock import Clock
-from .support.progress import Callback, Track, no_callback, silent
+from .support.progress import Callback, Track, automatic, no_callback
 from .support.versions import versions
+from .tasks import batches_of, load_model
 
 
 def prune(
-    model: nn.Module,
-    batches: Iterable[Mapping[str, object]],
+    model: nn.Module | str | Path,
+    batches: Iterable[object],
     budget: str | float | Budget | None = None,
     *,
-    recipe: Recipe | None = None,
+    tokenizer: object = None,
+    processor: object = None,
+    batch_size: int | None = None,
+    recipe: Recipe | str | Mapping[str, object] | None = None,
+    exclude: str | Iterable[str] = (),
+    only: str | Iterable[str] = (),
     output: str | Reader | None = None,
     inplace: bool = False,
-    track: Track = silent,
+    track: Track = automatic,
     callback: Callback = no_callback,
 ) -> Result:
     """Turn a trained network into a physically smaller one under a budget. No labels, no training.
 
         result = optin.prune(model, batches, budget="50%")
+        result = optin.prune(model, texts, budget="50%", tokenizer=tokenizer)
 
     Args:
-        model: any module whose forward can be followed. Left untouched unless `inplace`.
-        batches: any iterable of the model's keyword inputs; 256 examples are enough.
+        model: any module whose forward can be followed, left untouched unless `inplace`; or a folder or hub id.
+        batches: any iterable of the model's keyword inputs; 256 examples are enough. With a tokenizer texts, with a
+            processor images, or a data set of either: see `batches_of`.
+        tokenizer, processor, batch_size: as of `batches_of`; what is not given is the recipe's.
         budget: "50%", 0.5, "2.1 GMACs", "40 Mparams", "12 ms"; taken from the recipe if not given.
-        recipe: all other options.
+        recipe: all other options: a `Recipe`, the name of a preset, or a dictionary.
+        exclude: modules or groups that stay whole; names, or one text with commas between.
+        only: those that alone may lose units, likewise.
         output: what of the network's output matters, as in `score`.
-        track: shows progress; `optin.rich_track` draws bars.
+        track: shows progress: bars on a terminal and in a notebook; `optin.silent` shows nothing.
         callback: called as `callback(stage, figures)` after "score", "search" and "apply": "seconds" of each, of
             "score" also "examples", of "search" the shares of "macs" and "parameters" left.
 
     Raises:
         OptinError: see `optin.errors`; each message says what to do.
     """
-    recipe = _with_budget(recipe, budget)
+    recipe = budgeted(recipe_of(recipe, budget=budget, exclude=exclude, only=only))
     clock = Clock()
+    if isinstance(model, (str, Path)):
+        model = load_model(str(model))
+    if tokenizer is not None or processor is not None:
+        options = dataclasses.asdict(recipe.calibration) | ({} if batch_size is None else {"batch_size": batch_size})
+        batches = batches_of(model, batches, tokenizer=tokenizer, processor=processor, seed=recipe.seed, **options)
     calibration = calibration_of(model, batches)
     scores = score(model, calibration, recipe=recipe, output=output, track=track)
     clock.lap("score")
@@ -92,10 +107,12 @@ def sweep(
     batches: Iterable[Mapping[str, object]],
     budgets: Iterable[str | float | Budget],
     *,
-    recipe: Recipe | None = None,
+    recipe: Recipe | str | Mapping[str, object] | None = None,
+    exclude: str | Iterable[str] = (),
+    only: str | Iterable[str] = (),
     scores: Scores | None = None,
     output: str | Reader | None = None,
-    track: Track = silent,
+    track: Track = automatic,
 ) -> Iterator[Result]:
     """One pruned network per budget, from one scoring.
 
@@ -110,11 +127,11 @@ def sweep(
     """
     if isinstance(budgets, str) or not isinstance(budgets, Iterable):
         raise InputError(f"a sweep takes a list of budgets, such as ['80%', '60%'], not {budgets!r:.40}.")
-    recipes = [_with_budget(recipe, budget) for budget in budgets]
+    recipes = [budgeted(recipe_of(recipe, budget=budget, exclude=exclude, only=only)) for budget in budgets]
     if not recipes:
         raise InputError("a sweep takes at least one budget, such as ['80%', '60%'].")
     calibration = calibration_of(model, batches)
-    scores = scores or score(model, calibration, recipe=recipe, output=output, track=track)
+    scores = scores or score(model, calibration, recipe=recipes[0], output=output, track=track)
     plans = [plan(model, scores, recipe=one, track=track) for one in recipes]
     for one, chosen in zip(recipes, plans, strict=True):
         yield apply(model, chosen, calibration, recipe=one, scores=scores, output=output, track=track)
@@ -127,8 +144,10 @@ def score(
     model: nn.Module,
     batches: Iterable[Mapping[str, object]],
     *,
-    recipe: Recipe | None = None,
-    track: Track = silent,
+    recipe: Recipe | str | Mapping[str, object] | None = None,
+    exclude: str | Iterable[str] = (),
+    only: str | Iterable[str] = (),
+    track: Track = automatic,
     output: str | Reader | None = None,
     resume: str | Path | None = None,
     engine: str | Engine = "local",
@@ -137,7 +156,7 @@ def score(
     """Removal curves of all groups: what every later choice of a budget needs.
 
     Args:
-        model, batches, recipe, track: as in `prune`; no budget is needed.
+        model, batches, recipe, exclude, only, track: as in `prune`; no budget is needed.
         output: what of the network's output is compared: the name of a field, or a function of what the forward
             returns. See `optin.running.outputs` for what is read by default.
         resume: a file in which partial sums are kept, so that a killed run can continue; those of token merging are
@@ -150,13 +169,12 @@ def score(
         NumericalError: NaN or infinite weights or activations.
         InputError: no calibration inputs, an unknown criterion, or an engine that cannot be had.
     """
-    recipe = _with_output(recipe, output)
-    criterion(recipe.criterion)  # or refused before any work
-    where = _engine(engine, address, recipe, output)
+    recipe = recipe_of(recipe, output=output, exclude=exclude, only=only)
+    where = engine_for(recipe.criterion, engine, address, output)
     check_network(model)
     check_weights(model)
     calibration = calibration_of(model, batches)
-    space = described_by(model, calibration).without(recipe.excluded)
+    space = described_by(model, calibration).restricted(**recipe.limits)
     check_merging(model, recipe)
     with reading(output):
         scoring = Scoring(model, space, calibration, recipe, track, Path(resume) if resume else None, where)
@@ -188,8 +206,8 @@ def plan(
     scores: Scores,
     budget: str | float | Budget | None = None,
     *,
-    recipe: Recipe | None = None,
-    track: Track = silent,
+    recipe: Recipe | str | Mapping[str, object] | None = None,
+    track: Track = automatic,
 ) -> Plan:
     """The units to keep under a budget; needs no data and, for any number of budgets, no rescoring.
 
@@ -202,9 +220,10 @@ def plan(
         BudgetError: the budget cannot be read or reached; the message says the smallest that can.
         InputError: the scores are of another network.
     """
-    recipe = _with_budget(recipe, budget)
+    recipe = budgeted(recipe_of(recipe, budget=budget))
     check_scores(model, scores)
-    space = describe_network(model, planned_inputs(model, scores, 2)).without(excluded_by(scores.provenance))
+    recipe = limited(recipe, scores.provenance)
+    space = describe_network(model, planned_inputs(model, scores, 2)).restricted(**recipe.limits)
     if (
         scores.architecture != space.architecture
         or {n: len(c.order) for n, c in scores.curves.items()} != space.sizes
@@ -250,11 +269,11 @@ def apply(
     plan: Plan,
     batches: Iterable[Mapping[str, object]] | None = None,
     *,
-    recipe: Recipe | None = None,
+    recipe: Recipe | str | Mapping[str, object] | None = None,
     scores: Scores | None = None,
     output: str | Reader | None = None,
     inplace: bool = False,
-    track: Track = silent,
+    track: Track = automatic,
 ) -> Result:
     """Shrink a network to a plan and refit what stays.
 
@@ -270,7 +289,7 @@ def apply(
         OptinError: the small network does not compute what the masked dense one does.
     """
     plan = planned(plan)
-    recipe = _with_output(recipe or Recipe.from_dict(plan.provenance.get("recipe", {})), output)
+    recipe = recipe_of(plan.provenance.get("recipe") if recipe is None else recipe, output=output)
     clock = Clock()
     if scores is not None:
         check_scores(model, scores)
@@ -297,7 +316,7 @@ def apply(
                 compensate(dataclasses.replace(job, model=dense), pruned, plan.keep, drawn_before(job, scores))
             clock.lap("compensate")
     plain_again(pruned.eval())
-    report = {**summary(plan), **figures_of(dense, pruned, space, plan, scores), "seconds": clock.laps}
+    report = {**plan_figures(plan), **figures_of(dense, pruned, space, plan, scores), "seconds": clock.laps}
     record_plan(pruned, plan, report.get("original"))
     if plan.latency is not None:
         inputs = planned_inputs(pruned, plan, plan.latency.batch)
@@ -311,32 +330,4 @@ def _described(model: nn.Module, plan: Plan, calibration: Batches | None) -> Uni
         space = describe_network(model, planned_inputs(model, plan, 2))
     else:
         space = described_by(model, calibration)
-    return space.without(excluded_by(plan.provenance))
-
-
-def _engine(engine: str | Engine, address: str | None, recipe: Recipe, output: str | Reader | None) -> Engine:
-    """Where the work of a scoring is done."""
-    where = find_engine(engine, address) if isinstance(engine, str) else engine
-    if where is not local and callable(output):
-        raise InputError("a function that reads outputs reaches no other machine: name a field of the output.")
-    if where is not local and not criterion(recipe.criterion).spread:
-        raise InputError(
-            f"{recipe.criterion!r} has no work for many machines: score it here, without an engine. "
-            f"Others have: {', '.join(name for name, one in CRITERIA.items() if one.spread)}."
-        )
-    return where
-
-
-def _with_output(recipe: Recipe | None, output: str | Reader | None) -> Recipe:
-    """The recipe with the field that is compared; a function is no part of it."""
-    recipe = recipe_of(recipe)
-    return recipe.override(trajectory__output=output) if isinstance(output, str) else recipe
-
-
-def _with_budget(recipe: Recipe | None, budget: str | float | Budget | None) -> Recipe:
-    recipe = recipe_of(recipe)
-    if budget is not None:
-        recipe = recipe.override(budget=str(Budget.parse(budget)))
-    if recipe.budget is None:
-        raise InputError(f"no budget is given: pass budget=, for example {EXAMPLES}.")
-    return recipe
+    return space.restricted(**limits_of(plan.provenance))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
 from .errors import InputError, unknown
-from .space.budget import Budget
+from .space.budget import EXAMPLES, Budget
 from .space.options import MANY, Calibration, Refit, Task, Tokens, Training, Trajectory
 from .support.checked import build, check_types, merge, require, within
 from .support.files import given, write_text
@@ -36,6 +36,7 @@ class Recipe:
         latency_batch: examples of that length in the forward that a budget of latency is for.
         seed: of every random draw.
         exclude: modules and groups that stay whole, by their names, with commas between.
+        only: those that alone may lose units, likewise.
     """
 
     model: str | None = None
@@ -48,6 +49,7 @@ class Recipe:
     latency_batch: int = 1
     seed: int = 0
     exclude: str = ""
+    only: str = ""
     trajectory: Trajectory = field(default_factory=Trajectory)
     refit: Refit = field(default_factory=Refit)
     tokens: Tokens = field(default_factory=Tokens)
@@ -67,9 +69,9 @@ class Recipe:
             Budget.parse(self.budget)
 
     @property
-    def excluded(self) -> list[str]:
-        """The names in `exclude`."""
-        return names_in(self.exclude)
+    def limits(self) -> dict[str, list[str]]:
+        """The names in `exclude` and in `only`."""
+        return {"exclude": names_in(self.exclude), "only": names_in(self.only)}
 
     def override(self, **changes: object) -> Recipe:
         """A copy with some options changed; a nested option is written `section__option`.
@@ -121,9 +123,7 @@ class Recipe:
         file = given(path)
         if str(path) in PRESETS and not file.exists():
             raise InputError(f"no such file: {path}. A preset has that name: --preset {path} (optin.PRESETS).")
-        data = read_options(file)
-        start = preset(str(data.pop("preset"))) if "preset" in data else cls()
-        recipe = cls.from_dict(merge(start.to_dict(), data))
+        recipe = _from_options(read_options(file))
         place = recipe.task.data
         return recipe if place is None else recipe.override(task__data=str(given(place)))
 
@@ -169,20 +169,75 @@ def preset(name: str) -> Recipe:
     return PRESETS[name]
 
 
-def recipe_of(value: object) -> Recipe:
-    """A recipe as a caller gives it; None is the default.
+def recipe_of(
+    value: object,
+    *,
+    budget: str | float | Budget | None = None,
+    output: object = None,
+    exclude: str | Iterable[str] = (),
+    only: str | Iterable[str] = (),
+) -> Recipe:
+    """A recipe as a caller gives it: itself, the name of a preset, options as in a file, or None for the default.
+
+    Args:
+        budget, output, exclude, only: take the place of those in it; an `output` that is a function is no part of it.
 
     Raises:
-        InputError: it is none, for example the name of a preset or a file.
+        InputError: it is none of these, for example a file.
     """
+    names = {"exclude": exclude, "only": only}
+    return _recipe_of(value).override(
+        budget=None if budget is None else str(Budget.parse(budget)),
+        trajectory__output=output if isinstance(output, str) else None,
+        **{key: given if isinstance(given, str) else ",".join(given) for key, given in names.items() if given},
+    )
+
+
+def budgeted(recipe: Recipe) -> Recipe:
+    """The recipe, if it has a budget.
+
+    Raises:
+        InputError: it has none.
+    """
+    if recipe.budget is None:
+        raise InputError(f"no budget is given: pass budget=, for example {EXAMPLES}.")
+    return recipe
+
+
+def limited(recipe: Recipe, provenance: Mapping[str, object]) -> Recipe:
+    """The recipe with the limits of the scores that it is used on.
+
+    Raises:
+        InputError: it has others.
+    """
+    scored = limits_of(provenance)
+    if any(recipe.limits.values()) and recipe.limits != scored:
+        raise InputError(
+            f"the scores were made with {scored}, and {recipe.limits} is asked for: these are options of the scoring."
+        )
+    return recipe.override(**{name: ",".join(names) for name, names in scored.items()})
+
+
+def _recipe_of(value: object) -> Recipe:
     if value is None:
         return Recipe()
     if isinstance(value, Recipe):
         return value
-    hint = f" Pass optin.PRESETS[{value!r}]." if isinstance(value, str) and value in PRESETS else ""
+    if isinstance(value, Mapping):
+        return _from_options(value)
+    if isinstance(value, str) and value in PRESETS:
+        return preset(value)
     raise InputError(
-        f"a recipe must be an optin.Recipe, not {value!r:.60}.{hint or ' Read a file with optin.Recipe.load.'}"
+        f"a recipe must be an optin.Recipe, the name of a preset ({', '.join(PRESETS)}) or a dictionary of options, "
+        f"not {value!r:.60}. Read a file with optin.Recipe.load."
     )
+
+
+def _from_options(data: Mapping[str, object]) -> Recipe:
+    """Options by name; `preset` starts from that one."""
+    options = dict(data)
+    start = preset(str(options.pop("preset"))) if "preset" in options else Recipe()
+    return Recipe.from_dict(merge(start.to_dict(), options))
 
 
 def names_in(text: str) -> list[str]:
@@ -190,8 +245,8 @@ def names_in(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def excluded_by(provenance: Mapping[str, object]) -> list[str]:
-    """What stayed whole when scores or a plan were made."""
+def limits_of(provenance: Mapping[str, object]) -> dict[str, list[str]]:
+    """The `limits` of the recipe that scores or a plan were made by."""
     made = provenance.get("recipe")
-    names = made.get("exclude", "") if isinstance(made, Mapping) else ""
-    return names_in(names) if isinstance(names, str) else []
+    named = {name: made.get(name, "") if isinstance(made, Mapping) else "" for name in ("exclude", "only")}
+    return {name: names_in(text) if isinstance(text, str) else [] for name, text in named.items()}

@@ -39,7 +39,7 @@ DrawnReference = Annotated[str | None, typer.Option(help="The dense network, to 
 Count = Annotated[int, typer.Option(min=1, help="Images to draw.")]
 
 DATA = "recipe task data text label"
-SCORING = f"{DATA} preset criterion exclude examples max_length seed"
+SCORING = f"{DATA} preset criterion exclude only examples max_length seed"
 CHOOSING = "search round_to latency_batch"
 PLACE = "device threads dtype"
 IMAGES = "image-classification"

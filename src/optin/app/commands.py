@@ -10,7 +10,7 @@ from ..errors import InputError, OptinError, first_line
 from ..inspection import inspect
 from ..pipeline import apply, plan, score, sweep
 from ..recipe import Recipe
-from ..result import Result, summary
+from ..result import Result, plan_figures
 from ..scoring.resume import forget
 from ..space.budget import EXAMPLES, Budget
 from ..space.plans import Plan, is_plan
@@ -82,7 +82,7 @@ def run_plan(
     chosen = plan(placement.load(model_of(recipe)), known, recipe=recipe, track=track)
     if out is not None:
         chosen.save(out)
-    return {"plan": None if out is None else str(out), **summary(chosen)}
+    return {"plan": None if out is None else str(out), **plan_figures(chosen)}
 
 
 def run_prune(

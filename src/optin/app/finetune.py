@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import DependencyError, InputError, NumericalError
-from ..result import Result, summary
+from ..result import Result, plan_figures
 from ..running.modules import call, device_of
 from ..running.outputs import Output
 from ..scoring.trajectory import output_loss
@@ -90,7 +90,7 @@ def finetune(
             processor.save_pretrained(work)
     else:
         plan = Plan.from_dict(section)
-        result = Result(model, plan, {**summary(plan), "seconds": {}, "finetuned": figures})
+        result = Result(model, plan, {**plan_figures(plan), "seconds": {}, "finetuned": figures})
         save(result, out, processor, overwrite=overwrite, kind=FINETUNED)
     return figures
 

@@ -124,7 +124,7 @@ def _check_budget(job: Job, recipe: Recipe) -> None:
     if recipe.tokens.merge != "none":
         return
     calibration = calibration_of(job.model, job.batches)
-    space = describe(job.model, calibration.sample()).without(recipe.excluded)
+    space = describe(job.model, calibration.sample()).restricted(**recipe.limits)
     length, width = recipe.length or calibration.positions, None if recipe.length else calibration.width
     curves = {group.name: Curve.from_importance(torch.ones(group.size)) for group in space}
     provenance = {"recipe": recipe.to_dict(), "data": {"inputs": calibration.looks}}

@@ -58,6 +58,7 @@ OF_RECIPES: Mapping[str, tuple[str, Any]] = {
     "tile": ("task__tile", _count("Side in pixels of the parts that scenes are cut into.")),
     "criterion": ("criterion", _text("How units are scored.")),
     "exclude": ("exclude", _text("Modules and groups that stay whole, with commas between.")),
+    "only": ("only", _text("Modules and groups that alone may lose units, with commas between.")),
     "search": ("search", _text("How the budget is spent: lagrange or paper.")),
     "compensate": ("refit__enabled", Compensate),
     "round_to": ("round_to", _count("Kept neurons and channels are multiples of this.")),
@@ -95,7 +96,8 @@ PANELS: Mapping[str, str] = {  # under which heading the help shows an option
     for panel, names in {
         "Model and data": "task data text label tile examples max_length length scores plan reference teacher",
         "Budget": "budget round_to latency_batch",
-        "Method": "recipe preset criterion exclude search compensate seed epochs batch_size learning_rate head_only",
+        "Method": "recipe preset criterion exclude only search compensate seed"
+        " epochs batch_size learning_rate head_only",
         "Hardware": "device threads dtype batch engine address",
         "Output": "out to evaluate sweep count overwrite as_json quiet",
     }.items()

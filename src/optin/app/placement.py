@@ -11,7 +11,7 @@ from torch import nn
 from ..describing.inputs import image_input
 from ..describing.refusals import check_network
 from ..errors import InputError, first_line
-from ..recipe import Recipe
+from ..recipe import Recipe, names_in
 from ..running.batch import Batch
 from ..space.options import Trajectory
 from ..storage.untrusted import check_source
@@ -97,7 +97,7 @@ class Job:
         check_pooling(model, recipe.trajectory.pooling)
         batches, drawn = task.drawn_batches(model, examples, preprocessor, recipe, labelled)
         if unreached := task.unreached(model, batches[0]):
-            recipe = recipe.override(exclude=",".join(dict.fromkeys([*recipe.excluded, *unreached])))
+            recipe = recipe.override(exclude=",".join(dict.fromkeys([*names_in(recipe.exclude), *unreached])))
         if evaluation is None:
             return cls(recipe, model, preprocessor, batches)
         check_evaluation(model, spec, evaluation, preprocessor, recipe.trajectory.pooling)

@@ -17,7 +17,7 @@ from ..running.tensors import kind_of, tensors_of
 from ..space.units import Argument, Block, Gate, Product, Tap, UnitGroup, UnitSpace, lies_in
 from ..support.untyped import Foreign
 from .blocks import behind, chain, cover, listed
-from .found import RETURNED, Found, found
+from .found import RETURNED, Found, found, say_unread
 from .groups import UNREAD, examples_axis, tying, unit_group
 from .rules import rule_of
 from .rules.table import not_understood_in
@@ -136,6 +136,7 @@ def _in_blocks(
 
 
 def _nothing(model: nn.Module, track: Tracking, seen: Found) -> ArchitectureError:
+    say_unread(track, seen)
     reasons = [f"{reason} ({min(maps)})" for reason, maps in seen.whole.items()]
     reasons += [not_understood_in(*where) for where in track.unknown if not_understood_in(*where) not in seen.whole]
     reasons += [f"{COMPUTED} ({min(track.computed)})"] if track.computed else []
@@ -186,6 +187,7 @@ def _whole(seen: Found, track: Tracking) -> dict[str, str]:
 
     Of a map of both kinds, what it makes is said first.
     """
+    say_unread(track, seen)
     lost = dict.fromkeys(sorted(track.computed), COMPUTED)
     lost |= {maker: not_understood_in(*where) for where, makers in track.unknown.items() for maker in sorted(makers)}
     reasons: dict[str, dict[str, None]] = {name: {reason: None} for name, reason in lost.items()}

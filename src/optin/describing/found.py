@@ -49,12 +49,14 @@ class Found:
         groups: of units that may leave.
         whole: per reason, which maps read what must stay.
         reasons: the first, by class that must stay.
+        read: the classes that maps read.
     """
 
     roots: np.ndarray
     reasons: dict[int, str]
     groups: list[Group] = field(default_factory=list)
     whole: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    read: set[int] = field(default_factory=set)
 
 
 def found(track: Tracking) -> Found:
@@ -88,11 +90,11 @@ def found(track: Tracking) -> Found:
     for root, place in reads[:, free[reads[0]]].T.tolist():
         if root not in several and (roots == root).sum() > 1:
             result.whole[TOGETHER].add(places[place][0])
-    _unread(track, result, set(reads[0].tolist()))
+    result.read = set(reads[0].tolist())
     return result
 
 
-def _unread(track: Tracking, result: Found, read: set[int]) -> None:
+def say_unread(track: Tracking, result: Found) -> None:
     """Say of maps why what they make stays, where no map is seen that reads it."""
     axes: dict[str, list[np.ndarray]] = defaultdict(list)
     for first, name, _, length in track.origins:
@@ -101,7 +103,7 @@ def _unread(track: Tracking, result: Found, read: set[int]) -> None:
         labels = axes[name] if made is None else [result.roots[made.numpy()]]
         roots = dict.fromkeys(np.concatenate(labels).tolist()) if labels else {}
         reason = next((result.reasons[root] for root in roots if root in result.reasons), NOWHERE)
-        if not read & roots.keys() and reason != RETURNED:
+        if not result.read & roots.keys() and reason != RETURNED:
             result.whole[reason].add(name)
 
 

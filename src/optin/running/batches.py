@@ -56,7 +56,7 @@ class Batches:
     @classmethod
     def of(
         cls,
-        source: Iterable[Mapping[str, object]],
+        source: Iterable[object],
         device: torch.device,
         taken: Collection[str] = (),
         complete: Callable[[Batch], Batch] = dict,

@@ -99,7 +99,8 @@ def _named(raw: object, taken: Collection[str]) -> tuple[Mapping[Any, object], l
     if not isinstance(raw, Mapping):
         raise InputError(
             f"a batch must be a mapping of keyword inputs to tensors, not {type(raw).__name__}. "
-            "Give names: {'input_ids': ...} or {'pixel_values': ...}, the arguments of the network's forward."
+            "Give names: {'input_ids': ...} or {'pixel_values': ...}, the arguments of the network's forward; of "
+            "texts and images pass what prepares them (tokenizer=, processor= of optin.prune, optin.batches_of)."
         )
     return raw, dropped
 

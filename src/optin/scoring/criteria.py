@@ -14,11 +14,13 @@ from ..errors import InputError, NumericalError, unknown
 from ..space.scores import Curve
 from . import baselines
 from .compensated import compensated
+from .engines import Engine, local
+from .engines import engine as find_engine
 from .exact import exact
 from .job import Found, Scoring
 from .sketch import sketch
 
-__all__ = ["CRITERIA", "Criterion", "Found", "Scoring", "criterion", "found_by"]
+__all__ = ["CRITERIA", "Criterion", "Found", "Scoring", "criterion", "engine_for", "found_by"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,27 @@ def criterion(name: str) -> Criterion:
         loaded = published[name].load()
         return loaded if isinstance(loaded, Criterion) else Criterion(loaded)
     raise InputError(unknown("criterion", name, [*CRITERIA, *published]))
+
+
+def engine_for(name: str, engine: str | Engine, address: str | None, output: object) -> Engine:
+    """Where a scoring by a criterion is done.
+
+    Args:
+        output: how outputs are read, which not every place can do.
+
+    Raises:
+        InputError: no such criterion or engine, or one that is not for the other.
+    """
+    asked = criterion(name)
+    where = find_engine(engine, address) if isinstance(engine, str) else engine
+    if where is not local and callable(output):
+        raise InputError("a function that reads outputs reaches no other machine: name a field of the output.")
+    if where is not local and not asked.spread:
+        raise InputError(
+            f"{name!r} has no work for many machines: score it here, without an engine. "
+            f"Others have: {', '.join(name for name, one in CRITERIA.items() if one.spread)}."
+        )
+    return where
 
 
 def found_by(name: str, scoring: Scoring) -> Found:

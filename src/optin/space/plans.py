@@ -11,6 +11,7 @@ from pathlib import Path
 from ..errors import CheckpointError, OptinError
 from ..support.files import given, json_text, read_json, write_text
 from ..support.folders import check_file
+from ..support.listing import Listed, Listing
 from ..support.untyped import Figures, Json
 from . import descriptions
 from .units import UnitSpace
@@ -41,7 +42,7 @@ class Latency:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Listed):
     """The units kept in each group.
 
     Attributes:
@@ -82,6 +83,11 @@ class Plan:
     def __repr__(self) -> str:
         units = f"{sum(self.kept.values()):,} of {sum(self.sizes.values()):,} units in {len(self.sizes)} groups"
         return f"Plan({self.architecture}: {units}, {self.pruned.macs:,} of {self.dense.macs:,} MACs)"
+
+    def listing(self) -> Listing:
+        """The units kept by group."""
+        rows = [(name, f"{kept:,}", f"{self.sizes[name]:,}") for name, kept in self.kept.items()]
+        return Listing(repr(self), ("group", "kept", "of"), rows)
 
     @property
     def shares(self) -> dict[str, float]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..support.listing import Listed, Listing
 from ..support.untyped import Json
 
 
@@ -57,7 +58,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Scores:
+class Scores(Listed):
     """Removal curves of all groups of a network, and how they were measured.
 
     Attributes:
@@ -82,6 +83,14 @@ class Scores:
     width: int | None = None
     gradients: Mapping[str, Tensor] = field(default_factory=dict)
     weights: Callable[[int, str], list[Tensor]] | None = None
+
+    def listing(self) -> Listing:
+        """What it costs to remove half and all but one of the units of each group."""
+        rows = [
+            (name, f"{len(curve.order):,}", *(f"{float(curve.cost[n]):.3g}" for n in (len(curve.order) // 2, -2)))
+            for name, curve in self.curves.items()
+        ]
+        return Listing(repr(self), ("group", "units", "cost of half", "of all but one"), rows)
 
     def __repr__(self) -> str:
         return f"Scores({self.architecture}: {len(self.curves)} groups by {self.provenance.get('criterion')!r})"

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..support.listing import Listed, Listing
 
 
 def lies_in(module: str, path: str) -> bool:
@@ -224,7 +225,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class UnitSpace:
+class UnitSpace(Listed):
     """Everything that can be removed from one network.
 
     `runs` are its blocks in order of execution; one that runs several times is there as often. `chained` says that
@@ -246,6 +247,12 @@ class UnitSpace:
         units = {kind.plural: sum(group.size for group in self if group.of == kind) for kind in kinds}
         counts = ", ".join(f"{count:,} {kind}" for kind, count in units.items())
         return f"UnitSpace({self.architecture}: {counts} in {len(self)} groups; {len(self.whole)} maps stay whole)"
+
+    def listing(self) -> Listing:
+        """The groups, then the maps that stay whole and why."""
+        rows = [(group.name, f"{group.size:,}", group.of.plural) for group in self]
+        rows += [(name, "whole", reason) for name, reason in self.whole.items()]
+        return Listing(repr(self), ("group", "units", "of"), rows)
 
     def __getitem__(self, name: str) -> UnitGroup:
         return self.by_name[name]
@@ -275,34 +282,50 @@ class UnitSpace:
         """Whether a module lies in a block of the body."""
         return any(lies_in(module, block) for block in self.body)
 
-    def without(self, names: Iterable[str], reason: str = "excluded") -> UnitSpace:
-        """The description without some groups: those of these names, and all whose units these modules make or read.
+    def restricted(self, exclude: Iterable[str] = (), only: Iterable[str] = ()) -> UnitSpace:
+        """The description of what may lose units.
+
+        Args:
+            exclude: names of groups that stay whole, and of modules: all groups whose units these make or read.
+            only: names of those that alone may lose units; without any, all may.
 
         Raises:
-            InputError: a name of nothing.
+            InputError: a name of nothing, or nothing is left.
         """
-        gone = dict[str, UnitGroup]()
+        wanted, gone = self._named(only), self._named(exclude)
+        gone |= {name: "left out by 'only'" for name in self.sizes if wanted and name not in wanted}
+        if gone and len(gone) == len(self.groups):
+            raise InputError("everything that could lose units is excluded: leave something out of 'exclude'.")
+        return self._without(gone)
+
+    def _named(self, names: Iterable[str]) -> dict[str, str]:
+        """The groups of some names, and those whose units modules of these names make or read."""
+        found = dict[str, str]()
         for name in names:
-            touched = {
-                group.name: group
+            touched = [
+                group.name
                 for group in self
                 if group.name == name
                 or any(lies_in(gate.module, name) for gate in group.gates)
                 or any(lies_in(cut.parameter, name) for cut in group.cuts)
-            }
+            ]
             if not touched:
                 known = ", ".join([group.name for group in self][:6])
-                raise InputError(f"{name!r:.80} is excluded, and no group is of that name or module: {known}, ...")
-            gone |= touched
-        if self.groups and len(gone) == len(self.groups):
-            raise InputError("everything that could lose units is excluded: leave something out of 'exclude'.")
+                raise InputError(
+                    f"{name!r:.80} is excluded or asked for, and no group is of that name or module: {known}, ..."
+                )
+            found |= dict.fromkeys(touched, "excluded")
+        return found
+
+    def _without(self, gone: Mapping[str, str]) -> UnitSpace:
+        """The description without some groups; by their names the reasons."""
         tokens = self.tokens if self.tokens is None or not gone.keys() & set(self.tokens.heads) else None
         return dataclasses.replace(
             self,
             groups=tuple(group for group in self if group.name not in gone),
             products=tuple(product.without(gone) for product in self.products),
             tokens=tokens,
-            whole={**self.whole, **{gate.module: reason for group in gone.values() for gate in group.gates}},
+            whole={**self.whole, **{gate.module: gone[g.name] for g in self if g.name in gone for gate in g.gates}},
         )
 
     def block_of(self, module: str) -> str:

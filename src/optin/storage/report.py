@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 
 from ..recipe import Recipe
+from ..result import shown, verdict
 from ..space.plans import Plan
 from ..support.untyped import Figures, Json
 from .templates import filled
@@ -66,40 +67,10 @@ def is_report(file: Path) -> bool:
         return GENERATOR in handle.read(1000)
 
 
-def verdict(report: Mapping[str, Json]) -> list[tuple[str, str, str, str]]:
-    """Lines of (figure, before, after, ratio): quality first."""
-    quality = report.get("quality") or {}
-    dense, pruned = quality.get("dense") or {}, quality.get("pruned") or {}
-    lines = [(name, shown(dense.get(name)), shown(value), "") for name, value in pruned.items()]
-    for name, title, unit in (
-        ("macs", "MACs per example", 1),
-        ("parameters", "parameters", 1),
-        ("bytes", "weights, MB", 1e6),
-    ):
-        if report.get(name) is not None:
-            before, after = (report[name][key] / unit for key in ("dense", "pruned"))
-            lines.append((title, shown(before), shown(after), _share(after, before)))
-    for speed in report.get("speed") or ():
-        title = f"ms, batch {speed['batch']} of length {speed['length']}"
-        lines.append((title, shown(speed["dense_ms"]), shown(speed["pruned_ms"]), _share(1, speed["speedup"])))
-    return lines
-
-
-def _share(part: float, whole: float) -> str:
-    return f"{part / whole:.1%}" if whole > 0 else ""
-
-
 def calibration_of(data: Json) -> Figures:
     """What a plan says about the calibration data, if it says it as optin does."""
     known = isinstance(data, dict) and isinstance(data.get("sha256"), str) and "examples" in data
     return data if known else {}
-
-
-def shown(value: float | None) -> str:
-    """A figure for people."""
-    if value is None:
-        return ""
-    return f"{value:,.0f}" if abs(value) >= 1000 or float(value).is_integer() else f"{value:.4g}"
 
 
 def units(plan: Plan) -> list[Figures]:

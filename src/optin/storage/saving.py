@@ -9,6 +9,7 @@ code of the checkpoint runs.
 from __future__ import annotations
 
 import inspect
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -82,6 +83,18 @@ def save(
         result.recipe.save(work / "recipe.yaml")
         write_figures(result, work, auto_class(model) if known else None)
     return Path(folder)
+
+
+def push(result: Result, repo_id: str, tokenizer: object = None, *, private: bool | None = None) -> str:
+    """`Result.push_to_hub`."""
+    from huggingface_hub import HfApi
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = save(result, Path(scratch) / "network", tokenizer)
+        hub = HfApi()
+        place = hub.create_repo(repo_id, private=private, exist_ok=True)
+        hub.upload_folder(folder_path=folder, repo_id=place.repo_id, commit_message="Pruned with optin")
+    return str(place)
 
 
 def write_figures(result: Result, folder: Path, auto: str | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -28,6 +29,12 @@ def no_callback(stage: str, figures: Mapping[str, float]) -> None:
 def silent(items: Iterable[T], description: str, total: int) -> Iterator[T]:
     """A `Track` that shows nothing."""
     yield from items
+
+
+def automatic(items: Iterable[T], description: str, total: int) -> Iterator[T]:
+    """`rich_track` where somebody looks: on a terminal and in a notebook."""
+    watched = sys.stderr.isatty() or "ipykernel" in sys.modules
+    yield from (rich_track if watched else silent)(items, description, total)
 
 
 def rich_track(items: Iterable[T], description: str, total: int) -> Iterator[T]:

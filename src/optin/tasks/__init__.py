@@ -13,6 +13,7 @@ from .held_out import keep_apart
 from .images import Images, load_images
 from .kinds import TextTask, task_of
 from .loading import load_model, load_preprocessor, load_processor, load_tokenizer
+from .raw import batches_of
 from .segmentation import Scenes, load_scenes
 from .sentences import SentenceTokenizer
 from .specs import TASKS, Kind, TaskSpec, task_spec
@@ -26,6 +27,7 @@ __all__ = [
     "SentenceTokenizer",
     "TaskSpec",
     "TextTask",
+    "batches_of",
     "check_evaluation",
     "check_fit",
     "check_pooling",
