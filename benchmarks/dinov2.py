@@ -25,7 +25,6 @@ from rich.progress import track as progress
 from safetensors.torch import save_file
 from torch import Tensor
 
-from optin.app.demo import logistic_regression
 from optin.app.demo_data import package_folder
 from optin.space.options import Task
 from optin.storage.silenced import silenced
@@ -132,6 +131,23 @@ def main() -> None:
     parser.add_argument("--data", default=DATA, help="folder of the IDX files")
     folder = classifier(parser.parse_args().data)
     print(folder, (folder / "accuracy.json").read_text().strip())
+
+
+def logistic_regression(features: Tensor, labels: Tensor, penalty: float = 1e-3) -> tuple[Tensor, Tensor]:
+    """Weights of shape (classes, dim) and bias of shape (classes,), by L-BFGS on the mean loss plus a ridge."""
+    classes = nn.Linear(features.shape[1], int(labels.max()) + 1)
+    nn.init.zeros_(classes.weight)
+    nn.init.zeros_(classes.bias)
+    optimizer = torch.optim.LBFGS(classes.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> float:
+        optimizer.zero_grad()
+        value = nn.functional.cross_entropy(classes(features), labels) + penalty * classes.weight.square().sum()
+        value.backward()
+        return float(value.detach())
+
+    optimizer.step(loss)
+    return classes.weight.detach(), classes.bias.detach()
 
 
 if __name__ == "__main__":

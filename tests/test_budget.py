@@ -26,6 +26,9 @@ from optin.space.budget import Budget
         ("0.5 s", Budget(500e9, "latency", relative=False)),
         ("800us", Budget(0.8e9, "latency", relative=False)),
         ("0.5", Budget(0.5)),
+        ("40 MB", Budget(4e7, "bytes", relative=False)),
+        ("1.5 GB", Budget(1.5e9, "bytes", relative=False)),
+        ("60% bytes", Budget(0.6, "bytes")),
         ("60% FLOPs", Budget(0.6)),
         ("0.1 GFLOPs", Budget(5e7, "MACs", relative=False)),
         ("1,000,000 MACs", Budget(1e6, "MACs", relative=False)),
@@ -84,7 +87,7 @@ def test_a_number_without_a_unit_is_answered_with_what_may_be_meant(text, meant)
         Budget.parse(text)
 
 
-@given(st.floats(0.001, 0.999), st.sampled_from(["MACs", "parameters", "latency"]))
+@given(st.floats(0.001, 0.999), st.sampled_from(["MACs", "parameters", "bytes", "latency"]))
 def test_text_and_back(value, quantity):
     budget = Budget(round(value, 6), quantity)
     assert Budget.parse(str(budget)).value == pytest.approx(budget.value, rel=1e-5)
@@ -110,7 +113,13 @@ def test_an_absolute_budget_above_the_dense_cost_is_refused():
 
 @pytest.mark.parametrize(
     ("text", "shown"),
-    [("2.1GMACs", "2.1 GMACs"), ("40000 params", "40 kparams"), ("12 macs", "12 MACs"), ("12 ms", "12 ms")],
+    [
+        ("2.1GMACs", "2.1 GMACs"),
+        ("40000 params", "40 kparams"),
+        ("12 macs", "12 MACs"),
+        ("12 ms", "12 ms"),
+        ("40 mb", "40 MB"),
+    ],
 )
 def test_shown_as_written(text, shown):
     assert str(Budget.parse(text)) == shown

@@ -12,7 +12,10 @@ from safetensors.torch import load_file, save_file
 
 import optin
 from optin.app import cli
+from optin.app.placement import Placement
+from optin.errors import InputError
 from optin.scoring.exact import Reference
+from optin.tasks import TASKS
 from tests.networks import NEURONS, WORDS, build, tokenizer
 
 
@@ -179,6 +182,27 @@ def test_a_killed_scoring_goes_on(run, workspace, tmp_path, monkeypatch):
     assert all(torch.equal(value, two[name]) for name, value in one.items())
 
 
+def test_tasks_and_presets_are_listed(run):
+    code, out, _ = run("tasks", "--json")
+    assert code == 0 and json.loads(out).keys() == TASKS.keys()
+    assert json.loads(out)["mrpc"] == {
+        "kind": "classification",
+        "data": "sentence1, sentence2",
+        "labels": "label",
+        "metrics": "accuracy, f1",
+        "hub": "nyu-mll/glue/mrpc",
+    }
+    code, out, _ = run("presets", "--json")
+    assert code == 0 and json.loads(out).keys() == optin.PRESETS.keys()
+    assert "tau" in run("presets")[1] and "sst2" in run("tasks")[1]
+
+
+def test_short_names_of_dtypes(workspace):
+    assert next(Placement(dtype="bf16").load(str(workspace / "dense")).parameters()).dtype is torch.bfloat16
+    with pytest.raises(InputError, match="Use float32, bfloat16, float16, float64"):
+        Placement(dtype="int8").load(str(workspace / "dense"))
+
+
 def failing(folder):
     """Every mistake a user can make: (arguments, exit code, words of the message)."""
     dense, data = folder / "dense", ("--data", folder, *SMALL)
@@ -190,7 +214,6 @@ def failing(folder):
         "task": ((*prune, "--budget", "50%", *data, "--task", "sst"), 2, "Did you mean 'sst2'"),
         "column": ((*prune, "--budget", "50%", *data, "--text", "txt"), 2, "Did you mean 'text'"),
         "criterion": ((*prune, "--budget", "50%", *data, "--criterion", "mag"), 2, "magnitude"),
-        "few examples": ((*prune, "--budget", "50%", "--data", folder), 2, "--examples 80"),
         "length": ((*prune, "--budget", "50%", *data, "--max-length", 64), 2, "beyond the 40 tokens"),
         "budget": ((*prune, "--budget", "half", *data), 4, "cannot read the budget"),
         "no budget": ((*prune, *data), 2, "no budget is given"),

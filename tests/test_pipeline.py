@@ -14,9 +14,11 @@ from optin.describing import describe
 from optin.errors import BudgetError, CheckpointError, InputError, NumericalError, OptinError
 from optin.recipe import Recipe
 from optin.refit import compensation
+from optin.running.cost import byte_cost
+from optin.running.modules import weight_bytes
 from optin.space.plans import Plan
 from tests.contract.test_architectures import random_plan
-from tests.networks import build, tokens
+from tests.networks import build, inputs, tokens
 
 RECIPE = Recipe().override(trajectory__draws=8)
 
@@ -230,6 +232,19 @@ def test_scores_of_other_weights_are_refused(criterion, bert, batches):
     plan = optin.plan(bert, optin.score(bert, batches, recipe=Recipe(criterion=criterion)), "60%")
     with pytest.raises(InputError, match="with other weights"):
         optin.apply(bert, plan, batches, scores=scores)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("architecture", ["bert", "vit"])
+def test_a_budget_of_bytes_holds_in_the_file(architecture, dtype, tmp_path):
+    model = build(architecture).to(dtype)
+    calibration = [inputs(model, batch=4, seed=seed) for seed in range(2)]
+    dense = weight_bytes(model)
+    plan = optin.plan(model, optin.score(model, calibration, recipe=RECIPE), f"{dense * 3 // 4} bytes", recipe=RECIPE)
+    result = optin.apply(model, plan)
+    assert weight_bytes(result.model) == byte_cost(model, plan.description)(plan.kept) <= dense * 3 // 4
+    result.save(tmp_path / "small")
+    assert (tmp_path / "small" / "model.safetensors").stat().st_size < weight_bytes(result.model) + 20_000
 
 
 def test_paths_are_no_plans_and_no_scores(bert, batches):

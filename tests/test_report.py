@@ -12,6 +12,7 @@ import yaml
 import optin
 from optin.recipe import Recipe
 from optin.result import shown
+from optin.storage.headline import sentence, tiles
 from optin.storage.report import layers, plot, render
 from tests.networks import tokenizer
 from tests.test_cli import run, workspace  # noqa: F401
@@ -59,6 +60,19 @@ def test_the_page_stands_alone_and_says_everything(result, tmp_path):
     for words in ("0.875", f"{result.plan.pruned.macs:,}", "40 examples only", "weights, MB", "someone/something"):
         assert words in html
     assert html.index("0.875") < html.index("What stayed")
+
+
+def test_the_page_opens_with_a_sentence_and_three_figures(result):
+    speeds = [{"batch": batch, "length": 9, "dense_ms": 2.0, "pruned_ms": 1.0, "speedup": 1.94} for batch in (1, 32)]
+    report = {**result.report, "speed": speeds, "machine": {"device": "a processor, 2 threads", "date": "2026-11-28"}}
+    share = f"{100 * report['bytes']['pruned'] / report['bytes']['dense']:.0f} %"
+    html = render(report, result.plan, result.recipe, "someone/something")
+    said = f"1.9 times as fast, {share} of the size of someone/something, 2.5 points of accuracy lost on 40 examples."
+    assert said in html and html.index(said) < html.index("MACs per example")
+    assert [(tile.value, tile.good) for tile in tiles(report)] == [("1.9", True), (share, True), ("-2.5", False)]
+    assert "a processor, 2 threads, 2026-11-28" in html and 'class="tile bad"' in html
+    same = {"quality": {"dense": {"accuracy": 0.9}, "pruned": {"accuracy": 0.9}}}
+    assert sentence(same, "x") == "No points of accuracy lost." and sentence({}, "x") == "" and tiles({}) == []
 
 
 def test_words_of_others_are_text(result):

@@ -88,7 +88,8 @@ def test_the_labels_of_calibration_are_not_even_read(tmp_path):
         ("data.csv", "", {}, "is empty"),
         ("data.csv", "text,label\n", {}, "no data"),
         ("data.csv", 'text,label\n"a, b",1\nwell, well,0\n', {}, "line 3 .* 3 fields .* quotation marks"),
-        ("data.txt", "x", {}, "expected one of .csv"),
+        ("data.rtf", "x", {}, "expected one of .csv"),
+        ("data.csv", "text,label\n,1\n", {}, "no row of .* has a text"),
         ("data.csv", "text,label\na,1\n", {"text": "txt"}, "Did you mean 'text'"),
         ("data.csv", "text,label\na,1\n", {"label": "lable"}, "Did you mean 'label'"),
         ("data.csv", "text,label\n1,1\n2,0\n", {}, "must hold texts; row 1 is 1"),
@@ -102,6 +103,23 @@ def test_bad_data_files(name, content, task, message, tmp_path):
     with pytest.raises(InputError, match=message) as caught:
         load_examples(SPEC, Task(data=str(tmp_path / name), **task), "evaluation", labelled=True)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("data.csv", "text;label\nwell, well;1\nfilm;0\n"), ("data.txt", "well, well\nfilm\n")],
+)
+def test_semicolons_and_a_text_a_line(name, content, tmp_path):
+    (tmp_path / name).write_text(content)
+    found = load_examples(SPEC, Task(data=str(tmp_path / name)), "calibration", labelled=False)
+    assert found.texts == ["well, well", "film"]
+
+
+def test_rows_without_a_text_are_left_out_and_said(tmp_path):
+    (tmp_path / "data.csv").write_text("text,label\nfilm,1\n,0\nplot,0\n,1\n")
+    with pytest.warns(UserWarning, match=r"2 of 4 rows of .* have no text and are left out \(row 2 is the first\)"):
+        found = load_examples(SPEC, Task(data=str(tmp_path / "data.csv")), "evaluation", labelled=True)
+    assert (found.texts, found.labels) == (["film", "plot"], [1, 0])
 
 
 def test_tasks_without_data():
@@ -130,8 +148,11 @@ def test_calibration_is_a_seeded_draw_in_batches_of_similar_length(bert):
     assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(batches, again, strict=True))
     lengths = [int(length) for batch in batches for length in batch["attention_mask"].sum(1)]
     assert lengths == sorted(lengths)
-    with pytest.raises(InputError, match="--examples 30"):
-        calibration_batches(bert, examples, tokenizer(), Calibration(), seed=0)
+    with pytest.warns(UserWarning, match="has 30 examples, and calibration asks for 256: all are used"):
+        few = calibration_batches(bert, examples, tokenizer(), Calibration(), seed=0)
+    assert sum(len(batch["input_ids"]) for batch in few) == 30
+    with pytest.raises(InputError, match="at least 2 examples"):
+        calibration_batches(bert, examples.select([0]), tokenizer(), Calibration(), seed=0)
 
 
 def test_lengths():

@@ -24,6 +24,7 @@ from .recipe import Recipe, budgeted, limited, limits_of, recipe_of
 from .refit.compensation import compensate
 from .result import Result, plan_figures
 from .running.batches import Batches
+from .running.cost import byte_cost
 from .running.job import Job
 from .running.modules import check_weights, device_of, without_autocast
 from .running.outputs import Reader, reading
@@ -68,7 +69,7 @@ def prune(
         batches: any iterable of the model's keyword inputs; 256 examples are enough. With a tokenizer texts, with a
             processor images, or a data set of either: see `batches_of`.
         tokenizer, processor, batch_size: as of `batches_of`; what is not given is the recipe's.
-        budget: "50%", 0.5, "2.1 GMACs", "40 Mparams", "12 ms"; taken from the recipe if not given.
+        budget: "50%", 0.5, "2.1 GMACs", "40 Mparams", "40 MB", "12 ms"; taken from the recipe if not given.
         recipe: all other options: a `Recipe`, the name of a preset, or a dictionary.
         exclude: modules or groups that stay whole; names, or one text with commas between.
         only: those that alone may lose units, likewise.
@@ -236,6 +237,8 @@ def plan(
     length, width = (recipe.length, None) if recipe.length else (scores.length, scores.width)
     macs, parameters = costs(model, space, length, width, scores)
     models = {"MACs": macs, "parameters": parameters}
+    if target.quantity == "bytes":
+        models["bytes"] = byte_cost(model, space)
     if target.quantity == "latency":
         inputs = inputs_like(model, scores, length, width, recipe.latency_batch)
         models["latency"] = latency_cost(model, space, macs, inputs, track)

@@ -157,6 +157,16 @@ PRESETS: Mapping[str, Recipe] = types.MappingProxyType(
     }
 )
 
+FOR: Mapping[str, str] = {  # what each preset is for, in a line
+    "default": "texts, tables and whatever else: units chosen and refitted by 256 inputs without labels",
+    "thorough": "the last bit of quality: 1,024 inputs, every map and every ridge fitted",
+    "beta": "images: vision transformers and convolutional networks, heads, neurons and channels",
+    "segmentation": "scenes: as beta, for maps of classes",
+    "tau": "vision transformers whose tokens merge on the way too",
+    "paper": "the paper's recipe: one masked forward for every unit, no refit",
+    "kwon": "Kwon et al., NeurIPS 2022: needs labels",
+}
+
 
 def preset(name: str) -> Recipe:
     """A named recipe.

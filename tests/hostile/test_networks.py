@@ -135,7 +135,7 @@ def of_sentences(model):
 
 NETWORKS = {
     "nothing": (lambda model: None, "not NoneType"),
-    "a path": (lambda model: "folder/of/a/network", "path or a name"),
+    "a path": (lambda model: "folder/of/a/network", "path or a name|no such folder here"),
     "a list": (lambda model: [model], "not list"),
     "a function": (lambda model: model.forward, "not method"),
     "a class": (lambda model: nn.Linear, "is a class"),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import platform
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -20,6 +23,8 @@ from ..running.modules import call, inference_mode_of
 from ..storage.planned import input_shape
 from ..support.progress import Track, silent
 from ..support.untyped import Figures
+
+BATCHES = (1, 32)  # that reports tell the times of
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +94,25 @@ def compare_speed(
             )
         )
     return results
+
+
+def machine(model: nn.Module) -> dict[str, str]:
+    """Where and when times were measured, for a report."""
+    weight = next(model.parameters())
+    if weight.device.type == "cuda":
+        place = torch.cuda.get_device_name(weight.device)
+    else:
+        place = f"{_processor()}, {torch.get_num_threads()} threads"
+    return {"device": place, "dtype": str(weight.dtype).removeprefix("torch."), "date": f"{date.today()}"}
+
+
+def _processor() -> str:
+    """Its name, as far as the system tells."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def side_by_side(

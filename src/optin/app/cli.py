@@ -9,6 +9,7 @@ by SIGTERM.
 from __future__ import annotations
 
 import sys
+import warnings
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -276,6 +277,22 @@ def report(
     return commands.run_report(model, recipe, out, sweep_file=sweep, count=count, reference=reference)
 
 
+@command(app, "listing")
+def tasks(run: Run) -> Foreign:
+    """List the tasks: what each takes, and by what it is measured."""
+    from . import commands
+
+    return commands.run_tasks()
+
+
+@command(app, "listing")
+def presets(run: Run) -> Foreign:
+    """List the presets, and what each is for."""
+    from . import commands
+
+    return commands.run_presets()
+
+
 @command(app, "demo")
 def demo(
     run: Run,
@@ -292,6 +309,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     try:
         app()
     except OptinError as error:

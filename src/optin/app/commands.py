@@ -9,7 +9,7 @@ from pathlib import Path
 from ..errors import InputError, OptinError, first_line
 from ..inspection import inspect
 from ..pipeline import apply, plan, score, sweep
-from ..recipe import Recipe
+from ..recipe import FOR, PRESETS, Recipe
 from ..result import Result, plan_figures
 from ..scoring.resume import forget
 from ..space.budget import EXAMPLES, Budget
@@ -23,8 +23,17 @@ from ..support.files import given, json_text, write_text
 from ..support.folders import add_files, check_apart, check_file, check_new, new_folder
 from ..support.progress import Track, silent
 from ..support.untyped import Figures
-from ..tasks import check_evaluation, load_images, load_model, load_preprocessor, load_processor, task_of, task_spec
-from .benchmark import compare_speed
+from ..tasks import (
+    TASKS,
+    check_evaluation,
+    load_images,
+    load_model,
+    load_preprocessor,
+    load_processor,
+    task_of,
+    task_spec,
+)
+from .benchmark import BATCHES, compare_speed, machine
 from .finetune import FINETUNED, finetune
 from .kept import Kept, Say, unsaid
 from .pictures import PICTURES_KIND, check_pictures, draw, draw_sweep
@@ -146,8 +155,14 @@ def _measured(job: Job, result: Result, place: Path, track: Track) -> None:
     try:
         result.report["quality"] = quality_of(job, result, track)
         length, width = result.plan.length, result.plan.width
-        speeds = compare_speed(job.model, result.model, batch=1, lengths=[length], width=width, rounds=5, track=track)
-        result.report["speed"] = [speed.to_dict() for speed in speeds]
+        speeds = [
+            speed.to_dict()
+            for batch in BATCHES
+            for speed in compare_speed(
+                job.model, result.model, batch=batch, lengths=[length], width=width, rounds=5, track=track
+            )
+        ]
+        result.report.update(machine=machine(job.model), speed=speeds)
         update_figures(result, place)
     except OptinError as error:
         raise type(error)(f"the network is saved in {place}; its evaluation failed: {error}") from error
@@ -264,6 +279,25 @@ def run_draw(
     dense = None if reference is None else load_model(local(reference), spec.kind)
     written = draw(folder, out, images, count, dense, overwrite=overwrite)
     return {f"picture {index}": str(path) for index, path in enumerate(written, 1)}
+
+
+def run_tasks() -> Figures:
+    """`optin tasks`."""
+    return {
+        name: {
+            "kind": str(spec.kind),
+            "data": "images" if spec.kind.of_images else ", ".join(filter(None, (spec.text, spec.text_pair))),
+            "labels": "none" if spec.kind.compared else spec.label,
+            "metrics": ", ".join(spec.metrics),
+            "hub": "/".join(spec.hub) if spec.hub else "",
+        }
+        for name, spec in TASKS.items()
+    }
+
+
+def run_presets() -> Figures:
+    """`optin presets`."""
+    return {name: {"for": FOR[name]} for name in PRESETS}
 
 
 def run_report(

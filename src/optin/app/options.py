@@ -52,7 +52,7 @@ def _number(words: str) -> Any:
 OF_RECIPES: Mapping[str, tuple[str, Any]] = {
     "budget": ("budget", _text(f"{EXAMPLES}.")),
     "task": ("task__name", _text("Task, for example sst2 or text-classification.")),
-    "data": ("task__data", _text("File or folder (csv, tsv, jsonl, parquet); the hub if not given.")),
+    "data": ("task__data", _text("File or folder (csv, tsv, jsonl, parquet, txt); the hub if not given.")),
     "text": ("task__text", _text("Column of the texts.")),
     "label": ("task__label", _text("Column of the labels.")),
     "tile": ("task__tile", _count("Side in pixels of the parts that scenes are cut into.")),

@@ -31,6 +31,8 @@ from ..tasks import (
     task_of,
 )
 
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16", "double": "float64"}
 LONGEST = 2**16  # tokens, or pixels of a side, of inputs that are made
 
 MOST_VALUES = 2**28  # numbers in them
@@ -57,10 +59,10 @@ class Placement:
         """
         options = {}
         if self.dtype is not None:
-            dtype = getattr(torch, self.dtype, None)
-            if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-                raise InputError(f"unknown dtype {self.dtype!r:.60}. Use float32, bfloat16, float16 or float64.")
-            options["dtype"] = dtype
+            name = SHORT.get(self.dtype, self.dtype)
+            if name not in DTYPES:
+                raise InputError(f"unknown dtype {self.dtype!r:.60}. Use {', '.join(DTYPES)}.")
+            options["dtype"] = getattr(torch, name)
         use_threads(self.threads)
         check_source(source)
         model = load_model(source, kind, **options)

@@ -20,6 +20,14 @@ def entries(result: dict[str, object]) -> Table:
     return table
 
 
+def listing(result: Figures) -> Table:
+    """`optin tasks`, `optin presets`: a line each."""
+    table = Table("", *next(iter(result.values())))
+    for name, line in result.items():
+        table.add_row(name, *line.values())
+    return table
+
+
 def inspection(result: Figures) -> RenderableType:
     """`optin inspect`."""
     groups = _table("group", "units", "MACs each", "parameters each")
@@ -133,7 +141,7 @@ def exports(result: Figures) -> RenderableType:
 
 def demo(result: Figures) -> RenderableType:
     """`optin demo`: everything, and where it lies."""
-    return Group(pruning(result["pruning"]), speeds(result["speed"]), entries(result["files"]))
+    return Group(pruning(result["pruning"]), speeds(result["speed"]), Text(f"Open {result['open']}"))
 
 
 def _costs(result: Figures) -> Table:

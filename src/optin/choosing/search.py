@@ -86,7 +86,7 @@ def choices_of(space: UnitSpace, curves: Mapping[str, Curve], multiples: Mapping
 
 
 def limit_of(budget: Budget, cost: CostModel, choices: Mapping[str, Choices]) -> int:
-    """The budget as a number of MACs, parameters or picoseconds.
+    """The budget as a number of MACs, parameters, bytes or picoseconds.
 
     Raises:
         BudgetError: it is below what keeping the least of everything costs.

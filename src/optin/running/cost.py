@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map
 from ..errors import ArchitectureError, BudgetError
 from ..space.units import Tap, TokenSpace, UnitSpace
 from .merging import all_tokens, merging_of, most
-from .modules import call, inference_mode_of
+from .modules import call, inference_mode_of, stored_tensors
 from .replay import Recorder
 
 PRODUCTS = {
@@ -53,7 +53,7 @@ class CostModel:
     """Sum of terms.
 
     Attributes:
-        quantity: "MACs", "parameters" or "latency" (in picoseconds).
+        quantity: "MACs", "parameters", "bytes" or "latency" (in picoseconds).
         sizes: units per group in the dense network.
         space: where tokens can be merged, if they can.
         tokens: tokens of one example in the dense network.
@@ -149,18 +149,28 @@ class CostModel:
 
 def parameter_cost(model: nn.Module, space: UnitSpace) -> CostModel:
     """Parameters, tied ones counted once."""
+    return _held("parameters", space, [(name, value, value.numel()) for name, value in model.named_parameters()])
+
+
+def byte_cost(model: nn.Module, space: UnitSpace) -> CostModel:
+    """Bytes of all parameters and buffers that a checkpoint holds, in the precision that they have."""
+    stored = {id(value): (name, value) for name, value in reversed(stored_tensors(model).items())}
+    return _held("bytes", space, [(name, value, value.nbytes) for name, value in stored.values()])
+
+
+def _held(quantity: str, space: UnitSpace, tensors: Iterable[tuple[str, Tensor, int]]) -> CostModel:
+    """What tensors take, each an amount that shrinks with the groups that cut it."""
     owned: dict[str, dict[int, dict[str, int]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(int)))
     for group in space:
         for cut in group.cuts:
             owned[cut.parameter][cut.dim][group.name] += group.size * cut.block
     terms = []
-    for name, parameter in model.named_parameters():
+    for name, value, amount in tensors:
         axes = [
-            [*groups.items(), ("", parameter.shape[dim] - sum(groups.values()))]
-            for dim, groups in owned[name].items()
+            [*groups.items(), ("", value.shape[dim] - sum(groups.values()))] for dim, groups in owned[name].items()
         ]
-        terms += _shared(name.rpartition(".")[0], parameter.numel(), axes)
-    return CostModel("parameters", space.sizes, tuple(terms))
+        terms += _shared(name.rpartition(".")[0], amount, axes)
+    return CostModel(quantity, space.sizes, tuple(terms))
 
 
 def _shared(module: str, amount: int, parts: Sequence[Sequence[tuple[str, int]]]) -> list[Term]:

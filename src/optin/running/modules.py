@@ -51,9 +51,12 @@ def in_precision(model: nn.Module, dtype: torch.dtype) -> None:
 
 def weight_bytes(model: nn.Module) -> int:
     """Bytes of all parameters and buffers that a checkpoint holds; tied ones count once."""
-    return sum(
-        value.nbytes for value in {id(value): value for value in model.state_dict(keep_vars=True).values()}.values()
-    )
+    return sum(value.nbytes for value in {id(value): value for value in stored_tensors(model).values()}.values())
+
+
+def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers that a checkpoint holds, by name."""
+    return {name: value for name, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
 
 
 def fingerprint(model: nn.Module) -> str:

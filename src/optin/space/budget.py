@@ -5,6 +5,8 @@ Budget.parse("2.1 GMACs")      absolute MACs, per example at the reference lengt
 Budget.parse("4.2 GFLOPs")     the same: a MAC is two floating-point operations
 Budget.parse("40 Mparams")     absolute parameters
 Budget.parse("60% params")     relative parameters
+Budget.parse("40 MB")          bytes of the saved weights, in the precision that they have
+Budget.parse("60% bytes")      relative bytes
 Budget.parse("12 ms")          latency of a forward on this machine
 Budget.parse("60% latency")    relative latency
 """
@@ -18,7 +20,7 @@ from typing import Literal
 
 from ..errors import BudgetError
 
-Quantity = Literal["MACs", "parameters", "latency"]
+Quantity = Literal["MACs", "parameters", "bytes", "latency"]
 PER_MS = 10**9  # latencies are whole picoseconds
 
 
@@ -27,7 +29,7 @@ class Unit:
     """A word that a budget can end with.
 
     Attributes:
-        size: what one of it is, in MACs, parameters or picoseconds; None where it can only be a share.
+        size: what one of it is, in MACs, parameters, bytes or picoseconds; None where it can only be a share.
         prefixed: whether it takes k, M, G or T.
     """
 
@@ -45,19 +47,20 @@ UNITS: Mapping[str, Unit] = {
     **dict.fromkeys(("mac", "macs"), Unit("MACs")),
     **dict.fromkeys(("flop", "flops"), Unit("MACs", 1 / 2)),
     **dict.fromkeys(("param", "params", "parameter", "parameters"), Unit("parameters")),
+    **dict.fromkeys(("b", "byte", "bytes"), Unit("bytes")),
     "latency": Unit("latency", None),
     "us": Unit("latency", PER_MS / 1000, prefixed=False),
     "ms": Unit("latency", PER_MS, prefixed=False),
     "s": Unit("latency", PER_MS * 1000, prefixed=False),
 }
 _PREFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_SHORT = {"MACs": "MACs", "parameters": "params"}
+_SHORT = {"MACs": "MACs", "parameters": "params", "bytes": "B"}
 _TEXT = re.compile(
     r"(?P<number>[0-9.eE+-]*[0-9.]|[0-9]{1,3}(?:,[0-9]{3})+)\s*(?P<percent>%?)"
     r"\s*(?:of\s+)?(?:the\s+)?(?P<prefix>(?:[kmgt]\s*)?)(?P<word>[a-z]*)",
     re.IGNORECASE | re.ASCII,  # the sign of the kelvin is no k
 )
-EXAMPLES = "'50%', '2.1 GMACs', '40 Mparams', '60% params', '12 ms' or '60% latency'"
+EXAMPLES = "'50%', '2.1 GMACs', '40 Mparams', '60% params', '40 MB', '12 ms' or '60% latency'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +122,7 @@ class Budget:
         raise BudgetError(f"the budget {shown} has no unit: write{share} '{shown} MACs' or '{shown} params'.")
 
     def limit(self, dense: int) -> int:
-        """The largest allowed cost (MACs, parameters or picoseconds), given the dense one.
+        """The largest allowed cost (MACs, parameters, bytes or picoseconds), given the dense one.
 
         Raises:
             BudgetError: an absolute budget that the dense network already meets.

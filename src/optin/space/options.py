@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 from ..errors import InputError
@@ -129,17 +130,20 @@ class Calibration:
         if self.max_length is not None:
             within("calibration.max_length", self.max_length, 1, MANY)
 
-    def check(self, available: int) -> None:
-        """Refuse data with fewer examples than are asked for.
+    def taken(self, available: int) -> int:
+        """How many examples are taken of so many; where there are fewer than asked for, all of them, with a warning.
 
         Raises:
-            InputError: says how many there are.
+            InputError: there are fewer than two.
         """
+        if available < 2:
+            raise InputError("calibration needs at least 2 examples, and does well with 256.")
         if available < self.examples:
-            raise InputError(
-                f"the data has {available} examples and calibration asks for {self.examples}. "
-                f"Ask for --examples {available}, or give more data."
+            warnings.warn(
+                f"the data has {available} examples, and calibration asks for {self.examples}: all are used.",
+                stacklevel=2,
             )
+        return min(available, self.examples)
 
 
 @dataclass(frozen=True, slots=True)

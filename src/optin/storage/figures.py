@@ -32,6 +32,7 @@ REPORT: Mapping[str, object] = {
         "pruned?": {ANY: FIGURE},
     },
     "original?": {"macs": NUMBER, "parameters": NUMBER},
+    "machine?": {ANY: WORD},
     "speed?": [{"batch": COUNT, "length": COUNT, "dense_ms": NUMBER, "pruned_ms": NUMBER, "speedup": NUMBER}],
 }
 SWEEP: Mapping[str, object] = {

@@ -15,6 +15,7 @@ from ..recipe import Recipe
 from ..result import shown, verdict
 from ..space.plans import Plan
 from ..support.untyped import Figures, Json
+from .headline import sentence, tiles
 from .templates import filled
 
 CELLS = 64  # parts at most that a group's units are gathered into
@@ -44,7 +45,10 @@ def render(
         "report.html.j2",
         name=name,
         budget=report.get("budget"),
+        sentence=sentence(report, name),
+        tiles=tiles(report),
         verdict=verdict(report),
+        machine=report.get("machine") or {},
         units=units(plan),
         layers=layers(report.get("breakdown") or {}),
         curves=curves(report.get("curves") or {}, plan),

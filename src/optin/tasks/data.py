@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,32 +73,61 @@ def load_examples(spec: TaskSpec, options: Task, part: str, *, labelled: bool) -
     if len(rows) == 0:
         raise InputError(f"the {split!r} part of {options.data or spec.hub} is empty.")
     found = list(rows.column_names)
-    texts = _texts(rows, _column(found, options.text or spec.text, "--text COLUMN"), spec)
-    second = options.text_pair or spec.text_pair
-    pairs = _texts(rows, _column(found, second, "task.text_pair in a recipe"), spec) if second else None
-    if not labelled:
-        return Examples(texts, pairs, None, origin)
-    label = _column(found, options.label or spec.label, "--label COLUMN", " To prune without labels: --no-evaluate.")
-    labels = values_of(rows, label)
-    missing = next((row for row, value in enumerate(labels, 1) if _missing(value)), None)
+    names = {"texts": _column(found, options.text or spec.text, "--text COLUMN")}
+    if second := options.text_pair or spec.text_pair:
+        names["pairs"] = _column(found, second, "task.text_pair in a recipe")
+    if labelled:
+        advice = " To prune without labels: --no-evaluate."
+        names["labels"] = _column(found, options.label or spec.label, "--label COLUMN", advice)
+    columns = {role: values_of(rows, name) for role, name in names.items()}
+    of_texts = [role for role in columns if role != "labels"]
+    kept = _with_texts([columns[role] for role in of_texts], origin)
+    columns = {role: [values[row] for row in kept] for role, values in columns.items()}
+    for role in of_texts:
+        _check_texts(columns[role], kept, names[role], spec)
+    labels = columns.get("labels")
+    missing = next((row + 1 for row, value in zip(kept, labels or (), strict=False) if _missing(value)), None)
     if missing is not None:
         raise InputError(
-            f"the label column {label!r} has empty cells (row {missing} is the first): fill them or drop those rows."
+            f"the label column {names['labels']!r} has empty cells (row {missing} is the first): fill them or drop "
+            "those rows."
         )
-    return Examples(texts, pairs, labels, origin)
+    return Examples(columns["texts"], columns.get("pairs"), labels, origin)
 
 
-def _texts(rows: Rows, column: str, spec: TaskSpec) -> list[Foreign]:
-    values = values_of(rows, column)
-    for row, value in enumerate(values, 1):
+def _with_texts(columns: Sequence[Sequence[object]], origin: str) -> list[int]:
+    """The rows in which no text is missing; others are left out, and said.
+
+    Raises:
+        InputError: none is left.
+    """
+    rows = range(len(columns[0]))
+    empty = [row for row in rows if any(_missing(values[row]) or _hollow(values[row]) for values in columns)]
+    if len(empty) == len(columns[0]):
+        raise InputError(f"no row of {origin} has a text.")
+    if empty:
+        warnings.warn(
+            f"{len(empty)} of {len(columns[0])} rows of {origin} have no text and are left out (row {empty[0] + 1} "
+            "is the first).",
+            stacklevel=2,
+        )
+    gone = set(empty)
+    return [row for row in rows if row not in gone]
+
+
+def _hollow(value: object) -> bool:
+    return isinstance(value, (str, list, tuple)) and not value
+
+
+def _check_texts(values: Sequence[object], rows: Sequence[int], column: str, spec: TaskSpec) -> None:
+    for row, value in zip(rows, values, strict=True):
         if spec.kind.tagged:
             fits = isinstance(value, list | tuple) and bool(value) and all(map(_is_text, value))
         else:
             fits = _is_text(value)
         if not fits:
             what = "lists of words" if spec.kind.tagged else "texts"
-            raise InputError(f"the column {column!r} must hold {what}; row {row} is {shown(value)}.")
-    return values
+            raise InputError(f"the column {column!r} must hold {what}; row {row + 1} is {shown(value)}.")
 
 
 def _is_text(value: object) -> bool:
@@ -208,7 +238,7 @@ def part_names(split: str) -> list[str]:
 def hub_rows(spec: TaskSpec, split: str) -> Foreign:
     """A `datasets` table from the hub."""
     if spec.hub is None:
-        raise InputError("say where the data is: --data FILE (csv, tsv, jsonl or parquet).")
+        raise InputError("say where the data is: --data FILE (csv, tsv, jsonl, parquet or a text a line).")
     datasets = datasets_library()
     try:
         with silenced():

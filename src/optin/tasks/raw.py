@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +17,6 @@ from .data import Examples
 from .images import Images
 
 TEXTS = ("text", "sentence", "content", "document", "review")  # columns that are taken before others
-ENOUGH = 256  # examples
 
 
 def batches_of(
@@ -28,7 +26,7 @@ def batches_of(
     tokenizer: object = None,
     processor: object = None,
     batch_size: int = 32,
-    examples: int = ENOUGH,
+    examples: int = 256,
     max_length: int | None = None,
     seed: int = 0,
 ) -> list[Batch]:
@@ -41,7 +39,7 @@ def batches_of(
             a column of them, or of encoded texts.
         tokenizer: prepares texts.
         processor: prepares images.
-        examples: at most, drawn by `seed`; fewer than 256 are used with a warning.
+        examples: at most, drawn by `seed`; fewer are used with a warning.
         max_length: tokens of a text; those that the network takes, if not given.
 
     Raises:
@@ -53,11 +51,7 @@ def batches_of(
     names = getattr(rows, "column_names", ())
     if isinstance(names, Mapping):
         raise InputError(f"these are several data sets ({', '.join(names)}): pass one, such as data['train'].")
-    if len(rows) < 2:
-        raise InputError("calibration needs at least 2 examples, and does well with 256.")
-    if len(rows) < ENOUGH <= examples:
-        warnings.warn(f"{len(rows)} examples are few: calibration does well with {ENOUGH}.", stacklevel=2)
-    options = Calibration(min(examples, len(rows)), batch_size, max_length)
+    options = Calibration(examples, batch_size, max_length)
     if processor is not None:
         return vision.calibration_batches(model, _images(rows, names), processor, options, seed)
     if "input_ids" in names:
@@ -110,7 +104,7 @@ def _column(rows: Foreign, names: Sequence[str], fits: Foreign, wanted: Sequence
 
 def _padded(rows: Foreign, tokenizer: Foreign, options: Calibration, seed: int) -> list[Batch]:
     """Encoded texts, in batches of similar length."""
-    chosen = random.Random(seed).sample(range(len(rows)), options.examples)
+    chosen = random.Random(seed).sample(range(len(rows)), options.taken(len(rows)))
     known = {"input_ids", *tokenizer.model_input_names}
     encoded = [{name: value for name, value in rows[index].items() if name in known} for index in chosen]
     encoded.sort(key=lambda row: len(row["input_ids"]))

@@ -1,4 +1,4 @@
-"""Rows of text files, as the files say them: CSV, tab-separated values, JSON, JSON lines and parquet.
+"""Rows of text files, as the files say them: CSV, tab-separated values, JSON, JSON lines, parquet, a text a line.
 
 Nothing is guessed: a cell "NA" is a text. What a file claims is compared with its size before memory is taken for it.
 """
@@ -20,7 +20,7 @@ from ..errors import DependencyError, InputError, first_line
 from ..support.untyped import Figures, Json
 from .specs import TaskSpec
 
-FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt")
 COLUMNS = 4096  # of a table at most
 ROWS = 2 * 10**7  # of a parquet file at most, whose rows may take no bytes at all
 CELL = 1 << 24  # characters at most: more is a quotation mark that was never closed
@@ -104,6 +104,8 @@ def read_rows(file: Path, spec: TaskSpec) -> Rows:
         return Parquet(file)
     _check_encoding(file)
     try:
+        if file.suffix == ".txt":
+            return Cells([spec.text], [[line] for line in file.read_text(encoding="utf-8-sig").splitlines()])
         return _json(file) if file.suffix in (".json", ".jsonl") else _separated(file, spec)
     except UnicodeDecodeError as error:
         raise InputError(f"cannot read {file}: byte {error.start:,} is not UTF-8. Save it as UTF-8.") from error
@@ -158,6 +160,8 @@ def _separated(file: Path, spec: TaskSpec) -> Cells:
     # Tab-separated files of GLUE hold stray quotation marks, which are plain text.
     tabs = file.suffix == ".tsv"
     reading: Figures = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
+    if not tabs:
+        reading["delimiter"] = _delimiter(file)
     header: list[str] = []
     rows: list[list[str]] = []
     with file.open(encoding="utf-8-sig", newline="") as handle, _long_cells():
@@ -182,6 +186,13 @@ def _separated(file: Path, spec: TaskSpec) -> Cells:
     if not rows:
         raise InputError(f"{file} holds no data, only a header.")
     return Cells(header, rows)
+
+
+def _delimiter(file: Path) -> str:
+    """What stands between the names of a header: a semicolon where spreadsheets write decimal commas."""
+    with file.open(encoding="utf-8-sig", newline="") as handle:
+        header = handle.readline(CELL)
+    return ";" if header.count(";") > header.count(",") else ","
 
 
 def _check_header(header: list[str], file: Path) -> None:

@@ -71,7 +71,7 @@ def calibration_batches(
         labels: one per example, for the criterion that needs them.
 
     Raises:
-        InputError: fewer examples than asked for, or a tokenizer that is not the network's.
+        InputError: fewer than two examples, or a tokenizer that is not the network's.
     """
     return drawn_batches(model, examples, tokenizer, options, seed, labels)[0]
 
@@ -85,9 +85,9 @@ def drawn_batches(
     labels: Sequence[object] | None = None,
 ) -> tuple[list[Batch], list[int]]:
     """As `calibration_batches`, and the indices of the examples that were drawn."""
-    options.check(len(examples))
+    count = options.taken(len(examples))
     max_length = sequence_limit(model, tokenizer, options.max_length)
-    chosen = random.Random(seed).sample(range(len(examples)), options.examples)
+    chosen = random.Random(seed).sample(range(len(examples)), count)
     check_texts(tokenizer, examples, chosen)
     batches = []
     for indices in bucketed(examples, chosen, options.batch_size):

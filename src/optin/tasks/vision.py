@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -117,13 +118,13 @@ def calibration_batches(
     seed: int,
     labels: Sequence[int] | None = None,
 ) -> list[Batch]:
-    """A seeded draw of images; unreadable ones are replaced by others.
+    """A seeded draw of images; unreadable ones are replaced by others, as long as there are any.
 
     Args:
         labels: one per image, for the criterion that needs them.
 
     Raises:
-        InputError: fewer images than asked for, or too few that can be read.
+        InputError: fewer than two images that can be read.
     """
     return drawn_batches(model, images, processor, options, seed, labels)[0]
 
@@ -137,7 +138,7 @@ def drawn_batches(
     labels: Sequence[int] | None = None,
 ) -> tuple[list[Batch], list[int]]:
     """As `calibration_batches`, and the indices of the images that were drawn."""
-    options.check(len(images))
+    count = options.taken(len(images))
     order = list(range(len(images)))
     random.Random(seed).shuffle(order)
     # The text tower stays as it is, so any text of the task will do beside an image.
@@ -145,14 +146,15 @@ def drawn_batches(
     batches: list[Batch] = []
     taken: list[int] = []
     place = 0
-    while len(taken) < options.examples:
-        wanted = min(options.batch_size, options.examples - len(taken))
+    while len(taken) < count:
+        wanted = min(options.batch_size, count - len(taken))
         indices = order[place : place + wanted]
         if not indices:
-            raise InputError(
-                f"only {len(taken)} of {len(images)} images can be read; {options.examples} are needed. "
-                f"The first that cannot: {images.problem()}"
-            )
+            said = f"only {len(taken)} of {len(images)} images can be read; left out are: {images.problem()}, ..."
+            if len(taken) < 2:
+                raise InputError(said)
+            warnings.warn(said, stacklevel=2)
+            break
         place += wanted
         batch, found = encode(processor, images, indices, _argument(model))
         if found:

@@ -1,0 +1,72 @@
+"""What a report opens with: one sentence, and the three figures in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from ..support.untyped import Json
+
+
+class Tile(NamedTuple):
+    """A figure in large letters.
+
+    Attributes:
+        value: the figure, with its sign or unit.
+        words: what it is of.
+        good: whether it is for the better; None where it is neither.
+    """
+
+    value: str
+    words: str
+    good: bool | None = None
+
+
+def tiles(report: Mapping[str, Json]) -> list[Tile]:
+    """Speed, size and quality, as far as they were measured."""
+    return [tile for tile in (_speed(report), _size(report), _quality(report)) if tile is not None]
+
+
+def sentence(report: Mapping[str, Json], name: str) -> str:
+    """What became of a network."""
+    parts = []
+    if speed := _speed(report):
+        parts.append(f"{speed.value} times as fast")
+    if size := _size(report):
+        parts.append(f"{size.value} of the size of {name}")
+    if quality := _quality(report):
+        examples = report["quality"].get("examples")
+        kind, _, metric = quality.words.partition(" of ")
+        lost = "gained" if quality.good else "lost"
+        amount = "no" if quality.good is None else quality.value.lstrip("+-")
+        parts.append(f"{amount} {kind} of {metric} {lost}" + (f" on {examples:,} examples" if examples else ""))
+    said = ", ".join(parts)
+    return f"{said[:1].upper()}{said[1:]}." if said else ""
+
+
+def _speed(report: Mapping[str, Json]) -> Tile | None:
+    speeds = report.get("speed") or ()
+    if not speeds:
+        return None
+    largest = max(speeds, key=lambda speed: speed["batch"])
+    how = f"in batches of {largest['batch']}" if largest["batch"] > 1 else "one by one"
+    return Tile(f"{largest['speedup']:.1f}", f"times as fast, {how}", largest["speedup"] > 1)
+
+
+def _size(report: Mapping[str, Json]) -> Tile | None:
+    for name, words in (("bytes", "of the bytes"), ("parameters", "of the parameters")):
+        if (cost := report.get(name)) and cost["dense"] > 0:
+            return Tile(f"{100 * cost['pruned'] / cost['dense']:.0f} %", words, cost["pruned"] < cost["dense"])
+    return None
+
+
+def _quality(report: Mapping[str, Json]) -> Tile | None:
+    """The first metric that both networks have, where it is a share: in points."""
+    quality = report.get("quality") or {}
+    dense, pruned = quality.get("dense") or {}, quality.get("pruned") or {}
+    for metric, value in pruned.items():
+        before = dense.get(metric)
+        if before is not None and value is not None and abs(before) <= 1 and abs(value) <= 1:
+            points = round(100 * (value - before), 1)
+            return Tile(f"{points:+.1f}", f"points of {metric}", None if points == 0 else points > 0)
+    return None
