@@ -13,6 +13,7 @@ import time
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 import optin
@@ -61,7 +62,10 @@ def test_what_lies_in_a_checkpoint(small):
     assert config["optin"] == result.plan.to_dict()
     assert optin.Plan.load(folder / "plan.json") == result.plan
     card = (folder / "README.md").read_text()
-    assert f"{result.plan.pruned.macs:,}" in card and card.startswith("---\nlibrary_name: transformers")
+    assert (
+        f"{result.plan.pruned.macs:,}" in card
+        and ModelCard.load(folder / "README.md").data.library_name == "transformers"
+    )
 
 
 def test_transformers_reads_the_configuration_and_refuses_the_weights(small):

@@ -151,7 +151,7 @@ def test_the_paper_preset_and_labels(run, workspace, tmp_path):
     assert json.loads(run(*stored)[1])["macs"]["pruned"] > 0
     assert run("score", *common[:1], *common[3:5], "--out", tmp_path / "t", *SMALL)[0] == 0
     assert run(*stored[:2], tmp_path / "t", *stored[3:])[0] == 2
-    assert run("prune", *common, "--no-compensate", "--examples", 16, "--dtype", "float64")[0] == 0
+    assert run("prune", *common, "--no-refit", "--examples", 16, "--dtype", "float64")[0] == 0
 
 
 def test_the_version_is_said(run):

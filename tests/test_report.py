@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
 import optin
 from optin.recipe import Recipe
@@ -102,9 +103,24 @@ def test_the_card_tells_the_hub(result, tmp_path):
     card = (result.save(tmp_path / "small") / "README.md").read_text()
     metadata = yaml.safe_load(card.split("---")[1])
     assert metadata["base_model"] == "someone/something" and metadata["library_name"] == "transformers"
+    assert metadata["pipeline_tag"] == "text-classification"
+    (read, _) = ModelCard.load(tmp_path / "small" / "README.md").data.eval_results
+    assert (read.metric_type, read.metric_value, read.dataset_type) == ("accuracy", 0.875, "text-classification")
     (found,) = metadata["model-index"][0]["results"]
     assert found["task"]["type"] == "text-classification"
     assert {metric["type"]: metric["value"] for metric in found["metrics"]} == result.report["quality"]["pruned"]
+
+
+def test_the_card_names_the_data_of_the_hub_and_the_licence(result, tmp_path):
+    (tmp_path / "dense").mkdir()
+    (tmp_path / "dense" / "README.md").write_text("---\nlicense: mit\n---\n# Dense\n")
+    result.report["quality"]["data"] = {"type": "nyu-mll/glue", "config": "sst2", "split": "validation"}
+    found = dataclasses.replace(result, recipe=result.recipe.override(model=str(tmp_path / "dense")))
+    card = ModelCard.load(found.save(tmp_path / "small") / "README.md").data
+    assert card.license == "mit" and card.base_model is None
+    assert {(one.dataset_type, one.dataset_config, one.dataset_split) for one in card.eval_results} == {
+        ("nyu-mll/glue", "sst2", "validation")
+    }
 
 
 def test_others_can_read_what_was_saved(result, tmp_path):

@@ -39,7 +39,7 @@ DrawnData = Annotated[str | None, typer.Option(help="Images to show merged token
 DrawnReference = Annotated[str | None, typer.Option(help="The dense network, to segment the same scenes.")]
 Count = Annotated[int, typer.Option(min=1, help="Images to draw.")]
 
-DATA = "recipe task data text label"
+DATA = "recipe task data text text_pair label"
 SCORING = f"{DATA} preset criterion exclude only examples max_length seed"
 CHOOSING = "search round_to latency_batch"
 PLACE = "device threads dtype"

@@ -32,7 +32,9 @@ Preset = Annotated[
         "--preset", help="Named recipe to start from: default, thorough, beta, tau, segmentation, paper or kwon."
     ),
 ]
-Compensate = Annotated[bool | None, typer.Option("--compensate/--no-compensate", help="Refit what stays.")]
+Compensate = Annotated[
+    bool | None, typer.Option("--refit/--no-refit", "--compensate/--no-compensate", help="Refit what stays.")
+]
 HeadOnly = Annotated[bool | None, typer.Option("--head-only", help="Train the new classifier alone.")]
 
 
@@ -54,29 +56,36 @@ OF_RECIPES: Mapping[str, tuple[str, Any]] = {
     "task": ("task__name", _text("Task, for example sst2 or text-classification.")),
     "data": ("task__data", _text("File or folder (csv, tsv, jsonl, parquet, txt); the hub if not given.")),
     "text": ("task__text", _text("Column of the texts.")),
+    "text_pair": ("task__text_pair", _text("Column of the second texts of pairs.")),
     "label": ("task__label", _text("Column of the labels.")),
     "tile": ("task__tile", _count("Side in pixels of the parts that scenes are cut into.")),
-    "criterion": ("criterion", _text("How units are scored.")),
+    "criterion": (
+        "criterion",
+        _text("How units are scored: compensated (by default), sketch, exact, magnitude, fisher or random."),
+    ),
     "exclude": ("exclude", _text("Modules and groups that stay whole, with commas between.")),
     "only": ("only", _text("Modules and groups that alone may lose units, with commas between.")),
-    "search": ("search", _text("How the budget is spent: lagrange or paper.")),
+    "search": ("search", _text("How the budget is spent: lagrange (by default) or paper.")),
     "compensate": ("refit__enabled", Compensate),
     "round_to": ("round_to", _count("Kept neurons and channels are multiples of this.")),
     "latency_batch": ("latency_batch", _count("Examples in the forward that a budget of latency is for.")),
-    "examples": ("calibration__examples", _count("Unlabelled calibration examples.")),
-    "max_length": ("calibration__max_length", _count("Tokens per example at most.")),
+    "examples": ("calibration__examples", _count("Unlabelled calibration examples; 256 by default.")),
+    "max_length": (
+        "calibration__max_length",
+        _count("Tokens per example at most; by default what the network takes."),
+    ),
     "epochs": ("training__epochs", _number("Passes over the data.")),
     "batch_size": ("training__batch_size", _count("Images per step.")),
     "learning_rate": ("training__learning_rate", _number("Of AdamW.")),
     "head_only": ("training__head_only", HeadOnly),
-    "seed": ("seed", _count("Of every random draw.")),
+    "seed": ("seed", _count("Of every random draw; 0 by default.")),
 }
 OF_RUNS: Mapping[str, tuple[Any, Any]] = {  # how the option is declared, and its default
     "recipe": (RecipeFile, None),
     "preset": (Preset, None),
     "device": (_text("cpu, cuda, cuda:1, ..."), None),
     "threads": (_count("Of torch; by default no more than the container's quota, or OMP_NUM_THREADS."), None),
-    "dtype": (_text("float32, bfloat16, float16 or float64."), None),
+    "dtype": (_text("float32, bfloat16 (bf16), float16 (fp16) or float64; by default that of the network."), None),
     "overwrite": (
         Annotated[
             bool, typer.Option("--overwrite", help="Replace an earlier result of the same kind; other files stay.")
@@ -94,7 +103,8 @@ OF_RUNS: Mapping[str, tuple[Any, Any]] = {  # how the option is declared, and it
 PANELS: Mapping[str, str] = {  # under which heading the help shows an option
     name: panel
     for panel, names in {
-        "Model and data": "task data text label tile examples max_length length scores plan reference teacher",
+        "Model and data": "task data text text_pair label tile examples max_length length"
+        " scores plan reference teacher",
         "Budget": "budget round_to latency_batch",
         "Method": "recipe preset criterion exclude only search compensate seed"
         " epochs batch_size learning_rate head_only",

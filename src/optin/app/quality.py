@@ -47,7 +47,16 @@ def quality_of(job: Job, result: Result, track: Track) -> Figures:
     """The figures of both networks on the held-out part, and how much of it calibration saw."""
     examples = held_out_of(job)
     dense, pruned = dense_quality(job, examples, track), pruned_quality(job, result, examples, track)
-    return {"examples": len(examples), **job.overlap, "dense": dense, "pruned": pruned}
+    return {"examples": len(examples), **_data(job.recipe), **job.overlap, "dense": dense, "pruned": pruned}
+
+
+def _data(recipe: Recipe) -> dict[str, dict[str, str]]:
+    """The set of the hub that quality was measured on."""
+    spec = task_of(recipe).spec
+    if recipe.task.data is not None or spec.hub is None:
+        return {}
+    name, config = spec.hub
+    return {"data": {"type": name, "config": config, "split": spec.split(recipe.task, "evaluation")}}
 
 
 def held_out_of(job: Job) -> Examples | Images:

@@ -18,7 +18,7 @@ from .token_weights import TokenWeights
 
 @dataclass(frozen=True)
 class Scoring(Job):
-    """A network to score; of its recipe a criterion reads `trajectory` and `seed`.
+    """A network to score; of its recipe a criterion reads `trajectory`, `refit` and `seed`.
 
     Attributes:
         resume: a file for partial results, so that a long scoring goes on after a kill.

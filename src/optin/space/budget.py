@@ -140,10 +140,11 @@ class Budget:
             return f"{self.value * 100:.6g}% {self.quantity}"
         if self.quantity == "latency":
             return f"{self.value / PER_MS:.6g} ms"
+        short = _SHORT.get(self.quantity, self.quantity)
         for prefix in ("T", "G", "M", "k"):
             if self.value >= _PREFIXES[prefix.lower()]:
-                return f"{self.value / _PREFIXES[prefix.lower()]:.6g} {prefix}{_SHORT[self.quantity]}"
-        return f"{self.value:.6g} {_SHORT[self.quantity]}"
+                return f"{self.value / _PREFIXES[prefix.lower()]:.6g} {prefix}{short}"
+        return f"{self.value:.6g} {short}"
 
 
 def _unit(prefix: str, word: str) -> tuple[str, Unit | None]:

@@ -6,8 +6,6 @@ import math
 import re
 from pathlib import Path
 
-import yaml
-
 from ..result import Result
 from ..support.files import given
 from ..support.untyped import Figures, Foreign
@@ -32,13 +30,9 @@ def model_card(result: Result, name: str, auto: str | None, own: bool = False) -
     costs = [(f"MACs per example of length {plan.size}", plan.dense.macs, plan.pruned.macs)]
     costs.append(("parameters", plan.dense.parameters, plan.pruned.parameters))
     base = base_model(result)
-    metadata: dict[str, object] = {"library_name": _library(result.model), "tags": ["optin", "pruned"]}
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not Path(base).exists():
-        metadata["base_model"] = base
-    metadata |= _index(result, name)
     return filled(
         "card.md.j2",
-        metadata=yaml.safe_dump(metadata, sort_keys=False),
+        metadata=_metadata(result, name, base, own),
         name=as_text(name),
         base=plain(base).replace("`", "'"),
         auto=auto,
@@ -69,22 +63,53 @@ def base_model(result: Result) -> str:
     return given(source).name if given(source).is_dir() else source
 
 
-def _index(result: Result, name: str) -> dict[str, object]:
-    """The metadata that the hub reads quality from; empty if none was measured."""
-    figures = result.report.get("quality", {}).get("pruned", {})
-    quality = {metric: value for metric, value in figures.items() if math.isfinite(value)}
-    if not quality:
-        return {}
-    task = next((task for suffix, task in TASKS.items() if name.endswith(suffix)), "feature-extraction")
+def _metadata(result: Result, name: str, base: str, own: bool) -> str:
+    """What the hub reads, as YAML: what it was made of, its task and licence, and quality where it was measured."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    task = next((task for suffix, task in TASKS.items() if name.endswith(suffix)), None)
     if is_other(result.model):
-        task = "image-classification"
-    data = plain(result.recipe.task.name)
-    found = {
-        "task": {"type": task},
-        "dataset": {"type": data, "name": data},
-        "metrics": [{"type": plain(metric), "value": round(value, 6)} for metric, value in quality.items()],
-    }
-    return {"model-index": [{"name": plain(f"{name}, pruned"), "results": [found]}]}
+        task = None if own else "image-classification"
+    quality = result.report.get("quality", {})
+    figures = {metric: value for metric, value in quality.get("pruned", {}).items() if math.isfinite(value)}
+    data = quality.get("data") or {"type": plain(result.recipe.task.name)}
+    found = [
+        EvalResult(
+            task_type=task or "feature-extraction",
+            dataset_type=data["type"],
+            dataset_name=data.get("config") or data["type"],
+            dataset_config=data.get("config"),
+            dataset_split=data.get("split"),
+            metric_type=plain(metric),
+            metric_value=round(value, 6),
+        )
+        for metric, value in figures.items()
+    ]
+    known = re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not Path(base).exists()
+    card = ModelCardData(
+        base_model=base if known else None,
+        license=_license(result),
+        library_name=_library(result.model),
+        pipeline_tag=task,
+        tags=["optin", "pruned"],
+        model_name=plain(f"{name}, pruned") if found else None,
+        eval_results=found or None,
+    )
+    return f"{card.to_yaml()}\n"
+
+
+def _license(result: Result) -> str | None:
+    """That of the network in whose folder a card says it; of others nothing is known."""
+    from huggingface_hub import ModelCard
+
+    card = given(result.recipe.model or "") / "README.md"
+    if result.recipe.model is None or not card.is_file():
+        return None
+    try:
+        found = ModelCard.load(card).data.get("license")
+    except Exception:  # a card may hold anything
+        return None
+    return found if isinstance(found, str) else None
 
 
 def _library(model: Foreign) -> str:

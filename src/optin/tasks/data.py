@@ -75,7 +75,7 @@ def load_examples(spec: TaskSpec, options: Task, part: str, *, labelled: bool) -
     found = list(rows.column_names)
     names = {"texts": _column(found, options.text or spec.text, "--text COLUMN")}
     if second := options.text_pair or spec.text_pair:
-        names["pairs"] = _column(found, second, "task.text_pair in a recipe")
+        names["pairs"] = _column(found, second, "--text-pair COLUMN")
     if labelled:
         advice = " To prune without labels: --no-evaluate."
         names["labels"] = _column(found, options.label or spec.label, "--label COLUMN", advice)

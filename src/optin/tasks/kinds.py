@@ -1,6 +1,6 @@
 """Kinds of tasks: how the data of each is loaded, made into calibration batches, and measured.
 
-A new kind is one class here and one line in `task_of`; a new task of a known kind is one line in `specs`.
+A new sort of data is one class here and its case in `task_of`; a new task of a known kind is one line in `specs`.
 """
 
 from __future__ import annotations
