@@ -22,7 +22,7 @@ from tests.test_cli import run, workspace  # noqa: F401
 class Page(HTMLParser):
     """What a page holds: tags that were opened and not closed, images, figures and their texts."""
 
-    VOID = ("meta", "link", "br", "img", "circle", "path", "polyline")
+    VOID = ("meta", "link", "br", "img", "circle", "path", "polyline", "wbr")
 
     def __init__(self, html: str) -> None:
         super().__init__()

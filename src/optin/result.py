@@ -107,4 +107,7 @@ def shown(value: float | None) -> str:
     """A figure for people."""
     if value is None:
         return ""
+    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if abs(value) >= size:
+            return f"{value / size:.4g} {prefix}"
     return f"{value:,.0f}" if abs(value) >= 1000 or float(value).is_integer() else f"{value:.4g}"

@@ -48,6 +48,7 @@ def render(
         sentence=sentence(report, name),
         tiles=tiles(report),
         verdict=verdict(report),
+        divergence="kl" in ((report.get("quality") or {}).get("pruned") or {}),
         machine=report.get("machine") or {},
         units=units(plan),
         layers=layers(report.get("breakdown") or {}),
