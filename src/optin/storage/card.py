@@ -102,8 +102,7 @@ def _license(result: Result) -> str | None:
     """That of the network in whose folder a card says it; of others nothing is known."""
     from huggingface_hub import ModelCard
 
-    card = given(result.recipe.model or "") / "README.md"
-    if result.recipe.model is None or not card.is_file():
+    if result.recipe.model is None or not (card := given(result.recipe.model) / "README.md").is_file():
         return None
     try:
         found = ModelCard.load(card).data.get("license")
