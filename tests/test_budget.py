@@ -94,6 +94,12 @@ def test_text_and_back(value, quantity):
     assert Budget.parse(str(budget)).quantity == quantity
 
 
+@given(st.integers(1, 10**12), st.sampled_from(["MACs", "parameters", "bytes"]))
+def test_the_text_of_an_absolute_budget_allows_no_more(value, quantity):
+    read = Budget.parse(str(Budget(value, quantity, relative=False)))
+    assert value - 1 <= read.limit(10**13) <= value
+
+
 @given(st.floats(0.001, 0.999), st.integers(1, 10**12))
 def test_a_relative_limit_is_the_largest_whole_cost_within_it(value, dense):
     limit = Budget(value).limit(dense)

@@ -81,7 +81,6 @@ def test_a_result_is_uploaded_with_its_card(bert, batches, monkeypatch):
     result = optin.apply(bert, optin.plan(bert, optin.score(bert, batches, recipe=RECIPE), "60%", recipe=RECIPE))
     assert result.push_to_hub("somebody/small", private=True).endswith("somebody/small")
     assert seen["somebody/small"] >= {"config.json", "model.safetensors", "README.md", "plan.json", "report.html"}
-    assert torch.is_tensor(next(result.model.parameters()))
 
 
 TEXTS = [f"{WORDS[0]} {WORDS[1]} " * (1 + place % 5) for place in range(12)]

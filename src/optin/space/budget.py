@@ -137,14 +137,14 @@ class Budget:
 
     def __str__(self) -> str:
         if self.relative:
-            return f"{self.value * 100:.6g}% {self.quantity}"
+            return f"{self.value * 100:.15g}% {self.quantity}"
         if self.quantity == "latency":
-            return f"{self.value / PER_MS:.6g} ms"
+            return f"{self.value / PER_MS:.15g} ms"
         short = _SHORT.get(self.quantity, self.quantity)
         for prefix in ("T", "G", "M", "k"):
             if self.value >= _PREFIXES[prefix.lower()]:
-                return f"{self.value / _PREFIXES[prefix.lower()]:.6g} {prefix}{short}"
-        return f"{self.value:.6g} {short}"
+                return f"{self.value / _PREFIXES[prefix.lower()]:.15g} {prefix}{short}"
+        return f"{self.value:.15g} {short}"
 
 
 def _unit(prefix: str, word: str) -> tuple[str, Unit | None]:
