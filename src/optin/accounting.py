@@ -6,15 +6,19 @@ import contextlib
 
 from torch import nn
 
+from .choosing.latency import latency_cost
 from .describing.inputs import inputs_like, planned_inputs
 from .errors import FAILURES, CheckpointError, InputError, refused
-from .running.cost import CostModel, counted_macs, mac_cost, parameter_cost
+from .running.batch import Batch
+from .running.cost import CostModel, byte_cost, counted_macs, mac_cost, parameter_cost
 from .running.modules import weight_bytes
 from .running.twins import on_twins
+from .space.budget import Quantity
 from .space.plans import Plan
 from .space.scores import Scores
 from .space.units import UnitSpace
 from .storage.planned import section_of
+from .support.progress import Track
 from .support.untyped import Figures
 
 CURVE = 33  # points of a removal curve in a report
@@ -42,6 +46,23 @@ def costs(
         return mac_cost(model, space, inputs), parameter_cost(model, space)
     except FAILURES as error:
         raise refused(f"the network does not take inputs of length {length}", error) from error
+
+
+def cost_in(
+    quantity: Quantity,
+    model: nn.Module,
+    space: UnitSpace,
+    macs: CostModel,
+    parameters: CostModel,
+    inputs: Batch,
+    track: Track,
+) -> CostModel:
+    """The cost that a budget is of; for latency the network is timed on the inputs."""
+    if quantity == "bytes":
+        return byte_cost(model, space)
+    if quantity == "latency":
+        return latency_cost(model, space, macs, inputs, track)
+    return macs if quantity == "MACs" else parameters
 
 
 @on_twins

@@ -28,6 +28,7 @@ from .running.twins import plain
 from .scoring.criteria import criterion
 from .scoring.probe import check_activations, read_final, states
 from .scoring.trajectory import Positions
+from .space.options import check_examples
 from .space.plans import Plan
 from .space.scores import Scores
 from .space.units import UnitSpace
@@ -47,8 +48,7 @@ def check_inputs(job: Job) -> str:
         NumericalError: an output that is not finite.
     """
     model, space, recipe = job.model, job.space, job.recipe
-    if job.batches.examples < 2:
-        raise InputError("calibration needs at least 2 examples, and does well with 256.")
+    check_examples(job.batches.examples)
     seen, compared = set[object](), ""
     for batch in job.batches:
         _check_tokens(model, batch)
@@ -277,6 +277,17 @@ def check_scores(model: nn.Module, scores: Scores) -> None:
             f"the scores are of another network, or of a {scores.architecture} with other weights than this "
             f"{type(model).__name__}. Score this one."
         )
+
+
+def check_fitting(scores: Scores, space: UnitSpace) -> None:
+    """Refuse scores of other groups than a network has.
+
+    Raises:
+        InputError: they are of another network.
+    """
+    scored = {name: len(curve.order) for name, curve in scores.curves.items()}
+    if (scores.architecture, scored) != (space.architecture, space.sizes):
+        raise InputError(f"the scores are of another network than this {space.architecture}. Score this one.")
 
 
 def check_merging(model: nn.Module, recipe: Recipe) -> None:

@@ -10,11 +10,13 @@ from torch import nn
 from .accounting import costs
 from .checks import check_sample
 from .describing import describe as describe_network
-from .describing.inputs import completed, default_length, forward_names
+from .describing.inputs import completed, default_length, forward_names, planned_inputs
 from .describing.refusals import check_network
+from .recipe import limits_of
 from .running.batches import Batches
 from .running.modules import device_of
 from .running.twins import on_twins
+from .space.plans import Plan
 from .space.scores import Scores
 from .space.units import UnitSpace
 from .support.untyped import Figures
@@ -89,3 +91,12 @@ def described_by(model: nn.Module, calibration: Batches) -> UnitSpace:
     sample = calibration.sample()
     check_sample(model, sample, next(iter(calibration)))
     return describe_network(model, sample)
+
+
+def described_for(model: nn.Module, plan: Plan, calibration: Batches | None) -> UnitSpace:
+    """The network that a plan is for, without what was excluded from it."""
+    if calibration is None:
+        space = describe_network(model, planned_inputs(model, plan, 2))
+    else:
+        space = described_by(model, calibration)
+    return space.restricted(**limits_of(plan.provenance))

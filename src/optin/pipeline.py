@@ -5,48 +5,49 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from .accounting import costs, figures_of
-from .checks import check_inputs, check_merging, check_scores, checked_before, planned, self_check
+from .accounting import cost_in, costs, figures_of
+from .checks import check_fitting, check_inputs, check_merging, check_scores, checked_before, planned, self_check
 from .choosing.allocation import allocate, kept_units
-from .choosing.latency import latency_cost, milliseconds, multiple_of
+from .choosing.latency import milliseconds, multiple_of
 from .choosing.merging_costs import token_costs
+from .choosing.within import smallest_within
 from .describing import describe as describe_network
 from .describing.inputs import inputs_like, planned_inputs
 from .describing.refusals import check_network
 from .errors import InputError
-from .inspection import calibration_of, described_by
-from .recipe import Recipe, budgeted, limited, limits_of, recipe_of
+from .inspection import calibration_of, described_by, described_for
+from .recipe import Recipe, budgeted, limited, recipe_of
 from .refit.compensation import compensate
 from .result import Result, plan_figures
 from .running.batches import Batches
-from .running.cost import byte_cost
 from .running.job import Job
 from .running.modules import check_weights, device_of, without_autocast
 from .running.outputs import Reader, reading
 from .running.twins import on_twins, plain_again
 from .scoring.criteria import Scoring, engine_for, found_by
 from .scoring.engines import Engine
+from .scoring.loss import loss_between, parted
 from .scoring.token_weights import drawn_before
 from .space.budget import PER_MS, Budget
+from .space.loss import Loss, aim_of, cost_of
 from .space.plans import Cost, Latency, Plan
 from .space.scores import Scores
-from .space.units import UnitSpace
 from .storage.planned import cut_to_plan, record_plan
 from .support.clock import Clock
-from .support.progress import Callback, Track, automatic, no_callback
-from .support.versions import versions
+from .support.progress import Callback, Track, automatic, no_callback, silent
 from .tasks import batches_of, load_model
 
 
 def prune(
     model: nn.Module | str | Path,
     batches: Iterable[object],
-    budget: str | float | Budget | None = None,
+    budget: str | float | Budget | Loss | None = None,
     *,
     tokenizer: object = None,
     processor: object = None,
@@ -69,7 +70,8 @@ def prune(
         batches: any iterable of the model's keyword inputs; 256 examples are enough. With a tokenizer texts, with a
             processor images, or a data set of either: see `batches_of`.
         tokenizer, processor, batch_size: as of `batches_of`; what is not given is the recipe's.
-        budget: "50%", 0.5, "2.1 GMACs", "40 Mparams", "40 MB", "12 ms"; taken from the recipe if not given.
+        budget: "50%", 0.5, "2.1 GMACs", "40 Mparams", "40 MB", "12 ms", or a loss, as of `plan_within`; the recipe's
+            if not given.
         recipe: all other options: a `Recipe`, the name of a preset, or a dictionary.
         exclude: modules or groups that stay whole; names, or one text with commas between.
         only: those that alone may lose units, likewise.
@@ -86,13 +88,14 @@ def prune(
     if isinstance(model, (str, Path)):
         model = load_model(str(model))
     if tokenizer is not None or processor is not None:
-        options = dataclasses.asdict(recipe.calibration) | ({} if batch_size is None else {"batch_size": batch_size})
+        drawn = recipe if batch_size is None else recipe.override(calibration__batch_size=batch_size)
+        options = dataclasses.asdict(drawn.calibration)
         batches = batches_of(model, batches, tokenizer=tokenizer, processor=processor, seed=recipe.seed, **options)
-    calibration = calibration_of(model, batches)
+    calibration, held_out = parted(calibration_of(model, batches), aim_of(recipe.budget or ""))
     scores = score(model, calibration, recipe=recipe, output=output, track=track)
     clock.lap("score")
     callback("score", {"seconds": clock.laps["score"], "examples": calibration.examples})
-    chosen = plan(model, scores, recipe=recipe, track=track)
+    chosen = plan_within(model, scores, calibration, held_out, recipe=recipe, output=output, track=track)
     clock.lap("search")
     callback("search", {"seconds": clock.laps["search"], **chosen.shares})
     result = apply(
@@ -128,6 +131,7 @@ def sweep(
     """
     if isinstance(budgets, str) or not isinstance(budgets, Iterable):
         raise InputError(f"a sweep takes a list of budgets, such as ['80%', '60%'], not {budgets!r:.40}.")
+    budgets = [cost_of(budget, "a sweep") for budget in budgets]
     recipes = [budgeted(recipe_of(recipe, budget=budget, exclude=exclude, only=only)) for budget in budgets]
     if not recipes:
         raise InputError("a sweep takes at least one budget, such as ['80%', '60%'].")
@@ -186,14 +190,7 @@ def score(
         space.architecture,
         found.curves,
         recipe.length or calibration.positions,
-        {
-            "criterion": recipe.criterion,
-            "recipe": recipe.to_dict(),
-            "data": calibration.provenance,
-            "compared": compared,
-            "network": scoring.network,
-            "versions": versions(),
-        },
+        {**scoring.provenance, "compared": compared},
         tokens,
         None if recipe.length else calibration.width,
         {name: torch.stack(draws) for name, draws in found.gradients.items()},
@@ -225,30 +222,19 @@ def plan(
     check_scores(model, scores)
     recipe = limited(recipe, scores.provenance)
     space = describe_network(model, planned_inputs(model, scores, 2)).restricted(**recipe.limits)
-    if (
-        scores.architecture != space.architecture
-        or {n: len(c.order) for n, c in scores.curves.items()} != space.sizes
-    ):
-        raise InputError(f"the scores are of another network than this {space.architecture}. Score this one.")
-    target = Budget.parse(recipe.budget or "")
+    check_fitting(scores, space)
+    target = cost_of(recipe.budget or "", "a plan without inputs")
     if recipe.tokens.merge != "none" and target.quantity != "MACs":
         raise InputError(f"token schedules are chosen under a budget of MACs, not of {target.quantity}.")
     check_merging(model, recipe)
     length, width = (recipe.length, None) if recipe.length else (scores.length, scores.width)
     macs, parameters = costs(model, space, length, width, scores)
-    models = {"MACs": macs, "parameters": parameters}
-    if target.quantity == "bytes":
-        models["bytes"] = byte_cost(model, space)
-    if target.quantity == "latency":
-        inputs = inputs_like(model, scores, length, width, recipe.latency_batch)
-        models["latency"] = latency_cost(model, space, macs, inputs, track)
-    cost = models[target.quantity]
+    inputs = inputs_like(model, scores, length, width, recipe.latency_batch)
+    cost = cost_in(target.quantity, model, space, macs, parameters, inputs, track)
     even = target.quantity == "latency" or device_of(model).type == "cuda"
     multiples = {g.name: recipe.round_to or (multiple_of(g) if even else 1) for g in space if not g.of.attention}
     kept, schedule = allocate(space, scores, cost, target, recipe, multiples)
-    latency = None
-    if target.quantity == "latency":
-        latency = Latency(recipe.latency_batch, cost.dense / PER_MS, cost(kept) / PER_MS)
+    times = (recipe.latency_batch, cost.dense / PER_MS, cost(kept) / PER_MS)
     return Plan(
         architecture=space.architecture,
         sizes=space.sizes,
@@ -258,10 +244,44 @@ def plan(
         length=length,
         width=width,
         tokens=schedule,
-        latency=latency,
+        latency=Latency(*times) if target.quantity == "latency" else None,
         description=space,
         provenance={**scores.provenance, "recipe": recipe.to_dict(), "budget": str(target)},
     )
+
+
+def plan_within(
+    model: nn.Module,
+    scores: Scores,
+    batches: Batches,
+    held_out: Batches | None,
+    *,
+    recipe: Recipe,
+    output: str | Reader | None = None,
+    track: Track = automatic,
+) -> Plan:
+    """The plan for a budget, or where that is a loss, of the smallest network that loses no more on held-out inputs.
+
+    Args:
+        batches: the calibration inputs that every network is refitted with.
+        held_out: others, see `Batches.parts`; None for a budget of cost.
+
+    Raises:
+        BudgetError: as `plan`; no network that is smaller stays within the loss.
+    """
+    aim = aim_of(recipe.budget or "")
+    if held_out is None or not isinstance(aim, Loss):
+        return plan(model, scores, recipe=recipe, track=track)
+
+    def lost(chosen: Plan) -> float:
+        small = apply(model, chosen, batches, recipe=recipe, scores=scores, output=output, track=silent).model
+        with reading(output):
+            return loss_between(model, small, held_out, recipe, aim.kind)
+
+    planned_at = partial(plan, model, scores, recipe=recipe, track=silent)
+    chosen, found = smallest_within(aim, planned_at, lost, track)
+    loss = {**found, "examples": held_out.examples}
+    return dataclasses.replace(chosen, provenance={**chosen.provenance, "loss": loss})
 
 
 @on_twins
@@ -297,7 +317,7 @@ def apply(
     if scores is not None:
         check_scores(model, scores)
     calibration = None if batches is None else calibration_of(model, batches)
-    space = _described(model, plan, calibration)
+    space = described_for(model, plan, calibration)
     plan = plan.renamed(space)
     plan.validate(space)
     plan = dataclasses.replace(plan, description=plan.description or space)
@@ -325,12 +345,3 @@ def apply(
         inputs = planned_inputs(pruned, plan, plan.latency.batch)
         report["latency"]["measured_ms"] = milliseconds(pruned, inputs)
     return Result(pruned, plan, report, recipe)
-
-
-def _described(model: nn.Module, plan: Plan, calibration: Batches | None) -> UnitSpace:
-    """The network that a plan is for, without what was excluded from it."""
-    if calibration is None:
-        space = describe_network(model, planned_inputs(model, plan, 2))
-    else:
-        space = described_by(model, calibration)
-    return space.restricted(**limits_of(plan.provenance))

@@ -12,6 +12,7 @@ import yaml
 
 from .errors import InputError, unknown
 from .space.budget import EXAMPLES, Budget
+from .space.loss import Loss, aim_of
 from .space.options import MANY, Calibration, Refit, Task, Tokens, Training, Trajectory
 from .support.checked import build, check_types, merge, require, within
 from .support.files import given, write_text
@@ -25,7 +26,7 @@ class Recipe:
 
     Attributes:
         model: local folder or hub id.
-        budget: see `optin.space.budget.Budget`.
+        budget: see `optin.space.budget.Budget`; or a loss, see `optin.space.loss.Loss`.
         criterion: key of `CRITERIA` in `scoring/criteria.py`.
         search: key of `optin.choosing.search.SEARCHES`.
         rearrange: choose the units of each group anew for the counts found, by how their removals add up; needs
@@ -66,7 +67,7 @@ class Recipe:
         if self.length is not None:
             within("length", self.length, 1, MANY)
         if self.budget is not None:
-            Budget.parse(self.budget)
+            aim_of(self.budget)
 
     @property
     def limits(self) -> dict[str, list[str]]:
@@ -182,7 +183,7 @@ def preset(name: str) -> Recipe:
 def recipe_of(
     value: object,
     *,
-    budget: str | float | Budget | None = None,
+    budget: str | float | Budget | Loss | None = None,
     output: object = None,
     exclude: str | Iterable[str] = (),
     only: str | Iterable[str] = (),
@@ -197,7 +198,7 @@ def recipe_of(
     """
     names = {"exclude": exclude, "only": only}
     return _recipe_of(value).override(
-        budget=None if budget is None else str(Budget.parse(budget)),
+        budget=None if budget is None else str(aim_of(budget)),
         trajectory__output=output if isinstance(output, str) else None,
         **{key: given if isinstance(given, str) else ",".join(given) for key, given in names.items() if given},
     )
@@ -221,7 +222,7 @@ def limited(recipe: Recipe, provenance: Mapping[str, object]) -> Recipe:
         InputError: it has others.
     """
     scored = limits_of(provenance)
-    if any(recipe.limits.values()) and recipe.limits != scored:
+    if any(recipe.limits.values()) and any(set(names) != set(scored[key]) for key, names in recipe.limits.items()):
         raise InputError(
             f"the scores were made with {scored}, and {recipe.limits} is asked for: these are options of the scoring."
         )

@@ -73,7 +73,7 @@ def plan_figures(plan: Plan) -> Figures:
         "length": plan.length,
         **({} if plan.width is None else {"width": plan.width}),
         "budget": plan.provenance.get("budget"),
-        **({"compared": said} if (said := plan.provenance.get("compared")) else {}),
+        **{name: found for name in ("compared", "loss") if (found := plan.provenance.get(name))},
         "groups": {name: {"kept": kept, "of": plan.sizes[name]} for name, kept in plan.kept.items()},
         **({"tokens": list(plan.tokens)} if plan.tokens else {}),
         **({} if plan.latency is None else {"latency": dataclasses.asdict(plan.latency)}),

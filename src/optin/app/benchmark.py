@@ -96,6 +96,26 @@ def compare_speed(
     return results
 
 
+def reported_speed(
+    dense: nn.Module,
+    pruned: nn.Module,
+    length: int,
+    width: int | None = None,
+    *,
+    rounds: int = 15,
+    track: Track = silent,
+) -> Figures:
+    """What reports tell of time: both networks at every batch of `BATCHES`, and where they were timed."""
+    speeds = [
+        speed.to_dict()
+        for batch in BATCHES
+        for speed in compare_speed(
+            dense, pruned, batch=batch, lengths=[length], width=width, rounds=rounds, track=track
+        )
+    ]
+    return {"machine": machine(dense), "speed": speeds}
+
+
 def machine(model: nn.Module) -> dict[str, str]:
     """Where and when times were measured, for a report."""
     weight = next(model.parameters())

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import InputError, OptinError, first_line
-from ..inspection import inspect
-from ..pipeline import apply, plan, score, sweep
+from ..inspection import calibration_of, inspect
+from ..pipeline import apply, plan, plan_within, score, sweep
 from ..recipe import FOR, PRESETS, Recipe
 from ..result import Result, plan_figures
+from ..running.batches import Batches
+from ..scoring.loss import parted
 from ..scoring.resume import forget
-from ..space.budget import EXAMPLES, Budget
+from ..space.budget import EXAMPLES
+from ..space.loss import aim_of, cost_of
 from ..space.plans import Plan, is_plan
 from ..space.scores import Scores
 from ..storage.figures import read_report, read_sweep
@@ -33,7 +37,7 @@ from ..tasks import (
     task_of,
     task_spec,
 )
-from .benchmark import BATCHES, compare_speed, machine
+from .benchmark import compare_speed, reported_speed
 from .finetune import FINETUNED, finetune
 from .kept import Kept, Say, unsaid
 from .pictures import PICTURES_KIND, check_pictures, draw, draw_sweep
@@ -47,7 +51,7 @@ def run_inspect(model: str, length: int | None, placement: Placement, recipe: Re
     """`optin inspect`, on inputs of the recipe's data if it names any."""
     if recipe is not None and recipe.task.data is not None:
         job = Job.of(recipe.override(model=model), placement)
-        return inspect(job.model, length, example=job.batches[0])
+        return inspect(job.model, length, example=next(iter(job.batches)))
     network = placement.load(local(model))
     check_size(network, 1, length)
     return inspect(network, length)
@@ -124,8 +128,10 @@ def run_prune(
         result = apply(job.model, chosen, job.batches, recipe=recipe, track=track)
         result.save(place, job.preprocessor, overwrite=overwrite)
     else:
+        calibration, held_out = parted(calibration_of(job.model, job.batches), aim_of(recipe.budget or ""))
+        job = dataclasses.replace(job, batches=calibration)
         keep = Kept(place, job, [recipe.budget]) if known is None else None
-        result = _pruned(job, keep, known, track, say)
+        result = _pruned(job, held_out, keep, known, track, say)
         kept = None if keep is None else keep.scores
         save(result, place, job.preprocessor, overwrite=overwrite, scores=kept)
         if keep is not None:
@@ -135,7 +141,9 @@ def run_prune(
     return {**result.report, "saved": str(out)}
 
 
-def _pruned(job: Job, keep: Kept | None, known: Scores | None, track: Track, say: Say) -> Result:
+def _pruned(
+    job: Job, held_out: Batches | None, keep: Kept | None, known: Scores | None, track: Track, say: Say
+) -> Result:
     """Score if there are no scores, plan and apply; with the seconds of each."""
     laps, start = {}, time.perf_counter()
     if keep is not None:
@@ -143,7 +151,8 @@ def _pruned(job: Job, keep: Kept | None, known: Scores | None, track: Track, say
         laps["score"] = round(time.perf_counter() - start, 3)
     assert known is not None
     start = time.perf_counter()
-    chosen = plan(job.model, known, recipe=job.recipe, track=track)
+    calibration = calibration_of(job.model, job.batches)
+    chosen = plan_within(job.model, known, calibration, held_out, recipe=job.recipe, track=track)
     laps["search"] = round(time.perf_counter() - start, 3)
     result = apply(job.model, chosen, job.batches, recipe=job.recipe, scores=known, track=track)
     result.report["seconds"] = (laps if keep is not None else {}) | result.report["seconds"]
@@ -155,14 +164,7 @@ def _measured(job: Job, result: Result, place: Path, track: Track) -> None:
     try:
         result.report["quality"] = quality_of(job, result, track)
         length, width = result.plan.length, result.plan.width
-        speeds = [
-            speed.to_dict()
-            for batch in BATCHES
-            for speed in compare_speed(
-                job.model, result.model, batch=batch, lengths=[length], width=width, rounds=5, track=track
-            )
-        ]
-        result.report.update(machine=machine(job.model), speed=speeds)
+        result.report.update(reported_speed(job.model, result.model, length, width, rounds=5, track=track))
         update_figures(result, place)
     except OptinError as error:
         raise type(error)(f"the network is saved in {place}; its evaluation failed: {error}") from error
@@ -185,7 +187,7 @@ def run_sweep(
     place = check_new(out, SWEEP, overwrite, [*what_is_read(recipe), scores])
     check_pictures()
     for budget in budgets:
-        Budget.parse(budget)
+        cost_of(budget, "a sweep")
     known = None if scores is None else load_scores(scores)
     job = Job.of(recipe, placement, True)
     recipe, examples = job.recipe, held_out_of(job)

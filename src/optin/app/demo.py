@@ -24,7 +24,7 @@ from ..support.progress import Track, silent
 from ..support.untyped import Figures, Foreign
 from ..tasks import Examples, load_tokenizer, task_spec
 from ..tasks.text import calibration_batches, evaluate
-from .benchmark import BATCHES, compare_speed, machine
+from .benchmark import reported_speed
 from .demo_data import minilm_folder, rotten_tomatoes
 
 BUDGET = "50%"
@@ -81,15 +81,14 @@ def run_demo(out: Path, track: Track = silent) -> Figures:
         "dense": evaluate(dense, tokenizer, spec, examples, track=track),
         "pruned": evaluate(pruned, tokenizer, spec, examples, reference=dense, track=track),
     }
-    speed = [
-        item.to_dict()
-        for batch in BATCHES
-        for item in compare_speed(dense, pruned, batch=batch, lengths=[TOKENS], track=track)
-    ]
-    result.report.update(machine=machine(dense), speed=speed)
+    result.report.update(reported_speed(dense, pruned, TOKENS, track=track))
     update_figures(result, out / "pruned")  # with what only the reloaded network could show
     page = out / "pruned" / REPORT
-    return {"pruning": {**result.report, "saved": str(out / "pruned")}, "speed": speed, "open": str(page)}
+    return {
+        "pruning": {**result.report, "saved": str(out / "pruned")},
+        "speed": result.report["speed"],
+        "open": str(page),
+    }
 
 
 def with_head(folder: Path) -> nn.Module:

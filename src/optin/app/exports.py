@@ -93,7 +93,7 @@ def _export_inputs(source: str, recipe: Recipe, placement: Placement, batch: int
     if recipe.task.data is not None:
         options = {"model": source, "calibration__examples": batch, "calibration__batch_size": batch}
         job = Job.of(recipe.override(**options), placement)
-        return job.model, job.preprocessor, job.batches[0]
+        return job.model, job.preprocessor, next(iter(job.batches))
     model = placement.load(source)
     try:
         preprocessor = load_processor(source) if image_input(model) else load_tokenizer(source)

@@ -17,7 +17,7 @@ from ..recipe import Recipe
 from ..running.modules import fingerprint
 from ..scoring.criteria import CRITERIA, criterion
 from ..scoring.resume import forget
-from ..space.budget import Budget
+from ..space.loss import Loss, aim_of
 from ..space.scores import Curve, Scores
 from ..storage.scores import SCORES, load_scores, save_scores
 from ..support.files import cache_folder
@@ -118,7 +118,10 @@ def _check_budget(job: Job, recipe: Recipe) -> None:
     Raises:
         BudgetError: says the smallest that can.
     """
-    if Budget.parse(recipe.budget or "").quantity == "latency":
+    aim = aim_of(recipe.budget or "")
+    if isinstance(aim, Loss):
+        return
+    if aim.quantity == "latency":
         cache_folder()  # which times are kept in
         return
     if recipe.tokens.merge != "none":

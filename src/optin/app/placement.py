@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -79,7 +80,7 @@ class Job:
     recipe: Recipe
     model: nn.Module
     preprocessor: object
-    batches: list[Batch]
+    batches: Iterable[Batch]
     evaluation: Examples | Images | None = None
     overlap: dict[str, int] = dataclasses.field(default_factory=dict)  # with calibration, as `keep_apart` says it
 

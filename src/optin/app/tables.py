@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..storage.report import overlap, share_of
+from ..storage.report import notes, overlap
 from ..support.untyped import Figures
 
 
@@ -79,7 +79,7 @@ def plan(result: Figures) -> RenderableType:
 
 def pruning(result: Figures) -> RenderableType:
     """`optin prune`: costs, quality, seconds."""
-    parts: list[RenderableType] = [_costs(result), *map(Text, share_of(result))]
+    parts: list[RenderableType] = [_costs(result), *map(Text, notes(result))]
     if quality := result.get("quality"):
         table = _table("metric", "dense", "pruned")
         for name, value in quality["pruned"].items():

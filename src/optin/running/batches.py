@@ -22,6 +22,7 @@ from .samples import looks_of
 from .store import Store
 
 MICRO = 4  # examples at most that are differentiated at once, which bounds memory
+HELD_OUT = 4  # one in so many inputs, where some are held out
 KEPT = 2**30  # bytes of what a loader gives that are kept in memory; the rest lies on disk
 
 
@@ -148,6 +149,32 @@ class Batches:
             **({"keywords": dict(self.keywords)} if self.keywords else {}),
             **({"left_out": list(self.left_out)} if self.left_out else {}),
         }
+
+    def parts(self) -> tuple[Batches, Batches]:
+        """Three quarters to calibrate on and a quarter to measure on.
+
+        Every fourth batch is held out, or where there are fewer, the last quarter of each.
+
+        Raises:
+            InputError: there are too few inputs.
+        """
+        if self.count < HELD_OUT > self.examples // self.count:
+            raise InputError(
+                f"a part of {self.examples} inputs is to be held out: pass at least {HELD_OUT} in a batch."
+            )
+        one, other = (
+            Batches.of(self._part(held_out=held_out), self.device, next(iter(self.source)))
+            for held_out in (False, True)
+        )
+        return one, other
+
+    def _part(self, *, held_out: bool) -> Iterator[Batch]:
+        for place, batch in enumerate(self.source, 1):
+            if self.count < HELD_OUT:
+                calibrated, *rest = split(batch, size_of(batch) - size_of(batch) // HELD_OUT)
+                yield from rest if held_out else [calibrated]
+            elif (place % HELD_OUT == 0) == held_out:
+                yield batch
 
     def micro_size(self, draws: int) -> int:
         """Examples per micro-batch so that one pass gives at least about `draws` of them."""

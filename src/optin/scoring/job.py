@@ -12,6 +12,8 @@ from torch import Tensor
 from ..running.job import Job
 from ..running.modules import fingerprint
 from ..space.scores import Curve
+from ..support.untyped import Figures
+from ..support.versions import versions
 from .engines import Engine, local
 from .token_weights import TokenWeights
 
@@ -37,6 +39,17 @@ class Scoring(Job):
     def identity(self) -> str:
         """What partial results depend on."""
         return f"{self.network} {self.batches.digest} {self.recipe.to_dict()}"
+
+    @property
+    def provenance(self) -> Figures:
+        """What the scores say of how they were made."""
+        return {
+            "criterion": self.recipe.criterion,
+            "recipe": self.recipe.to_dict(),
+            "data": self.batches.provenance,
+            "network": self.network,
+            "versions": versions(),
+        }
 
 
 @dataclass(frozen=True)

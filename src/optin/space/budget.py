@@ -60,7 +60,7 @@ _TEXT = re.compile(
     r"\s*(?:of\s+)?(?:the\s+)?(?P<prefix>(?:[kmgt]\s*)?)(?P<word>[a-z]*)",
     re.IGNORECASE | re.ASCII,  # the sign of the kelvin is no k
 )
-EXAMPLES = "'50%', '2.1 GMACs', '40 Mparams', '60% params', '40 MB', '12 ms' or '60% latency'"
+EXAMPLES = "'50%', '2.1 GMACs', '40 Mparams', '60% params', '40 MB', '12 ms', '60% latency' or 'KL 0.01'"
 
 
 @dataclass(frozen=True, slots=True)

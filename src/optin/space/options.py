@@ -17,6 +17,16 @@ POOLINGS = ("mean", "first", "pooler")
 EMBEDDINGS = ("all", "last")
 
 
+def check_examples(count: int) -> None:
+    """Refuse fewer inputs than a calibration needs.
+
+    Raises:
+        InputError: there are fewer than two.
+    """
+    if count < 2:
+        raise InputError("calibration needs at least 2 examples, and does well with 256.")
+
+
 @dataclass(frozen=True, slots=True)
 class Trajectory:
     """How the trajectory of a unit is measured (docs/method.md, Trajectory).
@@ -136,8 +146,7 @@ class Calibration:
         Raises:
             InputError: there are fewer than two.
         """
-        if available < 2:
-            raise InputError("calibration needs at least 2 examples, and does well with 256.")
+        check_examples(available)
         if available < self.examples:
             warnings.warn(
                 f"the data has {available} examples, and calibration asks for {self.examples}: all are used.",

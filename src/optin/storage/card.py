@@ -10,7 +10,7 @@ from ..result import Result
 from ..support.files import given
 from ..support.untyped import Figures, Foreign
 from .libraries import is_other
-from .report import share_of
+from .report import notes
 from .templates import filled
 from .timm_models import is_timm
 
@@ -40,7 +40,7 @@ def model_card(result: Result, name: str, auto: str | None, own: bool = False) -
         budget=as_text(str(report["budget"])),
         costs=[(label, f"{dense:,}", f"{pruned:,}", f"{pruned / dense:.1%}") for label, dense, pruned in costs],
         quality=_quality(report.get("quality", {})),
-        notes=share_of(report),
+        notes=notes(report),
         repeats=result.recipe.model is not None and result.recipe.task.data is not None,
         groups={as_text(group): counts for group, counts in report["groups"].items()},
     )

@@ -176,11 +176,24 @@ def warnings(report: Mapping[str, Json]) -> list[str]:
         found.append("Quality was not measured: no labelled data was given.")
     elif (examples := quality.get("examples") or 0) < 1000:
         found.append(f"Quality was measured on {examples} examples only.")
-    return found + overlap(quality or {}) + share_of(report)
+    return found + overlap(quality or {}) + notes(report)
 
 
-def share_of(report: Mapping[str, Json]) -> list[str]:
-    """What is to be said where the network was pruned before: of what the shares are."""
+def notes(report: Mapping[str, Json]) -> list[str]:
+    """What is to be said beside the costs: what the shares are of, and what a budget of loss came to."""
+    return _earlier(report) + _held_out(report)
+
+
+def _held_out(report: Mapping[str, Json]) -> list[str]:
+    if (loss := report.get("loss")) is None:
+        return []
+    return [
+        f"The smallest of {len(loss['tried'])} refitted networks within {loss['budget']}, measured on "
+        f"{loss['examples']} calibration inputs that were held out: {loss['measured']:.4g}."
+    ]
+
+
+def _earlier(report: Mapping[str, Json]) -> list[str]:
     dense = report.get("original", {}).get("macs", 0)
     if dense <= 0 or "macs" not in report:
         return []

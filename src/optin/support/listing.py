@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
@@ -15,12 +16,12 @@ class Listing(NamedTuple):
     rows: Sequence[Sequence[str]]
 
 
-class Listed:
+class Listed(ABC):
     """Has a `listing`."""
 
+    @abstractmethod
     def listing(self) -> Listing:
         """What it shows."""
-        raise NotImplementedError
 
     def summary(self) -> str:
         """The table as text: first columns to the left, figures to the right."""
