@@ -125,6 +125,27 @@ def test_sweep_is_prune_at_every_budget(run, workspace, tmp_path):
     assert run("sweep", *common, "--budget", "70%", "--budget", "1%", "--out", tmp_path / "u")[0] == 4
 
 
+def test_a_dry_run_counts_everything_and_writes_nothing(run, workspace, tmp_path, monkeypatch):
+    monkeypatch.setattr("optin.pipeline.found_by", None)  # nothing is scored
+    common = (workspace / "dense", "--data", workspace, *SMALL, "--out", tmp_path / "x", "--dry-run")
+    found = json.loads(run("prune", *common, "--budget", "60%", "--limit", 10, "--json")[1])
+    assert found["calibration"] == "32 examples" and found["evaluation"] == "10 examples"
+    assert found["groups"].startswith("7, of ") and found["compared"] == "logits by KL divergence"
+    assert found["whole run, seconds, about"] > found["dense pass, seconds"] >= 0
+    assert found["memory above the network, MB, about"] > 0
+    assert "nothing was scored" in run("sweep", *common)[1] and run("score", *common)[0] == 0
+    assert run("prune", *common, "--budget", "1%")[0] == 4
+    assert run("prune", *common, "--budget", "1 point")[0] == 4  # which eight inputs cannot show
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fewer_examples_in_smaller_batches_are_evaluated(run, workspace):
+    arguments = ("evaluate", workspace / "dense", "--data", workspace, "--json")
+    few, all_of_them = (json.loads(run(*arguments, *more)[1]) for more in (("--limit", 9, "--batch-size", 2), ()))
+    assert (few["examples"], all_of_them["examples"]) == (9, 80)
+    assert run(*arguments, "--limit", 0)[0] == 2
+
+
 def test_flags_override_the_recipe(run, workspace, tmp_path):
     (tmp_path / "r.yaml").write_text(
         f"model: {workspace / 'dense'}\nbudget: 70%\ncriterion: magnitude\n"

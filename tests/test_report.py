@@ -73,6 +73,11 @@ def test_the_page_opens_with_a_sentence_and_three_figures(result):
     assert [(tile.value, tile.good) for tile in tiles(report)] == [("1.9", True), (share, True), ("-2.5", False)]
     assert "a processor, 2 threads, 2026-11-28" in html and 'class="tile bad"' in html
     same = {"quality": {"dense": {"accuracy": 0.9}, "pruned": {"accuracy": 0.9}}}
+    same["quality"]["interval"] = {"accuracy": [-0.011, 0.0]}
+    assert sentence(same, "x") == "No points of accuracy lost (95 % interval 0.0 to 1.1)."
+    gained = {"quality": {"dense": {"f1": 0.8}, "pruned": {"f1": 0.81}, "interval": {"f1": [-0.001, 0.02]}}}
+    assert sentence(gained, "x") == "1.0 points of f1 gained (95 % interval -0.1 to 2.0)."
+    del same["quality"]["interval"]
     assert sentence(same, "x") == "No points of accuracy lost." and sentence({}, "x") == "" and tiles({}) == []
 
 

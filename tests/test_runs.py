@@ -180,26 +180,26 @@ def test_files_of_others_are_not_replaced(recipe, tmp_path, workspace):  # noqa:
     run_plan(recipe, tmp_path / "scores", tmp_path / "plan.json", HERE, overwrite=True)
     run_prune(recipe, tmp_path / "p", HERE, plan_file=tmp_path / "plan.json", quality=False)
     with pytest.raises(InputError, match="not written by optin"):
-        run_report(tmp_path / "p", Recipe(), file)
-    run_report(tmp_path / "p", Recipe(), tmp_path / "r.html")
-    run_report(tmp_path / "p", Recipe(), tmp_path / "r.html")
+        run_report(tmp_path / "p", Recipe(), HERE, file)
+    run_report(tmp_path / "p", Recipe(), HERE, tmp_path / "r.html")
+    run_report(tmp_path / "p", Recipe(), HERE, tmp_path / "r.html")
     assert file.read_text() == "years of work"
 
 
 def test_pictures_beside_the_network_and_elsewhere(recipe, tmp_path):
     run_prune(recipe, tmp_path / "p", HERE, quality=False)
     for _ in range(2):
-        run_draw(tmp_path / "p", Recipe(), tmp_path / "p", 1)
+        run_draw(tmp_path / "p", Recipe(), HERE, tmp_path / "p", 1)
     assert "kept.svg" in json.loads((tmp_path / "p" / ".optin").read_text())["files"]
-    run_draw(tmp_path / "p", Recipe(), tmp_path / "pictures", 1)
+    run_draw(tmp_path / "p", Recipe(), HERE, tmp_path / "pictures", 1)
     with pytest.raises(InputError, match="not empty"):
-        run_draw(tmp_path / "p", Recipe(), tmp_path / "pictures", 1)
-    run_draw(tmp_path / "p", Recipe(), tmp_path / "pictures", 1, overwrite=True)
+        run_draw(tmp_path / "p", Recipe(), HERE, tmp_path / "pictures", 1)
+    run_draw(tmp_path / "p", Recipe(), HERE, tmp_path / "pictures", 1, overwrite=True)
     run_prune(recipe, tmp_path / "p", HERE, quality=False, overwrite=True)
     assert not (tmp_path / "p" / "kept.svg").exists()  # of the network before
     (tmp_path / "p" / "kept.svg").write_text("mine")
     with pytest.raises(InputError, match="not written by optin"):
-        run_draw(tmp_path / "p", Recipe(), tmp_path / "p", 1)
+        run_draw(tmp_path / "p", Recipe(), HERE, tmp_path / "p", 1)
 
 
 def test_scores_of_the_first_version_are_refused(recipe, tmp_path):
@@ -220,11 +220,11 @@ def test_a_network_whose_tokens_do_not_merge_is_drawn_and_reported(tmp_path):
     result = optin.prune(model, batches, "99%", recipe=Recipe().override(**options))
     assert not any(result.plan.tokens)
     result.save(tmp_path / "small")
-    assert run_draw(tmp_path / "small", Recipe(), tmp_path / "small", 1)
-    assert run_report(tmp_path / "small", Recipe())["pictures"] == 0
+    assert run_draw(tmp_path / "small", Recipe(), HERE, tmp_path / "small", 1)
+    assert run_report(tmp_path / "small", Recipe(), HERE)["pictures"] == 0
     (tmp_path / "small" / "recipe.yaml").unlink()
     with pytest.raises(InputError, match=r"recipe\.yaml"):
-        run_report(tmp_path / "small", Recipe())
+        run_report(tmp_path / "small", Recipe(), HERE)
 
 
 INTERRUPTED = """
@@ -263,6 +263,6 @@ def test_sigterm_cleans_up(tmp_path):
 def test_a_damaged_folder_is_no_traceback(tmp_path):
     (tmp_path / "p").mkdir()
     with pytest.raises(InputError, match="no config.json"):
-        run_draw(tmp_path / "p", Recipe(), tmp_path / "q", 1)
+        run_draw(tmp_path / "p", Recipe(), HERE, tmp_path / "q", 1)
     with pytest.raises(InputError, match="no such file"):
-        run_report(tmp_path / "p", Recipe())
+        run_report(tmp_path / "p", Recipe(), HERE)

@@ -168,7 +168,7 @@ def test_the_job_from_a_folder(family, pairs, tmp_path, monkeypatch, capsys):
     recipe = optin.Recipe().override(task__name="semantic-segmentation", task__data=str(pairs))
     figures = run_evaluate(str(small), recipe, Placement())
     assert figures["miou"] == pytest.approx(report["quality"]["pruned"]["miou"])
-    drawn = run_draw(small, recipe, tmp_path / "pictures", 4, str(source))  # the fourth cannot be read
+    drawn = run_draw(small, recipe, Placement(), tmp_path / "pictures", 4, str(source))  # the fourth cannot be read
     sizes = [open_image(Path(path)).size for path in drawn.values() if path.endswith(".png")]
     assert len(sizes) == 4 and all(width > 1400 for width, _ in sizes)
     assert list(drawn.values())[-1].endswith("scene-4.png")

@@ -7,9 +7,10 @@ import torch
 
 from optin.errors import InputError
 from optin.space.options import Calibration, Task
-from optin.tasks import Examples, load_examples, load_model, load_tokenizer, task_spec
+from optin.tasks import Examples, at_most, load_examples, load_model, load_tokenizer, task_spec
+from optin.tasks.comparison import Answers, Comparison
 from optin.tasks.metrics import divergence, measure
-from optin.tasks.text import bucketed, calibration_batches, class_indices, encode, evaluate, sequence_limit
+from optin.tasks.text import answers, bucketed, calibration_batches, class_indices, encode, evaluate, sequence_limit
 from tests.networks import build, tokenizer
 
 ROWS = [("the film is good", 1), ("a bad plot", 0), ("fine", 1), ("the plot is not good", 0)]
@@ -176,6 +177,45 @@ def test_classification_by_hand():
     figures = evaluate(model, tokenizer(), SPEC, examples, reference=model, batch_size=3)
     assert figures["accuracy"] == pytest.approx(float(hits))
     assert figures["kl"] == pytest.approx(0, abs=1e-6)
+
+
+def test_two_networks_in_one_pass_have_the_figures_of_each():
+    dense, pruned = build("bert", num_labels=2), build("bert", num_labels=2)
+    examples = Examples([text for text, _ in ROWS], None, [label for _, label in ROWS])
+    found = Comparison.of(answers([pruned, dense], tokenizer(), SPEC, examples, batch_size=3))
+    assert found.dense == evaluate(dense, tokenizer(), SPEC, examples, batch_size=3)
+    assert found.pruned == evaluate(pruned, tokenizer(), SPEC, examples, reference=dense, batch_size=3)
+    assert found.interval.keys() == {"accuracy"}
+
+
+def of_accuracies(rights, spec=SPEC):
+    """The answers of networks that are right where said."""
+    targets = torch.randint(2, (len(rights[0]),))
+    values = [torch.nn.functional.one_hot(torch.where(right, targets, 1 - targets), 2).float() for right in rights]
+    return Answers(spec, values, targets)
+
+
+@pytest.mark.parametrize("task", ["text-classification", "cola"])  # a mean over examples, and what is none
+def test_the_interval_of_a_difference_is_a_paired_one(task):
+    right = torch.rand(400) < 0.9
+    worse = right & (torch.rand(400) > 0.05)
+    found = of_accuracies([worse, right], task_spec(task))
+    low, high = found.interval(0, 1)
+    metric = task_spec(task).metrics[0]
+    difference = found.figures(0)[metric] - found.figures(1)[metric]
+    assert low < difference < high <= 0
+    assert found.interval(0, 0) == (0, 0) and found.interval(0, 1) == (low, high)
+    if task == "text-classification":
+        share = (right & ~worse).float().mean()
+        assert high - low == pytest.approx(2 * 1.96 * float((share * (1 - share) / 400).sqrt()), rel=0.2)
+
+
+@pytest.mark.parametrize("limit", [1, 3, 4, 9, None])
+def test_a_limit_draws_evenly(limit):
+    examples = Examples([text for text, _ in ROWS], None, [label for _, label in ROWS], "a file")
+    found = at_most(examples, limit)
+    assert len(set(found.texts)) == min(limit or 4, 4) and found.origin == "a file"
+    assert list(at_most(Examples(list(range(10))), 3).texts) == [0, 3, 6]
 
 
 def test_a_class_that_is_masked_adds_nothing_to_the_divergence():

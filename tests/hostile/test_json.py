@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import optin
 from optin.app.commands import run_report
+from optin.app.placement import Placement
 from optin.choosing.latency import _stored
 from optin.describing import describe
 from optin.errors import CheckpointError, InputError, OptinError
@@ -133,7 +134,7 @@ def test_reports_of_wrong_types(value, folder, tmp_path):
             put(data, place, VALUES[value])
             (folder / "report.json").write_text(json.dumps(data))
             try:
-                run_report(folder, Recipe(), tmp_path / "report.html")
+                run_report(folder, Recipe(), Placement(), tmp_path / "report.html")
             except CheckpointError as error:
                 assert "is not what optin writes" in str(error) and "\n" not in str(error)
     finally:
@@ -146,7 +147,7 @@ def test_whole_files_of_wrong_types(file, data, folder, tmp_path):
     original = (folder / file).read_text()
     (folder / file).write_text(json.dumps(data))
     try:
-        run_report(folder, Recipe(), tmp_path / "report.html")
+        run_report(folder, Recipe(), Placement(), tmp_path / "report.html")
     except OptinError as error:
         assert "\n" not in str(error)
     else:
@@ -191,7 +192,7 @@ def test_plans_of_wrong_values(entry, value, folder, tmp_path):
         original = (folder / "plan.json").read_text()
         (folder / "plan.json").write_text(json.dumps(data))
         try:
-            run_report(folder, Recipe(), tmp_path / "report.html")
+            run_report(folder, Recipe(), Placement(), tmp_path / "report.html")
         finally:
             (folder / "plan.json").write_text(original)
     else:
@@ -222,14 +223,14 @@ POINT = {"budget": "60%", "macs": 0.6, "parameters": 0.7, "accuracy": 0.4}
 def test_sweeps_of_wrong_types(sweep, folder, tmp_path):
     (tmp_path / "sweep.json").write_text(json.dumps(sweep))
     with pytest.raises(CheckpointError) as refused:
-        run_report(folder, Recipe(), tmp_path / "report.html", sweep_file=tmp_path / "sweep.json")
+        run_report(folder, Recipe(), Placement(), tmp_path / "report.html", sweep_file=tmp_path / "sweep.json")
     assert "\n" not in str(refused.value)
 
 
 def test_sweeps_whose_points_differ(folder, tmp_path):
     points = [POINT, {"macs": 0.5, "parameters": 0.5, "other": 1, "accuracy": None}]
     (tmp_path / "sweep.json").write_text(json.dumps({"points": points, "dense": {"accuracy": None}}))
-    run_report(folder, Recipe(), tmp_path / "report.html", sweep_file=tmp_path / "sweep.json")
+    run_report(folder, Recipe(), Placement(), tmp_path / "report.html", sweep_file=tmp_path / "sweep.json")
 
 
 @pytest.fixture(scope="module")

@@ -37,10 +37,14 @@ InRecipe = Annotated[str | None, typer.Argument(help="Local folder or hub id; ma
 ScoresFolder = Annotated[Path | None, typer.Option("--scores", help="Use these scores instead of scoring.")]
 DrawnData = Annotated[str | None, typer.Option(help="Images to show merged tokens on, or scenes to segment.")]
 DrawnReference = Annotated[str | None, typer.Option(help="The dense network, to segment the same scenes.")]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Check and count everything, score nothing; about how long, how much memory."),
+]
 Count = Annotated[int, typer.Option(min=1, help="Images to draw.")]
 
 DATA = "recipe task data text text_pair label"
-SCORING = f"{DATA} preset criterion exclude only examples max_length seed"
+SCORING = f"{DATA} limit preset criterion exclude only examples per_batch max_length seed"
 CHOOSING = "search round_to latency_batch"
 PLACE = "device threads dtype"
 IMAGES = "image-classification"
@@ -86,12 +90,15 @@ def score(
         str, typer.Option(help="local, or ray: units (exact) or calibration batches on many machines.")
     ] = "local",
     address: Annotated[str | None, typer.Option(help="Of a Ray cluster: auto or HOST:PORT.")] = None,
+    dry_run: DryRun = False,
 ) -> Foreign:
     """Score every unit once; `plan` and `prune --scores` then take any budget."""
     from . import commands
 
     recipe = run.recipe.override(model=model)
-    return commands.run_score(recipe, out, run.placement, run.track, engine, address, overwrite=run.overwrite)
+    return commands.run_score(
+        recipe, out, run.placement, run.track, engine, address, dry_run=dry_run, overwrite=run.overwrite
+    )
 
 
 @command(app, "plan", f"budget recipe preset {CHOOSING} threads overwrite")
@@ -116,6 +123,7 @@ def prune(
     scores: ScoresFolder = None,
     plan: Annotated[Path | None, typer.Option(help="Use this plan instead of scoring and searching.")] = None,
     evaluate: Annotated[bool, typer.Option(help="Measure both networks on the task.")] = True,
+    dry_run: DryRun = False,
 ) -> Foreign:
     """Prune a network under a budget, save it, and say what it cost."""
     from . import commands
@@ -127,6 +135,7 @@ def prune(
         scores=scores,
         plan_file=plan,
         quality=evaluate,
+        dry_run=dry_run,
         track=run.track,
         say=run.say,
         overwrite=run.overwrite,
@@ -144,6 +153,7 @@ def sweep(
         list[str] | None, typer.Option(help="May be repeated; 80, 65, 50 and 40% if not given.")
     ] = None,
     scores: ScoresFolder = None,
+    dry_run: DryRun = False,
 ) -> Foreign:
     """Show quality against budget, from one scoring (needs optin\\[pictures])."""
     from . import commands
@@ -154,13 +164,14 @@ def sweep(
         out,
         run.placement,
         scores=scores,
+        dry_run=dry_run,
         track=run.track,
         say=run.say,
         overwrite=run.overwrite,
     )
 
 
-@command(app, "entries", f"{DATA} max_length tile {PLACE}")
+@command(app, "entries", f"{DATA} limit per_batch max_length tile {PLACE}")
 def evaluate(
     model: Model,
     run: Run,
@@ -188,7 +199,7 @@ def bench(
     return commands.run_bench(dense, pruned, batch, length or None, run.placement, run.track)
 
 
-@command(app, "exports", f"{DATA} max_length threads dtype overwrite")
+@command(app, "exports", f"{DATA} limit max_length threads dtype overwrite")
 def export(
     model: Annotated[str, typer.Argument(help="Folder of a pruned (or dense) network.")],
     run: Run,
@@ -240,7 +251,7 @@ def finetune(
     return commands.run_finetune(model, run.recipe, out, run.placement, teacher, overwrite=run.overwrite)
 
 
-@command(app, "entries", "task overwrite", task=IMAGES)
+@command(app, "entries", f"task {PLACE} overwrite", task=IMAGES)
 def draw(
     model: Pruned,
     run: Run,
@@ -255,10 +266,10 @@ def draw(
     from . import commands
 
     recipe = run.recipe.override(task__data=_path(data))
-    return commands.run_draw(model, recipe, out or model, count, reference, overwrite=run.overwrite)
+    return commands.run_draw(model, recipe, run.placement, out or model, count, reference, overwrite=run.overwrite)
 
 
-@command(app, "entries", "task", task=IMAGES)
+@command(app, "entries", f"task {PLACE}", task=IMAGES)
 def report(
     model: Pruned,
     run: Run,
@@ -274,7 +285,7 @@ def report(
     from . import commands
 
     recipe = run.recipe.override(task__data=_path(data))
-    return commands.run_report(model, recipe, out, sweep_file=sweep, count=count, reference=reference)
+    return commands.run_report(model, recipe, run.placement, out, sweep_file=sweep, count=count, reference=reference)
 
 
 @command(app, "listing")

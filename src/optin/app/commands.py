@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import InputError, OptinError, first_line
@@ -31,7 +31,6 @@ from ..tasks import (
     TASKS,
     check_evaluation,
     load_images,
-    load_model,
     load_preprocessor,
     load_processor,
     task_of,
@@ -42,7 +41,8 @@ from .finetune import FINETUNED, finetune
 from .kept import Kept, Say, unsaid
 from .pictures import PICTURES_KIND, check_pictures, draw, draw_sweep
 from .placement import Job, Placement, as_pooled, check_size, local, model_of, what_is_read
-from .quality import dense_quality, held_out_of, measure, pruned_quality, quality_of, seen_before
+from .quality import compared, evaluated, held_out_of, measure, quality_of, seen_before
+from .rehearsal import rehearse
 
 SWEEP = "sweep"  # kind of result
 
@@ -65,11 +65,14 @@ def run_score(
     engine: str = "local",
     address: str | None = None,
     *,
+    dry_run: bool = False,
     overwrite: bool = False,
 ) -> Figures:
     """`optin score`: removal curves in a folder. A run that is killed goes on where it was."""
     place = check_new(out, SCORES, overwrite, what_is_read(recipe))
     job = Job.of(recipe, placement)
+    if dry_run:
+        return rehearse(job, [])
     recipe = job.recipe
     partial = place.with_name(f"{place.name}.partial")
     scores = score(job.model, job.batches, recipe=recipe, track=track, resume=partial, engine=engine, address=address)
@@ -106,6 +109,7 @@ def run_prune(
     scores: Path | None = None,
     plan_file: Path | None = None,
     quality: bool = True,
+    dry_run: bool = False,
     track: Track = silent,
     say: Say = unsaid,
     overwrite: bool = False,
@@ -115,6 +119,7 @@ def run_prune(
     Scores are kept beside `out` until the network is saved, and in it afterwards: the same command goes on with them.
 
     Args:
+        dry_run: check and count everything, see `rehearse`, and stop there.
         say: told in a line what an earlier run left and this one takes.
     """
     place = check_new(out, NETWORK, overwrite, [*what_is_read(recipe), scores, plan_file])
@@ -123,6 +128,8 @@ def run_prune(
     if chosen is None and recipe.budget is None:
         raise InputError(f"no budget is given: pass --budget, for example {EXAMPLES}.")
     job = Job.of(recipe, placement, quality)
+    if dry_run:
+        return rehearse(job, [] if recipe.budget is None else [recipe.budget])
     recipe = job.recipe
     if chosen is not None:
         result = apply(job.model, chosen, job.batches, recipe=recipe, track=track)
@@ -179,6 +186,7 @@ def run_sweep(
     placement: Placement,
     *,
     scores: Path | None = None,
+    dry_run: bool = False,
     track: Track = silent,
     say: Say = unsaid,
     overwrite: bool = False,
@@ -190,20 +198,18 @@ def run_sweep(
         cost_of(budget, "a sweep")
     known = None if scores is None else load_scores(scores)
     job = Job.of(recipe, placement, True)
+    if dry_run:
+        return rehearse(job, budgets)
     recipe, examples = job.recipe, held_out_of(job)
     keep = Kept(place, job, budgets) if known is None else None
     known = known if keep is None else keep.found(track, say)
+    dense: Mapping[str, float] = {}
     points = []
     for result in sweep(job.model, job.batches, budgets, recipe=recipe, scores=known, track=track):
-        points.append(
-            {"budget": result.report["budget"], **result.plan.shares, **pruned_quality(job, result, examples, track)}
-        )
-    found = {
-        "examples": len(examples),
-        **job.overlap,
-        "dense": dense_quality(job, examples, track),
-        "points": points,
-    }
+        quality = compared(job, result, track)
+        points.append({"budget": result.report["budget"], **result.plan.shares, **quality.pruned})
+        dense = quality.dense
+    found = {"examples": len(examples), **job.overlap, "dense": dict(dense), "points": points}
     with new_folder(place, SWEEP, overwrite) as work:
         write_text(work / "sweep.json", json_text(found, indent=1))
         if keep is not None and keep.scores is not None:
@@ -221,7 +227,7 @@ def run_evaluate(
     """`optin evaluate`: the task's metrics of one network."""
     spec = task_spec(recipe.task.name)
     source, reference = local(source), None if reference is None else local(reference)
-    examples = task_of(recipe).load(recipe.task, "evaluation")
+    examples = evaluated(recipe)
     model = placement.load(source, spec.kind)
     dense = None if reference is None else placement.load(reference, spec.kind)
     preprocessor = load_preprocessor(source, spec, model)
@@ -268,7 +274,14 @@ def run_finetune(
 
 
 def run_draw(
-    folder: Path, recipe: Recipe, out: Path, count: int, reference: str | None = None, *, overwrite: bool = False
+    folder: Path,
+    recipe: Recipe,
+    placement: Placement,
+    out: Path,
+    count: int,
+    reference: str | None = None,
+    *,
+    overwrite: bool = False,
 ) -> Figures:
     """`optin draw`: pictures of a pruned network; of merged tokens or segmented scenes if there is data."""
     images, spec = None, task_spec(recipe.task.name)
@@ -278,8 +291,8 @@ def run_draw(
         check_new(out, PICTURES_KIND, overwrite, [folder, recipe.task.data, reference])
     if recipe.task.data is not None:
         images = task_of(recipe).load(recipe.task, "evaluation", labelled=False)
-    dense = None if reference is None else load_model(local(reference), spec.kind)
-    written = draw(folder, out, images, count, dense, overwrite=overwrite)
+    dense = None if reference is None else placement.load(local(reference), spec.kind)
+    written = draw(folder, out, images, count, dense, load=placement.load, overwrite=overwrite)
     return {f"picture {index}": str(path) for index, path in enumerate(written, 1)}
 
 
@@ -305,6 +318,7 @@ def run_presets() -> Figures:
 def run_report(
     folder: Path,
     recipe: Recipe,
+    placement: Placement,
     out: Path | None = None,
     *,
     sweep_file: Path | None = None,
@@ -320,7 +334,7 @@ def run_report(
     known = Recipe.load(folder / "recipe.yaml")
     found = None if sweep_file is None else read_sweep(given(sweep_file))
     if recipe.task.data is not None:
-        run_draw(folder, recipe, folder, count, reference)
+        run_draw(folder, recipe, placement, folder, count, reference)
     pictures = sorted(path for pattern in PICTURES for path in folder.glob(pattern) if path.is_file())
     name = Path(known.model or folder).name
     write_text(target, render(report, chosen, known, name, pictures, found))

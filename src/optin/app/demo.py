@@ -22,8 +22,8 @@ from ..storage.silenced import silenced
 from ..support.folders import check_new
 from ..support.progress import Track, silent
 from ..support.untyped import Figures, Foreign
-from ..tasks import Examples, load_tokenizer, task_spec
-from ..tasks.text import calibration_batches, evaluate
+from ..tasks import Comparison, Examples, load_tokenizer, task_spec
+from ..tasks.text import answers, calibration_batches
 from .benchmark import reported_speed
 from .demo_data import minilm_folder, rotten_tomatoes
 
@@ -37,8 +37,7 @@ STEPS = (
     "what units matter to",
     "removal curves",
     "refit of what stays",
-    "quality, dense",
-    "quality, pruned",
+    "quality of both",
     "speed, one by one",
     "speed, batches of 32",
 )
@@ -78,8 +77,7 @@ def run_demo(out: Path, track: Track = silent) -> Figures:
     pruned = load(out / "pruned")
     result.report["quality"] = {
         "examples": len(examples),
-        "dense": evaluate(dense, tokenizer, spec, examples, track=track),
-        "pruned": evaluate(pruned, tokenizer, spec, examples, reference=dense, track=track),
+        **Comparison.of(answers([pruned, dense], tokenizer, spec, examples, track=track)).to_dict(),
     }
     result.report.update(reported_speed(dense, pruned, TOKENS, track=track))
     update_figures(result, out / "pruned")  # with what only the reloaded network could show

@@ -20,10 +20,10 @@ from ..support.files import given
 from ..support.folders import check_new
 from ..support.progress import Track, silent
 from ..support.untyped import Figures
-from ..tasks import check_evaluation, load_processor, load_tokenizer, task_of, task_spec
+from ..tasks import check_evaluation, load_processor, load_tokenizer, task_spec
 from .benchmark import side_by_side
 from .placement import Job, Placement, as_pooled, local
-from .quality import measure
+from .quality import evaluated, measure
 
 
 def run_export(
@@ -61,7 +61,7 @@ def run_export(
     model, preprocessor, batch_inputs = _export_inputs(source, recipe, placement, batch)
     spec = task_spec(recipe.task.name)
     real = recipe.task.data is not None
-    examples = task_of(recipe).load(recipe.task, "evaluation") if real and quality else None
+    examples = evaluated(recipe) if real and quality else None
     recipe = as_pooled(recipe, preprocessor)
     if examples is not None:
         check_evaluation(model, spec, examples, preprocessor, recipe.trajectory.pooling)

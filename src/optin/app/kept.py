@@ -6,26 +6,19 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-
-from ..choosing.allocation import check_search
-from ..describing import describe
-from ..errors import InputError, OptinError
+from ..errors import OptinError
 from ..inspection import calibration_of
-from ..pipeline import plan, score
-from ..recipe import Recipe
+from ..pipeline import score
 from ..running.modules import fingerprint
-from ..scoring.criteria import CRITERIA, criterion
 from ..scoring.resume import forget
-from ..space.loss import Loss, aim_of
-from ..space.scores import Curve, Scores
+from ..space.scores import Scores
 from ..storage.scores import SCORES, load_scores, save_scores
-from ..support.files import cache_folder
 from ..support.folders import check_new
 from ..support.progress import Track
 from ..support.untyped import Foreign
 from ..support.versions import versions
 from .placement import Job
+from .rehearsal import check_choices
 
 Say = Callable[[str], None]
 
@@ -60,11 +53,9 @@ class Kept:
             return self.scores
         if self.partial.exists():
             say(f"goes on with the partial scores in {self.partial}")
-        recipe = self.job.recipe
-        _check_choices(recipe)
-        for budget in self.budgets:
-            _check_budget(self.job, recipe.override(budget=budget, search="lagrange", rearrange=False))
-        self.scores = score(self.job.model, self.job.batches, recipe=recipe, track=track, resume=self.partial)
+        check_choices(self.job, self.budgets)
+        job = self.job
+        self.scores = score(job.model, job.batches, recipe=job.recipe, track=track, resume=self.partial)
         save_scores(self.scores, self.folder, overwrite=True)
         forget(self.partial)
         return self.scores
@@ -98,37 +89,3 @@ def scoring_options(recipe: object) -> Foreign:
     """The options that scores depend on."""
     later = ("budget", "search", "round_to", "latency_batch", "model", "training")
     return {name: value for name, value in recipe.items() if name not in later} if isinstance(recipe, dict) else None
-
-
-def _check_choices(recipe: Recipe) -> None:
-    """Refuse what the search after the scoring would not take.
-
-    Raises:
-        InputError: an unknown search, or one that needs other scores.
-    """
-    check_search(recipe)
-    if recipe.rearrange and not criterion(recipe.criterion).gradients:
-        known = ", ".join(name for name, one in CRITERIA.items() if one.gradients)
-        raise InputError(f"'rearrange' needs scores of the criterion {known}, not of {recipe.criterion}.")
-
-
-def _check_budget(job: Job, recipe: Recipe) -> None:
-    """Refuse a budget that cannot be reached before anything is scored, where that can be said without timing.
-
-    Raises:
-        BudgetError: says the smallest that can.
-    """
-    aim = aim_of(recipe.budget or "")
-    if isinstance(aim, Loss):
-        return
-    if aim.quantity == "latency":
-        cache_folder()  # which times are kept in
-        return
-    if recipe.tokens.merge != "none":
-        return
-    calibration = calibration_of(job.model, job.batches)
-    space = describe(job.model, calibration.sample()).restricted(**recipe.limits)
-    length, width = recipe.length or calibration.positions, None if recipe.length else calibration.width
-    curves = {group.name: Curve.from_importance(torch.ones(group.size)) for group in space}
-    provenance = {"recipe": recipe.to_dict(), "data": {"inputs": calibration.looks}}
-    plan(job.model, Scores(space.architecture, curves, length, provenance, width=width), recipe=recipe)

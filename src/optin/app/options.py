@@ -35,6 +35,9 @@ Preset = Annotated[
 Compensate = Annotated[
     bool | None, typer.Option("--refit/--no-refit", "--compensate/--no-compensate", help="Refit what stays.")
 ]
+PerBatch = Annotated[
+    int | None, typer.Option("--batch-size", help="Examples of a calibration or evaluation batch; 32 by default.")
+]
 HeadOnly = Annotated[bool | None, typer.Option("--head-only", help="Train the new classifier alone.")]
 
 
@@ -69,6 +72,8 @@ OF_RECIPES: Mapping[str, tuple[str, Any]] = {
     "compensate": ("refit__enabled", Compensate),
     "round_to": ("round_to", _count("Kept neurons and channels are multiples of this.")),
     "latency_batch": ("latency_batch", _count("Examples in the forward that a budget of latency is for.")),
+    "limit": ("task__limit", _count("Held-out examples that are evaluated at most; all if not given.")),
+    "per_batch": ("calibration__batch_size", PerBatch),
     "examples": ("calibration__examples", _count("Unlabelled calibration examples; 256 by default.")),
     "max_length": (
         "calibration__max_length",
@@ -103,13 +108,13 @@ OF_RUNS: Mapping[str, tuple[Any, Any]] = {  # how the option is declared, and it
 PANELS: Mapping[str, str] = {  # under which heading the help shows an option
     name: panel
     for panel, names in {
-        "Model and data": "task data text text_pair label tile examples max_length length"
+        "Model and data": "task data text text_pair label tile limit examples per_batch max_length length"
         " scores plan reference teacher",
         "Budget": "budget round_to latency_batch",
         "Method": "recipe preset criterion exclude only search compensate seed"
         " epochs batch_size learning_rate head_only",
         "Hardware": "device threads dtype batch engine address",
-        "Output": "out to evaluate sweep count overwrite as_json quiet",
+        "Output": "out to dry_run evaluate sweep count overwrite as_json quiet",
     }.items()
     for name in names.split()
 }

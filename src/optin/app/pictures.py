@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +23,14 @@ from ..storage.report import measured
 from ..support.files import given, write_bytes
 from ..support.folders import add_files, check_file, new_folder, read_marker
 from ..support.untyped import Foreign
-from ..tasks import Images, Scenes, load_model, load_processor
+from ..tasks import Images, Kind, Scenes, load_model, load_processor
 from ..tasks.images import Unreadable
 from ..tasks.segmentation import IGNORED, segment
 from ..tasks.specs import SCENES
 from ..tasks.vision import encode
 
 MOST_FIGURES = 4  # of a task that are drawn side by side
+Load = Callable[[str, Kind | None], nn.Module]
 CELLS = 96  # columns that a layer's neurons are gathered into
 
 
@@ -43,6 +44,7 @@ def draw(
     count: int = 4,
     reference: nn.Module | None = None,
     *,
+    load: Load = load_model,
     overwrite: bool = False,
 ) -> list[Path]:
     """Draw a pruned checkpoint: kept.svg, and for the first images tokens-N.png or scene-N.png.
@@ -50,6 +52,7 @@ def draw(
     Args:
         images: `optin.tasks.Images`, to show merged tokens on, or `optin.tasks.Scenes`, to segment.
         reference: the dense network, to segment the same scenes.
+        load: gets the pruned one, where it is to run.
         overwrite: replace earlier pictures in `out`. In the checkpoint's own folder they are always replaced, and
             nothing else ever is.
 
@@ -62,10 +65,10 @@ def draw(
     check_pictures()
     if target != source:
         with new_folder(target, PICTURES_KIND, overwrite) as work:
-            names = [path.name for path in _drawn(source, plan, work, images, count, reference)]
+            names = [path.name for path in _drawn(source, plan, work, images, count, reference, load)]
         return [Path(out) / name for name in names]
     with tempfile.TemporaryDirectory() as scratch:
-        drawn = _drawn(source, plan, Path(scratch), images, count, reference)
+        drawn = _drawn(source, plan, Path(scratch), images, count, reference, load)
         _, ours = read_marker(source)
         for path in drawn:
             check_file(source / path.name, path.name in ours, overwrite=True)
@@ -76,11 +79,11 @@ def draw(
 
 
 def _drawn(
-    source: Path, plan: Plan, target: Path, images: Foreign, count: int, reference: nn.Module | None
+    source: Path, plan: Plan, target: Path, images: Foreign, count: int, reference: nn.Module | None, load: Load
 ) -> list[Path]:
     written = [draw_units(plan, target / "kept.svg")]
     if isinstance(images, Scenes):
-        model, processor = load_model(str(source), SCENES), load_processor(str(source))
+        model, processor = load(str(source), SCENES), load_processor(str(source))
         for index, image in _readable(images, count):
             found = {"truth": torch.as_tensor(images.mask(index))} if images.mask else {}
             if reference is not None:
@@ -88,7 +91,7 @@ def _drawn(
             found["pruned"] = segment(model, processor, image)
             written.append(draw_scene(image, found, images.classes, target / f"scene-{index}.png"))
     elif images is not None and any(plan.tokens):
-        model, processor = load_model(str(source)), load_processor(str(source))
+        model, processor = load(str(source), None), load_processor(str(source))
         for index, image in _readable(images, count):
             batch, _ = encode(processor, images, [index], image_input(model) or "")
             groups = merged_groups(model, batch)

@@ -23,6 +23,7 @@ from ..tasks import (
     Images,
     Kind,
     SentenceTokenizer,
+    at_most,
     check_evaluation,
     check_fit,
     check_pooling,
@@ -104,7 +105,8 @@ class Job:
         if evaluation is None:
             return cls(recipe, model, preprocessor, batches)
         check_evaluation(model, spec, evaluation, preprocessor, recipe.trajectory.pooling)
-        return cls(recipe, model, preprocessor, batches, *keep_apart(examples, drawn, evaluation))
+        held_out, overlap = keep_apart(examples, drawn, evaluation)
+        return cls(recipe, model, preprocessor, batches, at_most(held_out, recipe.task.limit), overlap)
 
 
 def check_size(model: nn.Module, batch: int, length: int | None) -> None:

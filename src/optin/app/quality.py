@@ -11,8 +11,13 @@ from ..recipe import Recipe
 from ..result import Result
 from ..support.progress import Track
 from ..support.untyped import Figures
-from ..tasks import Examples, Images, task_of
+from ..tasks import Comparison, Examples, Images, at_most, task_of
 from .placement import Job
+
+
+def evaluated(recipe: Recipe) -> Examples | Images:
+    """The part of a task's data that networks are measured on, with labels."""
+    return at_most(task_of(recipe).load(recipe.task, "evaluation"), recipe.task.limit)
 
 
 def measure(
@@ -45,9 +50,9 @@ def seen_before(source: Path, recipe: Recipe, examples: object) -> dict[str, int
 
 def quality_of(job: Job, result: Result, track: Track) -> Figures:
     """The figures of both networks on the held-out part, and how much of it calibration saw."""
-    examples = held_out_of(job)
-    dense, pruned = dense_quality(job, examples, track), pruned_quality(job, result, examples, track)
-    return {"examples": len(examples), **_data(job.recipe), **job.overlap, "dense": dense, "pruned": pruned}
+    found = compared(job, result, track)
+    examples = len(held_out_of(job))
+    return {"examples": examples, **_data(job.recipe), **job.overlap, **found.to_dict()}
 
 
 def _data(recipe: Recipe) -> dict[str, dict[str, str]]:
@@ -65,13 +70,7 @@ def held_out_of(job: Job) -> Examples | Images:
     return job.evaluation
 
 
-def dense_quality(job: Job, examples: Examples | Images, track: Track) -> dict[str, float]:
-    """Empty for embeddings, which are only compared with the dense network's: it has no figures of its own."""
-    if task_of(job.recipe).spec.kind.compared:
-        return {}
-    return measure(job.model, job.preprocessor, job.recipe, examples, None, track)
-
-
-def pruned_quality(job: Job, result: Result, examples: Examples | Images, track: Track) -> dict[str, float]:
-    """The figures of the pruned network, compared with the dense one."""
-    return measure(result.model, job.preprocessor, job.recipe, examples, job.model, track)
+def compared(job: Job, result: Result, track: Track) -> Comparison:
+    """A pruned network and the dense one on the held-out part."""
+    task, examples = task_of(job.recipe), held_out_of(job)
+    return task.compare(job.model, result.model, job.preprocessor, examples, job.recipe, track)

@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ..storage.headline import sentence
 from ..storage.report import notes, overlap
 from ..support.untyped import Figures
 
@@ -78,20 +79,24 @@ def plan(result: Figures) -> RenderableType:
 
 
 def pruning(result: Figures) -> RenderableType:
-    """`optin prune`: costs, quality, seconds."""
+    """`optin prune`: costs, quality, seconds; of a dry run what was counted."""
+    if "dry run" in result:
+        return entries(result)
     parts: list[RenderableType] = [_costs(result), *map(Text, notes(result))]
     if quality := result.get("quality"):
         table = _table("metric", "dense", "pruned")
         for name, value in quality["pruned"].items():
             dense = quality["dense"].get(name)
             _row(table, name, "" if dense is None else f"{dense:.4f}", f"{value:.4f}")
-        parts += [table, *map(Text, overlap(quality))]
+        parts += [table, *map(Text, overlap(quality)), Text(sentence(result, "the dense network"))]
     seconds = {f"{name}, seconds": value for name, value in result["seconds"].items()}
     return Group(*parts, entries({**seconds, "saved": result["saved"]}))
 
 
 def sweep(result: Figures) -> RenderableType:
-    """`optin sweep`: a line per budget, the dense network first."""
+    """`optin sweep`: a line per budget, the dense network first; of a dry run what was counted."""
+    if "dry run" in result:
+        return entries(result)
     names = [name for name in result["points"][0] if name not in ("budget", "macs", "parameters")]
     table = _table("budget", "MACs", "parameters", *names)
     dense = {"budget": "dense", "macs": 1.0, "parameters": 1.0, **result["dense"]}

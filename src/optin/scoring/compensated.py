@@ -49,6 +49,16 @@ def compensated(scoring: Scoring) -> Found:
     return Found({group.name: moments.curve(model, group, scales) for group in groups}, scales, weights=weights)
 
 
+def moment_bytes(model: nn.Module, space: UnitSpace) -> int:
+    """What the moments of all consumers take, with the rows that wait to be added: most of a scoring's memory."""
+    matrices = [matrix(model.get_submodule(name)).shape for name in _consumers(space)]
+    return sum(Moments.bytes(read) + len(PARTS) * Moments.bytes(made) for made, read in matrices)
+
+
+def _consumers(space: UnitSpace) -> list[str]:
+    return list(dict.fromkeys(gate.module for group in space for gate in group.gates))
+
+
 class Sensitivities:
     """Streamed C and G of every consumer, and the unit scores that balance the two parts of G."""
 
@@ -56,7 +66,7 @@ class Sensitivities:
         self.recipe = recipe
         self.units = UnitTotals(space)
         self.moments: dict[tuple[str, str], Moments] = {}  # of what consumers read, and of both parts of G
-        self.consumers = list(dict.fromkeys(gate.module for group in space for gate in group.gates))
+        self.consumers = _consumers(space)
         for name in self.consumers:
             weight = matrix(model.get_submodule(name))
             self.moments[READ, name] = Moments(weight.shape[1], 0, weight.device)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import NumericalError
 
+WAITING = 1024  # rows at least that are multiplied at once
 HIGHEST = 100.0  # ridge that is of any use
 
 
@@ -44,8 +45,13 @@ class Moments:
         self._weight += w.sum()
         self._waiting.append((torch.cat(parts, 1), w))
         self._rows += len(x)
-        if self._rows > max(self.features, 1024):
+        if self._rows > max(self.features, WAITING):
             self._flush()
+
+    @staticmethod
+    def bytes(features: int) -> int:
+        """What second moments of so many features take at most, with the rows that wait (in float32)."""
+        return 8 * (features + 1) ** 2 + 4 * max(features, WAITING) * (features + 1)
 
     @classmethod
     def sum(cls, parts: Sequence[Moments]) -> Moments:

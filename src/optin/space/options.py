@@ -189,6 +189,7 @@ class Task:
         data: file or folder; empty takes the task's data set from the hub.
         text, text_pair, label: column names of the file.
         calibration_split, evaluation_split: names of the parts of the data.
+        limit: examples that are evaluated at most, evenly drawn; empty takes all.
         tile: pixels of the sides of the squares that larger scenes are cut into when they are evaluated.
     """
 
@@ -199,9 +200,12 @@ class Task:
     label: str | None = None
     calibration_split: str | None = None
     evaluation_split: str | None = None
+    limit: int | None = None
     tile: int | None = None
 
     def __post_init__(self) -> None:
         check_types(self, "task.")
+        if self.limit is not None:
+            within("task.limit", self.limit, 1, 10**9)
         if self.tile is not None:
             within("task.tile", self.tile, 16, MANY)

@@ -30,6 +30,7 @@ REPORT: Mapping[str, object] = {
         "left_out?": COUNT,
         "dense?": {ANY: FIGURE},
         "pruned?": {ANY: FIGURE},
+        "interval?": {ANY: [NUMBER]},
     },
     "original?": {"macs": NUMBER, "parameters": NUMBER},
     "machine?": {ANY: WORD},

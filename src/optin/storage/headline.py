@@ -39,9 +39,19 @@ def sentence(report: Mapping[str, Json], name: str) -> str:
         kind, _, metric = quality.words.partition(" of ")
         lost = "gained" if quality.good else "lost"
         amount = "no" if quality.good is None else quality.value.lstrip("+-")
-        parts.append(f"{amount} {kind} of {metric} {lost}" + (f" on {examples:,} examples" if examples else ""))
+        sure = f" ({interval})" if (interval := _interval(report["quality"], metric, quality.good is True)) else ""
+        on = f" on {examples:,} examples" if examples else ""
+        parts.append(f"{amount} {kind} of {metric} {lost}{sure}{on}")
     said = ", ".join(parts)
     return f"{said[:1].upper()}{said[1:]}." if said else ""
+
+
+def _interval(quality: Mapping[str, Json], metric: str, gained: bool) -> str:
+    """How sure it is what was lost or gained, in points."""
+    if not (ends := (quality.get("interval") or {}).get(metric)):
+        return ""
+    low, high = sorted(round(100 * (end if gained else -end), 1) + 0.0 for end in ends)
+    return f"95 % interval {low:.1f} to {high:.1f}"
 
 
 def _speed(report: Mapping[str, Json]) -> Tile | None:

@@ -30,3 +30,10 @@ def keep_apart(
     if len(rest) < LEAST:
         return examples, {"seen": len(known)}
     return examples.select(rest), {"left_out": len(known)}
+
+
+def at_most(examples: Examples | Images, limit: int | None) -> Examples | Images:
+    """So many of the examples, evenly drawn: data may be sorted by class."""
+    if limit is None or limit >= len(examples):
+        return examples
+    return examples.select([place * len(examples) // limit for place in range(limit)])

@@ -16,8 +16,10 @@ from ..recipe import Recipe
 from ..running.batch import Batch
 from ..scoring.criteria import criterion
 from ..space.options import Task
+from ..support.progress import Track, silent
 from ..support.untyped import Foreign
 from . import segmentation, text, vision
+from .comparison import Answers, Comparison
 from .data import Examples, load_examples
 from .images import Images, load_images
 from .segmentation import load_scenes
@@ -65,6 +67,21 @@ class TextTask:
         )
         return figures
 
+    def compare(
+        self,
+        dense: nn.Module,
+        pruned: nn.Module,
+        preprocessor: object,
+        examples: object,
+        recipe: Recipe,
+        track: Track = silent,
+    ) -> Comparison:
+        """Both networks on the same examples, in one pass over them."""
+        said: Answers = self.handler.answers(
+            [pruned, dense], preprocessor, self.spec, examples, **self._evaluation(recipe), track=track
+        )
+        return Comparison.of(said)
+
     def _evaluation(self, recipe: Recipe) -> dict[str, object]:
         calibration = recipe.calibration
         return {
@@ -110,6 +127,21 @@ class SceneTask(ImageTask):
     ) -> dict[str, float]:
         """See `TextTask`."""
         return segmentation.evaluate(model, preprocessor, examples, tile=recipe.task.tile, **options)
+
+    def compare(
+        self,
+        dense: nn.Module,
+        pruned: nn.Module,
+        preprocessor: object,
+        examples: Foreign,
+        recipe: Recipe,
+        track: Track = silent,
+    ) -> Comparison:
+        """See `TextTask`; maps of classes are too large to keep, so that each network has its own pass."""
+        return Comparison(
+            self.evaluate(dense, preprocessor, examples, recipe, track=track),
+            self.evaluate(pruned, preprocessor, examples, recipe, reference=dense, track=track),
+        )
 
 
 def task_of(recipe: Recipe) -> TextTask:

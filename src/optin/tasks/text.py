@@ -18,9 +18,9 @@ from ..running.outputs import pool, pooled
 from ..space.options import Calibration
 from ..support.progress import Track, silent
 from ..support.untyped import Foreign
+from .comparison import Answers
 from .data import Examples, listed, shown
 from .labels import class_names
-from .metrics import divergence, measure
 from .sentences import SentenceTokenizer
 from .specs import TaskSpec
 from .vocabulary import CHECKED, check_texts
@@ -130,30 +130,49 @@ def evaluate(
     """
     if spec.kind.compared and reference is None:
         raise InputError("sentence embeddings are compared with the dense network's: pass it as the reference.")
-    limit = sequence_limit(model, tokenizer, max_length)
-    labels = class_indices(model, spec, examples)
+    networks = [model] if reference is None else [model, reference]
+    found = answers(
+        networks,
+        tokenizer,
+        spec,
+        examples,
+        batch_size=batch_size,
+        max_length=max_length,
+        pooling=pooling,
+        track=track,
+    )
+    return found.figures(0, len(networks) - 1 or None)
+
+
+def answers(
+    networks: Sequence[nn.Module],
+    tokenizer: object,
+    spec: TaskSpec,
+    examples: Examples,
+    *,
+    batch_size: int = 32,
+    max_length: int | None = None,
+    pooling: str = "mean",
+    track: Track = silent,
+) -> Answers:
+    """What networks of one kind say of the same texts; arguments and errors as of `evaluate`."""
+    limit = sequence_limit(networks[0], tokenizer, max_length)
+    labels = class_indices(networks[0], spec, examples)
     check_texts(tokenizer, examples, range(min(CHECKED, len(examples))))
-    outputs, expected, targets = [], [], []
+    outputs: list[list[Tensor]] = [[] for _ in networks]
+    targets: list[object] = []
     embed = tokenizer.embed if isinstance(tokenizer, SentenceTokenizer) else pool
     groups = bucketed(examples, range(len(examples)), batch_size)
     for group in track(groups, "evaluate", len(groups)):
         encoded = encode(tokenizer, examples, group, limit)
         places = _first_pieces(encoded, len(group)) if spec.kind.tagged else None
-        outputs.append(_read(model, spec, encoded, places, pooling, embed))
-        if reference is not None:
-            expected.append(_read(reference, spec, encoded, places, pooling, embed))
+        for network, said in zip(networks, outputs, strict=True):
+            said.append(_read(network, spec, encoded, places, pooling, embed))
         if places is not None:
             targets += [labels[group[row]][word] for row, _, word in places]
         elif labels:
             targets += [labels[index] for index in group]
-    values = torch.cat(outputs)
-    if spec.kind.compared:
-        return measure(spec.metrics, values, torch.cat(expected), 0)
-    predictions = values.squeeze(-1) if spec.kind.numeric else values.argmax(-1)
-    figures = measure(spec.metrics, predictions, torch.tensor(targets), values.shape[-1])
-    if expected and not spec.kind.numeric:
-        figures["kl"] = float(divergence(torch.cat(expected), values))
-    return figures
+    return Answers.of(spec, outputs, targets)
 
 
 def class_indices(model: nn.Module, spec: TaskSpec, examples: Examples) -> list[Foreign]:

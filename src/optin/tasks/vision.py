@@ -21,10 +21,10 @@ from ..running.outputs import pool, pooled, projected
 from ..space.options import Calibration
 from ..support.progress import Track, silent
 from ..support.untyped import Foreign
+from .comparison import Answers
 from .data import listed
 from .images import Images, Unreadable, check_labels
 from .labels import class_names
-from .metrics import divergence, measure
 from .specs import TaskSpec
 
 
@@ -187,30 +187,42 @@ def evaluate(
     """
     if spec.kind.compared and reference is None:
         raise InputError("image embeddings are compared with the dense network's: pass it as the reference.")
-    labels = class_indices(model, spec, images)
-    name = _argument(model)
+    networks = [model] if reference is None else [model, reference]
+    found = answers(networks, processor, spec, images, batch_size=batch_size, pooling=pooling, track=track)
+    return found.figures(0, len(networks) - 1 or None)
+
+
+def answers(
+    networks: Sequence[nn.Module],
+    processor: object,
+    spec: TaskSpec,
+    images: Images,
+    *,
+    batch_size: int = 32,
+    pooling: str = "mean",
+    track: Track = silent,
+) -> Answers:
+    """What networks of one kind say of the same images; arguments and errors as of `evaluate`."""
+    labels = class_indices(networks[0], spec, images)
+    name = _argument(networks[0])
     if isinstance(processor, Both):
         prompts = processor.prompts(_class_names(images))
-        model, reference = ZeroShot(model, prompts), None if reference is None else ZeroShot(reference, prompts)
-    outputs, expected, targets, skipped = [], [], [], 0
+        networks = [ZeroShot(network, prompts) for network in networks]
+    outputs: list[list[Tensor]] = [[] for _ in networks]
+    targets: list[int] = []
+    skipped = 0
     starts = range(0, len(images), batch_size)
     for start in track(starts, "evaluate", len(starts)):
         indices = range(start, min(start + batch_size, len(images)))
         batch, found = encode(processor, images, indices, name)
         skipped += len(indices) - len(found)
         if found:
-            outputs.append(_read(model, spec, batch, pooling))
             targets += [labels[index] for index in found] if labels else []
-            if reference is not None:
-                expected.append(_read(reference, spec, batch, pooling))
-    if not outputs:
+            for network, said in zip(networks, outputs, strict=True):
+                said.append(_read(network, spec, batch, pooling))
+    if not outputs[0]:
         raise InputError(f"none of the {len(images)} images can be read: {images.problem()}")
-    values = torch.cat(outputs)
-    aim = torch.cat(expected) if spec.kind.compared else torch.tensor(targets)
-    figures = measure(spec.metrics, values, aim, values.shape[-1])
-    if expected and not spec.kind.compared:
-        figures["kl"] = float(divergence(torch.cat(expected), values))
-    return figures | ({"skipped": skipped} if skipped else {})
+    return Answers.of(spec, outputs, targets, skipped)
 
 
 def class_indices(model: nn.Module, spec: TaskSpec, images: Images) -> list[int]:
