@@ -18,6 +18,7 @@ from typer.models import OptionInfo
 
 from ..recipe import Recipe, preset
 from ..space.budget import EXAMPLES
+from ..space.options import Task
 from ..support import interrupts
 from ..support.files import given, json_text
 
@@ -28,9 +29,7 @@ if TYPE_CHECKING:  # these import torch, and the help must answer before it is t
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="YAML recipe; the other options override it.")]
 Preset = Annotated[
     str | None,
-    typer.Option(
-        "--preset", help="Named recipe to start from: default, thorough, beta, tau, segmentation, paper or kwon."
-    ),
+    typer.Option("--preset", help="One of `optin presets`, to start from; by default that for the task."),
 ]
 Compensate = Annotated[
     bool | None, typer.Option("--refit/--no-refit", "--compensate/--no-compensate", help="Refit what stays.")
@@ -56,7 +55,10 @@ def _number(words: str) -> Any:
 # By the name of the parameter: where the value stands in a recipe, and how the option is declared.
 OF_RECIPES: Mapping[str, tuple[str, Any]] = {
     "budget": ("budget", _text(f"{EXAMPLES}.")),
-    "task": ("task__name", _text("Task, for example sst2 or text-classification.")),
+    "task": (
+        "task__name",
+        _text("One of `optin tasks`; by default what the network is for."),
+    ),
     "data": ("task__data", _text("File or folder (csv, tsv, jsonl, parquet, txt); the hub if not given.")),
     "text": ("task__text", _text("Column of the texts.")),
     "text_pair": ("task__text_pair", _text("Column of the second texts of pairs.")),
@@ -141,19 +143,22 @@ class Run:
     quiet: bool
 
     @classmethod
-    def of(cls, options: Mapping[str, Any], task: str | None) -> Run:
+    def of(cls, options: Mapping[str, Any], task: str | None, model: str | None = None) -> Run:
         """From the values of the shared options that a command has.
 
         Args:
-            task: of a run whose recipe and options name none.
+            task: of a run whose recipe and options name none; None asks the network.
+            model: which says what no recipe or option does, see `guess`.
         """
         file, name = options.get("recipe"), options.get("preset")
         if file is not None and name is not None:
             raise typer.BadParameter("give --recipe or --preset, not both (a recipe may say 'preset: NAME').")
-        start = Recipe.load(file) if file is not None else preset(name or "default")
         changes = {place: options[option] for option, (place, _) in OF_RECIPES.items() if option in options}
-        if changes.get("task__name") is None and file is None:
-            changes["task__name"] = task
+        if file is None:
+            found = guess(options, task, model)
+            changes["task__name"], name = found
+            _say_guess(options, found)
+        start = Recipe.load(file) if file is not None else preset(name or "default")
         if changes.get("task__data") is not None:
             changes["task__data"] = str(given(changes["task__data"]))
         return cls(
@@ -184,6 +189,28 @@ class Run:
         """A line for people, on the error stream."""
         if not self.quiet:
             print(line, file=sys.stderr)  # noqa: T201
+
+
+def guess(options: Mapping[str, Any], task: str | None, model: str | None) -> tuple[str | None, str | None]:
+    """The task and the preset of a run: what the options name, else what the network is for."""
+    from ..tasks.guess import guessed_preset, guessed_task
+
+    named, name = options.get("task") or task, options.get("preset")
+    asked = "preset" in options or options.get("data") is not None
+    if named is None and model is not None and asked:
+        named = guessed_task(model)
+    if name is None and "preset" in options and named is not None:
+        name = guessed_preset(named)
+    return named, name
+
+
+def _say_guess(options: Mapping[str, Any], found: tuple[str | None, str | None]) -> None:
+    """In a line, what was not asked for and is not the default."""
+    task, name = found
+    said = [] if options.get("task") or task in (None, Task().name) or "task" not in options else [f"--task {task}"]
+    said += [] if options.get("preset") or name in (None, "default") else [f"--preset {name}"]
+    if said and not options["quiet"]:
+        print(f"as the network says: {' '.join(said)}", file=sys.stderr)  # noqa: T201
 
 
 def _in_panel(parameter: inspect.Parameter) -> int:
@@ -228,7 +255,7 @@ def command(
 
             interrupts.loaded()
             options = {name: values.pop(name) for name in names}
-            result = function(**values, run=Run.of(options, task))
+            result = function(**values, run=Run.of(options, task, values.get("model")))
             show(result, getattr(tables, table), as_json=options["as_json"], quiet=options["quiet"])
 
         parameters = [*(part.replace(kind=inspect.Parameter.KEYWORD_ONLY) for part in own), *added]

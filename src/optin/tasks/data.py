@@ -15,7 +15,7 @@ from ..space.options import Task
 from ..storage.silenced import silenced
 from ..support.untyped import Foreign
 from .rows import FORMATS, Rows, read_rows
-from .specs import ALIASES, TaskSpec
+from .specs import ALIASES, MEANT, TaskSpec
 
 _SHOWN = 20  # names at most that a message lists
 _SPLIT_NAMES = {
@@ -157,10 +157,14 @@ def _missing(value: object) -> bool:
 
 
 def _column(found: list[str], wanted: str, option: str, more: str = "") -> str:
-    """The column of that name, or of a name that the data as first published used for it."""
+    """The column of that name, or of a name that the data as first published or others use for it."""
     for name in (wanted, *ALIASES.get(wanted, ())):
         if name in found:
             return name
+    meant = [name for name in found if name.lower() in MEANT.get(wanted, ())]
+    if len(meant) == 1:
+        warnings.warn(f"{wanted!r} is read from the column {meant[0]!r}; {option} says another.", stacklevel=2)
+        return meant[0]
     near = difflib.get_close_matches(wanted, found, n=1)
     hint = f" Did you mean {near[0]!r:.60}?" if near else ""
     raise InputError(

@@ -18,6 +18,14 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "hypothesis": ("sentence2",),
 }
 
+# Names that others give to the columns of tasks without a data set of their own.
+MEANT: Mapping[str, tuple[str, ...]] = {
+    "text": ("sentence", "content", "review", "tweet", "comment", "document", "message", "body"),
+    "label": ("labels", "class", "target", "category", "sentiment", "stars", "rating"),
+    "tokens": ("words",),
+    "tags": ("ner_tags", "pos_tags", "labels"),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Kind:

@@ -1,0 +1,66 @@
+"""Which task a network is for, as its configuration says, and which preset is for that."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..errors import OptinError
+from ..storage.libraries import of_other
+from ..support.files import read_json
+from ..support.untyped import Foreign
+from .loading import clear_errors, home_of
+from .specs import TASKS
+
+ENDS: Mapping[str, str] = {  # how the name of a class ends
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForImageClassification": "image-classification",
+    "ForSemanticSegmentation": "semantic-segmentation",
+    "ForUniversalSegmentation": "semantic-segmentation",
+}
+IMAGES = ("image_size", "num_channels", "vision_config", "backbone_config")  # what only networks of images have
+
+
+def guessed_task(source: str) -> str | None:
+    """The task of a checkpoint, without its weights; None where that is not plain or there is none."""
+    with contextlib.suppress(OptinError):
+        source = home_of(source)
+        if of_other(source):
+            return "image-classification"
+        return _of_config(_config(source), Path(source))
+    return None
+
+
+def guessed_preset(task: str) -> str:
+    """The preset for a task."""
+    kind = TASKS[task].kind if task in TASKS else None
+    if kind is None or not kind.of_images:
+        return "default"
+    return "segmentation" if kind.of_scenes else "beta"
+
+
+def _config(source: str) -> Foreign:
+    if Path(source).is_dir():
+        file = Path(source) / "config.json"
+        return read_json(file) if file.is_file() else {}
+    import transformers
+
+    with clear_errors(source):
+        return transformers.PretrainedConfig.get_config_dict(source)[0]
+
+
+def _of_config(config: Foreign, folder: Path) -> str | None:
+    named = config.get("architectures") if isinstance(config, dict) else None
+    name = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else ""
+    task = next((task for end, task in ENDS.items() if name.endswith(end)), None)
+    if task == "text-classification" and (
+        config.get("problem_type") == "regression" or len(config.get("id2label") or "  ") == 1
+    ):
+        return "text-regression"
+    if task is not None or not name.endswith("Model") or "Head" in name:
+        return task
+    if "text_config" in config and "vision_config" in config:
+        return "zero-shot-image-classification"
+    return "image-embedding" if any(key in config for key in IMAGES) else "sentence-embedding"
