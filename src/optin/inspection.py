@@ -43,6 +43,8 @@ def describe(model: nn.Module, inputs: Mapping[str, object] | None = None) -> Un
 def inspect(model: nn.Module, length: int | None = None, *, example: Mapping[str, object] | None = None) -> Figures:
     """What can be removed from a network, and where its MACs and parameters are.
 
+        optin.inspect(model)["macs"]
+
     Args:
         length: tokens of a text (128 by default) or pixels of an image side (the model's own) at which MACs
             are counted.

@@ -27,9 +27,9 @@ from .refit.compensation import compensate
 from .result import Result, plan_figures
 from .running.batches import Batches
 from .running.job import Job
-from .running.modules import check_weights, device_of, without_autocast
+from .running.modules import check_weights, device_of
 from .running.outputs import Reader, reading
-from .running.twins import on_twins, plain_again
+from .running.twins import on_twins, plain_again, stage
 from .scoring.criteria import Scoring, engine_for, found_by
 from .scoring.engines import Engine
 from .scoring.loss import loss_between, parted
@@ -123,8 +123,8 @@ def sweep(
         for result in optin.sweep(model, batches, ["80%", "60%", "40%"]): ...
 
     Args:
+        budgets: of cost, each as in `prune`, and so are recipe, exclude, only, output and track.
         scores: of an earlier scoring.
-        output: as in `score`.
 
     Raises:
         OptinError: as `prune`; a budget that cannot be reached is refused before any network is refitted.
@@ -142,9 +142,7 @@ def sweep(
         yield apply(model, chosen, calibration, recipe=one, scores=scores, output=output, track=track)
 
 
-@on_twins
-@without_autocast()
-@torch.inference_mode(mode=False)  # whatever the caller is in: gradients are needed
+@stage
 def score(
     model: nn.Module,
     batches: Iterable[Mapping[str, object]],
@@ -159,6 +157,8 @@ def score(
     address: str | None = None,
 ) -> Scores:
     """Removal curves of all groups: what every later choice of a budget needs.
+
+        scores = optin.score(model, batches)
 
     Args:
         model, batches, recipe, exclude, only, track: as in `prune`; no budget is needed.
@@ -209,10 +209,12 @@ def plan(
 ) -> Plan:
     """The units to keep under a budget; needs no data and, for any number of budgets, no rescoring.
 
+        plan = optin.plan(model, scores, "50%")
+
     For a budget of latency the network is timed at many sizes first, once on every machine.
 
     Args:
-        scores: of this network, from `score`; the rest as in `prune`.
+        scores: of this network, from `score`; budget, recipe and track as in `prune`.
 
     Raises:
         BudgetError: the budget cannot be read or reached; the message says the smallest that can.
@@ -284,9 +286,7 @@ def plan_within(
     return dataclasses.replace(chosen, provenance={**chosen.provenance, "loss": loss})
 
 
-@on_twins
-@without_autocast()
-@torch.inference_mode(mode=False)  # so that the small network can be trained
+@stage
 def apply(
     model: nn.Module,
     plan: Plan,
@@ -299,6 +299,8 @@ def apply(
     track: Track = automatic,
 ) -> Result:
     """Shrink a network to a plan and refit what stays.
+
+        result = optin.apply(model, plan, batches, scores=scores)
 
     Args:
         batches: calibration inputs for the refit; without them units are removed and nothing is refitted.

@@ -24,6 +24,9 @@ from .support.yaml_text import read_options
 class Recipe:
     """Every option of a run.
 
+        recipe = optin.PRESETS["beta"].override(calibration__examples=512, seed=1)
+        recipe.save("recipe.yaml")
+
     Attributes:
         model: local folder or hub id.
         budget: see `optin.space.budget.Budget`; or a loss, see `optin.space.loss.Loss`.

@@ -19,6 +19,9 @@ from .support.untyped import Figures, Json
 class Result(Listed):
     """A pruned network and how it came about.
 
+        print(result.summary())
+        result.save("small", tokenizer)
+
     Attributes:
         model: the small network, ready to run.
         plan: the units it keeps.

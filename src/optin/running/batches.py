@@ -33,6 +33,9 @@ class Batches:
     It is read once: what a loader that shuffles or augments gives in the first pass is what every pass sees. The
     batches of a list stay where they are; those of anything else are kept, beyond `KEPT` bytes on disk.
 
+        batches = optin.Batches.of(loader, torch.device("cpu"))
+        optin.prune(model, batches, "50%")
+
     Attributes:
         examples: number of inputs.
         positions: their mean length in tokens without padding, rounded up; for images the mean height in pixels.

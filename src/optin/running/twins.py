@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from .elastic import Elastic, elastic, mixed, remember_heads
 from .experts import EXPERT, ExpertMap, Experts, are_experts
+from .modules import without_autocast
 
 PLAIN = "_optin_plain"  # where a twin remembers the class that it was
 
@@ -198,6 +199,11 @@ def on_twins(function: Function) -> Function:
             return function(model, *args, **kwargs)
 
     return run  # type: ignore[return-value]
+
+
+def stage(function: Function) -> Function:
+    """A step of the job: on twins, in the network's own precision, with gradients, whatever the caller is in."""
+    return on_twins(without_autocast()(torch.inference_mode(mode=False)(function)))
 
 
 @contextlib.contextmanager

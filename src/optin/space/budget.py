@@ -65,7 +65,15 @@ EXAMPLES = "'50%', '2.1 GMACs', '40 Mparams', '60% params', '40 MB', '12 ms', '6
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """An upper bound: `value` of `quantity` (latency in ps), as a fraction of the dense network when `relative`."""
+    """An upper bound: `value` of `quantity` (latency in ps), as a fraction of the dense network when `relative`.
+
+        optin.Budget.parse("60% params") == optin.Budget(0.6, "parameters")
+
+    Attributes:
+        value: a share, or an amount of the quantity.
+        quantity: "MACs", "parameters", "bytes" or "latency".
+        relative: whether the value is a share of the dense network's.
+    """
 
     value: float
     quantity: Quantity = "MACs"

@@ -45,6 +45,10 @@ class Latency:
 class Plan(Listed):
     """The units kept in each group.
 
+        plan.kept, plan.shares, plan.pruned.macs
+        plan.save("plan.json")
+        plan = optin.Plan.load("plan.json")
+
     Attributes:
         architecture: the description that the group names belong to.
         sizes: units per group in the dense network.

@@ -61,6 +61,8 @@ class Curve:
 class Scores(Listed):
     """Removal curves of all groups of a network, and how they were measured.
 
+        scores.curves["bert.encoder.layer.0.intermediate.dense"].order[:10]  # what goes first
+
     Attributes:
         architecture: the description that the group names belong to.
         curves: per group.

@@ -228,6 +228,9 @@ class Block:
 class UnitSpace(Listed):
     """Everything that can be removed from one network.
 
+        for group in space:
+            print(group.name, group.size, group.of.plural)
+
     `runs` are its blocks in order of execution; one that runs several times is there as often. `chained` says that
     each reads nothing but what the one before it returned, beside what all of them get alike, so that one state can
     stand in for all before it. `products` are all those of a forward in order of execution, attention taken apart,

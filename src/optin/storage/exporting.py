@@ -58,6 +58,9 @@ def export(
 ) -> Figures:
     """Write a network for another runtime, and compare the outputs there with its own.
 
+        found = optin.export(result.model, batch, "onnx")
+        found["difference"], found["file"]
+
     Args:
         model: on the CPU, in float32 or float64, as these runtimes take it.
         batch: real inputs, by which the network is traced and compared; at least two examples. Of images and merged

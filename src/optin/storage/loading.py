@@ -23,6 +23,9 @@ from .untrusted import check_folder
 def load(folder: str | Path, *, into: nn.Module | None = None, **options: Foreign) -> nn.Module:
     """Load what `save` wrote: an object of the original class, in evaluation mode.
 
+        model = optin.load("small")
+        own = optin.load("small-own", into=MyNetwork())
+
     Of networks of transformers its class is one that adds to `save_pretrained` what the Auto classes need.
 
     Args:

@@ -76,6 +76,8 @@ def of_export(folder: Path) -> bool:
 def open_exported(folder: str | Path, *, trusted: bool = False) -> Runtime:
     """Open what `optin.export` wrote, on as many threads as torch uses.
 
+        logits = optin.open_exported("onnx")(**batch).logits
+
     Args:
         trusted: needed for torch-export, whose files are loaded by unpickling: they can run any code.
 

@@ -20,6 +20,8 @@ SCORES = "scores"  # kind of result; beside a network they lie in a folder of th
 def save_scores(scores: Scores, folder: str | Path, *, overwrite: bool = False) -> Path:
     """Write removal curves as safetensors beside a JSON file that says what they are.
 
+        optin.save_scores(scores, "scores")
+
     Args:
         overwrite: replace scores that optin wrote there.
 
@@ -60,6 +62,8 @@ def _write_scores(scores: Scores, folder: Path) -> None:
 
 def load_scores(folder: str | Path) -> Scores:
     """Read what `save_scores` wrote. Input is not trusted.
+
+        scores = optin.load_scores("scores")
 
     Raises:
         InputError: no such files, or scores that do not say which network they are of.

@@ -27,7 +27,12 @@ def no_callback(stage: str, figures: Mapping[str, float]) -> None:
 
 
 def silent(items: Iterable[T], description: str, total: int) -> Iterator[T]:
-    """A `Track` that shows nothing."""
+    """A `Track` that shows nothing.
+
+        result = optin.prune(model, batches, "50%", track=optin.silent)
+
+    It is called with the items, what is done with them, and how many they are.
+    """
     yield from items
 
 
@@ -38,7 +43,12 @@ def automatic(items: Iterable[T], description: str, total: int) -> Iterator[T]:
 
 
 def rich_track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
-    """A `Track` that draws a progress bar on the error stream."""
+    """A `Track` that draws a progress bar on the error stream.
+
+        result = optin.prune(model, batches, "50%", track=optin.rich_track)
+
+    It is called with the items, what is done with them, and how many they are.
+    """
     from rich.console import Console
     from rich.progress import track
 

@@ -39,6 +39,7 @@ def batches_of(
             a column of them, or of encoded texts.
         tokenizer: prepares texts.
         processor: prepares images.
+        batch_size: examples of similar length in a batch.
         examples: at most, drawn by `seed`; fewer are used with a warning.
         max_length: tokens of a text; those that the network takes, if not given.
 
