@@ -62,6 +62,7 @@ PIECES: dict[str, tuple[list[str], dict[str, Any]]] = {
     ),
     "machines": ([], {"machines.JOBS": {"exact": (2, 16)}, "machines.GPUS": (1, 8)}),
     "networks": (["bert", "--large"], {}),
+    "outlook": (["minilm"], {}),
     "peers": (["minilm", "--rows", "optin", "torch-pruning, magnitude", "--seeds", "0"], {}),
     "scaling": (
         ["base", "examples", "profile"],
@@ -78,6 +79,7 @@ PIECES: dict[str, tuple[list[str], dict[str, Any]]] = {
             "text.recipes": default_only,
         },
     ),
+    "times": (["ResNet-50"], {"times.BATCHES": (1,), "times.ROUNDS": 1}),
     "transfer": (
         [],
         {

@@ -22,7 +22,7 @@ from tests.test_cli import run, workspace  # noqa: F401
 class Page(HTMLParser):
     """What a page holds: tags that were opened and not closed, images, figures and their texts."""
 
-    VOID = ("meta", "link", "br", "img", "circle", "path", "polyline", "wbr")
+    VOID = ("meta", "link", "br", "img", "input", "circle", "path", "polyline", "wbr")
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -79,6 +79,21 @@ def test_the_page_opens_with_a_sentence_and_three_figures(result):
     assert sentence(gained, "x") == "1.0 points of f1 gained (95 % interval -0.1 to 2.0)."
     del same["quality"]["interval"]
     assert sentence(same, "x") == "No points of accuracy lost." and sentence({}, "x") == "" and tiles({}) == []
+
+
+def test_other_budgets_are_offered_without_a_script(result):
+    points = [{"macs": share / 100, "parameters": share / 200, "kl": 1 / share} for share in range(90, 20, -10)]
+    report = {**result.report, "macs": {"dense": 1000, "pruned": 496}, "outlook": points}
+    report["speed"] = [{"batch": 32, "length": 9, "dense_ms": 2.0, "pruned_ms": 1.0, "speedup": 1 / 0.55}]
+    html = render(report, result.plan, result.recipe, "x")
+    page = Page(html)
+    assert page.open == [] and "<script" not in html
+    assert html.count('type="radio"') == 7 and html.count(" checked>") == 1
+    assert 'id="budget-5" checked' in html and "#budget-5:checked ~ .estimate-5" in html
+    own = re.search(r'<p class="estimate-5">(.*?)</p>', html).group(1)
+    assert "50%" in own and "25% of the parameters" in own and "0.02" in own
+    assert "<strong>1.8</strong> times as fast" in own  # between no gain with all MACs and what was measured
+    assert "Other budgets" not in render(result.report, result.plan, result.recipe, "x")
 
 
 def test_words_of_others_are_text(result):

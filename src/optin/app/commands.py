@@ -41,7 +41,7 @@ from .finetune import FINETUNED, finetune
 from .kept import Kept, Say, unsaid
 from .pictures import PICTURES_KIND, check_pictures, draw, draw_sweep
 from .placement import Job, Placement, as_pooled, check_size, local, model_of, what_is_read
-from .quality import compared, evaluated, held_out_of, measure, quality_of, seen_before
+from .quality import compared, evaluated, held_out_of, measure, outlook_of, quality_of, seen_before
 from .rehearsal import rehearse
 
 SWEEP = "sweep"  # kind of result
@@ -141,10 +141,11 @@ def run_prune(
         result = _pruned(job, held_out, keep, known, track, say)
         kept = None if keep is None else keep.scores
         save(result, place, job.preprocessor, overwrite=overwrite, scores=kept)
+        known = known if keep is None else keep.scores
         if keep is not None:
             keep.remove()
     if quality:
-        _measured(job, result, place, track)
+        _measured(job, result, known, place, track)
     return {**result.report, "saved": str(out)}
 
 
@@ -166,10 +167,11 @@ def _pruned(
     return result
 
 
-def _measured(job: Job, result: Result, place: Path, track: Track) -> None:
+def _measured(job: Job, result: Result, scores: Scores | None, place: Path, track: Track) -> None:
     """Quality and speed into the report of a network that is saved already."""
     try:
         result.report["quality"] = quality_of(job, result, track)
+        result.report["outlook"] = outlook_of(job.model, result, scores)
         length, width = result.plan.length, result.plan.width
         result.report.update(reported_speed(job.model, result.model, length, width, rounds=5, track=track))
         update_figures(result, place)

@@ -13,12 +13,13 @@ from typing import TypeVar
 from safetensors.torch import load_file
 from torch import nn
 
-from ..pipeline import prune
+from ..pipeline import apply, plan, score
 from ..recipe import Recipe
 from ..space.options import Calibration
 from ..storage.loading import load
 from ..storage.saving import NETWORK, REPORT, update_figures
 from ..storage.silenced import silenced
+from ..support.clock import Clock
 from ..support.folders import check_new
 from ..support.progress import Track, silent
 from ..support.untyped import Figures, Foreign
@@ -26,6 +27,7 @@ from ..tasks import Comparison, Examples, load_tokenizer, task_spec
 from ..tasks.text import answers, calibration_batches
 from .benchmark import reported_speed
 from .demo_data import minilm_folder, rotten_tomatoes
+from .quality import outlook_of
 
 BUDGET = "50%"
 T = TypeVar("T")
@@ -71,7 +73,13 @@ def run_demo(out: Path, track: Track = silent) -> Figures:
     tokenizer, dense = load_tokenizer(str(folder)), with_head(folder)
     recipe = Recipe(model="sentence-transformers/all-MiniLM-L6-v2", budget=BUDGET, calibration=CALIBRATION)
     batches = calibration_batches(dense, Examples(train.texts), tokenizer, recipe.calibration, recipe.seed)
-    result = prune(dense, batches, recipe=recipe, track=track)
+    clock = Clock()
+    scores = score(dense, batches, recipe=recipe, track=track)
+    clock.lap("score")
+    chosen = plan(dense, scores, recipe=recipe)
+    clock.lap("search")
+    result = apply(dense, chosen, batches, recipe=recipe, scores=scores, track=track)
+    result.report["seconds"] = clock.laps | result.report["seconds"]
     spec, examples = task_spec("text-classification"), Examples(held_out.texts, None, list(held_out.labels))
     result.save(out / "pruned", tokenizer, overwrite=True)
     pruned = load(out / "pruned")
@@ -79,6 +87,7 @@ def run_demo(out: Path, track: Track = silent) -> Figures:
         "examples": len(examples),
         **Comparison.of(answers([pruned, dense], tokenizer, spec, examples, track=track)).to_dict(),
     }
+    result.report["outlook"] = outlook_of(dense, result, scores)
     result.report.update(reported_speed(dense, pruned, TOKENS, track=track))
     update_figures(result, out / "pruned")  # with what only the reloaded network could show
     page = out / "pruned" / REPORT

@@ -6,9 +6,12 @@ from pathlib import Path
 
 from torch import nn
 
+from ..accounting import costs
+from ..choosing.outlook import outlook
 from ..errors import OptinError
 from ..recipe import Recipe
 from ..result import Result
+from ..space.scores import Scores
 from ..support.progress import Track
 from ..support.untyped import Figures
 from ..tasks import Comparison, Examples, Images, at_most, task_of
@@ -68,6 +71,16 @@ def held_out_of(job: Job) -> Examples | Images:
     """The held-out part of a job that is evaluated."""
     assert job.evaluation is not None
     return job.evaluation
+
+
+def outlook_of(dense: nn.Module, result: Result, scores: Scores | None) -> list[Figures]:
+    """What other budgets would give, where the KL of this one was measured and nothing but units was chosen."""
+    kl = result.report["quality"]["pruned"].get("kl")
+    plan = result.plan
+    if not kl or scores is None or plan.description is None or result.recipe.tokens.merge != "none":
+        return []
+    macs, parameters = costs(dense, plan.description, plan.length, plan.width, scores)
+    return outlook(plan.description, scores, macs, parameters, result.recipe, plan, kl)
 
 
 def compared(job: Job, result: Result, track: Track) -> Comparison:

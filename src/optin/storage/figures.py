@@ -34,6 +34,7 @@ REPORT: Mapping[str, object] = {
     },
     "original?": {"macs": NUMBER, "parameters": NUMBER},
     "machine?": {ANY: WORD},
+    "outlook?": [{"macs": NUMBER, "parameters": NUMBER, "kl": NUMBER}],
     "loss?": {"budget": WORD, "measured": NUMBER, "examples": COUNT, "tried": {ANY: NUMBER}},
     "speed?": [{"batch": COUNT, "length": COUNT, "dense_ms": NUMBER, "pruned_ms": NUMBER, "speedup": NUMBER}],
 }

@@ -50,6 +50,8 @@ def render(
         verdict=verdict(report),
         divergence="kl" in ((report.get("quality") or {}).get("pruned") or {}),
         machine=report.get("machine") or {},
+        budgets=budgets(report),
+        expected=expected(report),
         units=units(plan),
         layers=layers(report.get("breakdown") or {}),
         curves=curves(report.get("curves") or {}, plan),
@@ -62,6 +64,46 @@ def render(
         versions=versions if isinstance(versions := provenance.get("versions"), dict) else {},
         warnings=warnings(report),
     )
+
+
+def budgets(report: Mapping[str, Json]) -> list[Figures]:
+    """What other budgets would give, this network's marked as its "own"."""
+    if not (points := report.get("outlook")):
+        return []
+    share = _left(report)
+    near, fixed = min(points, key=lambda point: abs(point["macs"] - share)), _fixed_time(report)
+    return [
+        {
+            "share": f"{point['macs']:.0%}",
+            "parameters": f"{point['parameters']:.0%}",
+            "kl": shown(point["kl"]),
+            "speedup": "" if fixed is None else f"{1 / (fixed + (1 - fixed) * point['macs']):.1f}",
+            "own": point is near,
+        }
+        for point in points
+    ]
+
+
+def expected(report: Mapping[str, Json]) -> Figures:
+    """The KL of other budgets as a line, cut where this network is."""
+    points = report.get("outlook") or []
+    line = plot("kl", [point["kl"] for point in points], "kl", [point["macs"] for point in points]) if points else {}
+    return {**line, "cut": round(WIDTH * _left(report), 1), "removed": "this network"}
+
+
+def _left(report: Mapping[str, Json]) -> float:
+    """The share of the MACs."""
+    macs = report.get("macs") or {}
+    return float(macs["pruned"] / macs["dense"]) if macs.get("dense") else 1.0
+
+
+def _fixed_time(report: Mapping[str, Json]) -> float | None:
+    """The share of the dense time that no removal saves, if time falls in a line from there to what was measured."""
+    speeds, left = report.get("speed") or (), _left(report)
+    largest = max(speeds, key=lambda speed: speed["batch"], default=None)
+    if largest is None or left >= 1 or largest["speedup"] <= 0:
+        return None
+    return float(max(0.0, (1 / largest["speedup"] - left) / (1 - left)))
 
 
 def is_report(file: Path) -> bool:
@@ -119,9 +161,8 @@ def curves(found: Mapping[str, Sequence[float]], plan: Plan) -> list[Figures]:
         for point, value in zip(line["points"], values, strict=True):
             point["value"] = shown(value)
         removed = 1 - plan.kept[name] / plan.sizes[name]
-        lines.append(
-            {**line, "high": shown(max(values)), "cut": round(WIDTH * removed, 1), "removed": f"{removed:.0%}"}
-        )
+        cut = {"cut": round(WIDTH * removed, 1), "removed": f"removed: {removed:.0%}"}
+        lines.append({**line, "high": shown(max(values)), **cut})
     return lines
 
 
