@@ -34,6 +34,7 @@ from torch_pruning_peer import macs, pruned
 import optin
 from optin.accounting import costs
 from optin.app.benchmark import compare_speed
+from optin.app.pictures import styled
 from optin.describing import describe
 from optin.recipe import Recipe
 from optin.running.cost import CostModel
@@ -223,26 +224,24 @@ def comparisons(name: str, found: dict[str, Any]) -> Iterator[tuple[str, str, bo
 
 
 def picture(name: str, found: dict[str, Any], dense: float) -> None:
-    """Accuracy and KL against the MACs that were left."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "optin"
-    from matplotlib import pyplot
-
+    """Accuracy and KL against the MACs that were left; bars are standard deviations over seeds."""
+    pyplot = styled()
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for row, by_seed in found.items():
-        left = [100 * statistics.mean(column(by_seed, b, "macs")) for b in BUDGETS if column(by_seed, b, "macs")]
+        budgets = [budget for budget in BUDGETS if column(by_seed, budget, "macs")]
+        left = [100 * statistics.mean(column(by_seed, budget, "macs")) for budget in budgets]
         for axis, metric in zip(axes, METRICS, strict=True):
-            values = [statistics.mean(column(by_seed, b, metric)) for b in BUDGETS if column(by_seed, b, metric)]
+            by_budget = [column(by_seed, budget, metric) for budget in budgets]
+            spreads = [statistics.stdev(values) if len(values) > 1 else 0 for values in by_budget]
             width = 2.5 if row.startswith("optin") else 1
-            axis.plot(left, values, marker="o", markersize=3, linewidth=width, label=row)
-    axes[0].axhline(dense, color="grey", linestyle="--", linewidth=1)
+            means = [statistics.mean(values) for values in by_budget]
+            axis.errorbar(left, means, spreads, linewidth=width, elinewidth=1, capsize=2, label=row)
+    axes[0].axhline(dense, color="grey", linestyle="--", linewidth=1, marker="")
     axes[1].set_yscale("log")
     for axis, title in zip(axes, ("accuracy", "KL to the dense outputs"), strict=True):
         axis.set_xlabel("MACs, % of the dense network's")
-        axis.set_title(title, fontsize=10)
-    axes[1].legend(frameon=False, fontsize=8)
+        axis.set_title(title)
+    axes[1].legend()
     figure.savefig(RESULTS / f"peers-{name}.svg", metadata={"Date": None})
     pyplot.close(figure)
 

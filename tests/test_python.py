@@ -52,7 +52,13 @@ def test_everything_shows_itself_as_a_table(bert, batches):
     scores = optin.score(bert, batches, recipe=RECIPE)
     plan = optin.plan(bert, scores, "60%", recipe=RECIPE)
     result = optin.apply(bert, plan)
-    for data, said in ((optin.describe(bert), "whole"), (scores, "cost of half"), (plan, "kept"), (result, "MACs")):
+    for data, said in (
+        (optin.describe(bert), "whole"),
+        (optin.inspect(bert), "MACs each"),
+        (scores, "cost of half"),
+        (plan, "kept"),
+        (result, "MACs"),
+    ):
         lines = data.summary().splitlines()
         assert lines[0] == repr(data) and said in data.summary() and len(lines) == 3 + len(data.listing().rows)
         assert data._repr_html_().count("<tr>") == 1 + len(data.listing().rows)

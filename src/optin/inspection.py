@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -13,12 +14,14 @@ from .describing import describe as describe_network
 from .describing.inputs import completed, default_length, forward_names, planned_inputs
 from .describing.refusals import check_network
 from .recipe import limits_of
+from .result import shown
 from .running.batches import Batches
 from .running.modules import device_of
 from .running.twins import on_twins
 from .space.plans import Plan
 from .space.scores import Scores
 from .space.units import UnitSpace
+from .support.listing import Listed, Listing
 from .support.untyped import Figures
 
 
@@ -39,11 +42,31 @@ def describe(model: nn.Module, inputs: Mapping[str, object] | None = None) -> Un
     return describe_network(model) if inputs is None else described_by(model, calibration_of(model, [inputs]))
 
 
+class Inspection(dict[str, Any], Listed):
+    """The figures of `inspect` by their names, which show themselves as a table."""
+
+    def __repr__(self) -> str:
+        return (
+            f"Inspection({self['architecture']}: {shown(self['macs'])} MACs, {shown(self['parameters'])} parameters, "
+            f"{len(self['groups'])} groups of units; {len(self['whole'])} maps stay whole)"
+        )
+
+    def listing(self) -> Listing:
+        """A row for every group: its units, and what one costs."""
+        names = ("units", "macs_per_unit", "parameters_per_unit")
+        rows = [(group["name"], *(f"{group[name]:,}" for name in names)) for group in self["groups"]]
+        return Listing(repr(self), ("group", "units", "MACs each", "parameters each"), rows)
+
+
 @on_twins
-def inspect(model: nn.Module, length: int | None = None, *, example: Mapping[str, object] | None = None) -> Figures:
+def inspect(
+    model: nn.Module, length: int | None = None, *, example: Mapping[str, object] | None = None
+) -> Inspection:
     """What can be removed from a network, and where its MACs and parameters are.
 
-        optin.inspect(model)["macs"]
+        found = optin.inspect(model)
+        print(found.summary())
+        found["macs"], found["whole"]
 
     Args:
         length: tokens of a text (128 by default) or pixels of an image side (the model's own) at which MACs
@@ -61,7 +84,7 @@ def inspect(model: nn.Module, length: int | None = None, *, example: Mapping[str
     length = length or default_length(model)
     macs, parameters = costs(model, space, length, width, known)
     least = {group.name: group.min_keep for group in space}
-    return {
+    found: Figures = {
         "architecture": space.architecture,
         "length": length,
         "macs": macs.dense,
@@ -80,6 +103,7 @@ def inspect(model: nn.Module, length: int | None = None, *, example: Mapping[str
         "whole": dict(space.whole),
         "breakdown": macs.breakdown(macs.sizes),
     }
+    return Inspection(found)
 
 
 def calibration_of(model: nn.Module, batches: Iterable[object]) -> Batches:

@@ -29,6 +29,11 @@ from ..tasks.segmentation import IGNORED, segment
 from ..tasks.specs import SCENES
 from ..tasks.vision import encode
 
+# Okabe and Ito, Color Universal Design, 2008; each with a mark of its own.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#7f7f7f")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LOSSES = ("kl",)  # figures that climb by orders
+
 MOST_FIGURES = 4  # of a task that are drawn side by side
 Load = Callable[[str, Kind | None], nn.Module]
 CELLS = 96  # columns that a layer's neurons are gathered into
@@ -127,7 +132,7 @@ def _block(name: str) -> str:
 
 def draw_units(plan: Plan, path: Path) -> Path:
     """One row per layer: a square for each head, filled if it stayed; neurons and channels as shares that stayed."""
-    pyplot = _pyplot()
+    pyplot = styled()
     if not plan.keep:
         raise InputError("the plan names no units: there is nothing to draw.")
     kinds: dict[str, list[str]] = {"heads": [], "neurons": [], "channels": []}
@@ -149,12 +154,13 @@ def draw_units(plan: Plan, path: Path) -> Path:
             cells = np.array_split(stays, min(columns, len(stays)))
             picture[row, : len(cells)] = [cell.mean() for cell in cells]
         axis.imshow(picture, aspect="auto", cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+        axis.grid(visible=False)
         labels = names if kind == "channels" else list(map(_block, names))
         labels = [label.replace("$", r"\$") for label in labels]  # which begins a formula
         axis.set_yticks(range(len(names)), labels)
         axis.set_xticks([])
         kept, of = (sum(values[name] for name in names) for values in (plan.kept, plan.sizes))
-        axis.set_title(f"{kind}: {kept:,} of {of:,} stayed", fontsize=10)
+        axis.set_title(f"{kind}: {kept:,} of {of:,} stayed")
     axes[0].set_ylabel("layer")
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     pyplot.close(figure)
@@ -168,7 +174,7 @@ def draw_tokens(image: Foreign, groups: Tensor, path: Path) -> Path:
         image: `PIL.Image` in RGB.
         groups: shape (rows, columns): the token that stands for each patch.
     """
-    pyplot = _pyplot()
+    pyplot = styled()
     rows, columns = groups.shape
     pixels = np.asarray(image.resize((columns * 16, rows * 16)), dtype=np.float32) / 255
     map_ = groups.numpy().repeat(16, 0).repeat(16, 1)
@@ -185,7 +191,7 @@ def draw_tokens(image: Foreign, groups: Tensor, path: Path) -> Path:
         (axes[1], merged, f"{len(groups.unique())} tokens at the end"),
     ):
         axis.imshow(picture)
-        axis.set_title(title, fontsize=10)
+        axis.set_title(title)
         axis.axis("off")
     figure.savefig(path)
     pyplot.close(figure)
@@ -200,7 +206,7 @@ def draw_scene(image: object, found: Mapping[str, Tensor], names: Sequence[str],
         found: the class of every pixel by title ("truth", "dense", "pruned"), shape (height, width).
         names: of the classes, for the legend.
     """
-    pyplot = _pyplot()
+    pyplot = styled()
     palette = pyplot.get_cmap("tab20")
     pictures = {
         title: palette(classes.numpy() % 20)[..., :3] * (classes != IGNORED).numpy()[..., None]
@@ -213,7 +219,7 @@ def draw_scene(image: object, found: Mapping[str, Tensor], names: Sequence[str],
     figure, axes = pyplot.subplots(1, len(pictures), figsize=(3 * len(pictures), 3.6), layout="constrained")
     for axis, (title, picture) in zip(axes, pictures.items(), strict=True):
         axis.imshow(picture, interpolation="nearest")
-        axis.set_title(title, fontsize=10)
+        axis.set_title(title)
         axis.axis("off")
     present = sorted({int(value) for classes in found.values() for value in classes.unique()} - {IGNORED})
     labels = [names[index] if index < len(names) else str(index) for index in present]
@@ -230,19 +236,21 @@ def draw_sweep(found: Mapping[str, Foreign], path: Path) -> Path:
     Args:
         found: what `optin sweep` stores: "dense", the figures of the dense network, and "points", with "macs".
     """
-    pyplot = _pyplot()
+    pyplot = styled()
     points = sorted(found["points"], key=lambda point: float(point["macs"]))
     names = measured(points)[:MOST_FIGURES]
     if not names:
         raise InputError("the points of this sweep hold no figures: there is nothing to draw.")
     figure, axes = pyplot.subplots(1, len(names), figsize=(4 * len(names), 3.2), layout="constrained", squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
-        axis.plot([100 * point["macs"] for point in points], [point[name] for point in points], marker="o")
+        axis.plot([100 * point["macs"] for point in points], [point[name] for point in points])
+        if name in LOSSES and all(point[name] > 0 for point in points):
+            axis.set_yscale("log")
         if found["dense"].get(name) is not None:
-            axis.axhline(found["dense"][name], color="grey", linestyle="--", label="dense")
-            axis.legend(frameon=False, fontsize=8)
+            axis.axhline(found["dense"][name], color="grey", linestyle="--", marker="", label="dense")
+            axis.legend()
         axis.set_xlabel("MACs, % of the dense network's")
-        axis.set_title(name, fontsize=10)
+        axis.set_title(name)
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     pyplot.close(figure)
     return path
@@ -274,16 +282,39 @@ def check_pictures() -> None:
     Raises:
         DependencyError: matplotlib is not installed.
     """
-    _pyplot()
+    styled()
 
 
-def _pyplot() -> Foreign:
+def styled() -> Foreign:
+    """`matplotlib.pyplot` in the style of all pictures: on white, in colours that the colour-blind tell apart.
+
+    Raises:
+        DependencyError: matplotlib is not installed.
+    """
     try:
         import matplotlib
     except ImportError:
         raise DependencyError("pictures need the package 'matplotlib': pip install 'optin[pictures]'") from None
     matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "optin"  # the same picture gives the same file
+    from cycler import cycler
     from matplotlib import pyplot
 
+    lines = cycler(color=COLOURS) + cycler(marker=MARKERS)
+    style = {
+        "svg.hashsalt": "optin",  # the same picture gives the same file
+        "savefig.facecolor": "white",
+        "axes.prop_cycle": lines,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": "#dddddd",
+        "grid.linewidth": 0.6,
+        "lines.markersize": 4,
+        "lines.linewidth": 1.5,
+        "legend.frameon": False,
+        "legend.fontsize": 8,
+        "axes.titlesize": 10,
+    }
+    pyplot.style.use(style)
     return pyplot
