@@ -285,3 +285,12 @@ def test_module_and_help():
     assert all(
         name in done.stdout for name in ("inspect", "score", "plan", "prune", "sweep", "evaluate", "bench", "demo")
     )
+
+
+def test_the_help_begins_with_what_is_needed(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    help_ = run("prune", "-h")[1]
+    assert "optin prune --budget BUDGET [OPTIONS]" in help_
+    headings = ["Model and data", "Budget", "Method", "Hardware", "Output"]
+    places = [help_.index(f" {heading} ") for heading in headings]
+    assert places == sorted(places) and help_.index("--data") < help_.index("--scores")

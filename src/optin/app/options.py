@@ -214,12 +214,12 @@ def _say_guess(options: Mapping[str, Any], found: tuple[str | None, str | None])
 
 
 def _in_panel(parameter: inspect.Parameter) -> int:
-    """Put an option into its panel; the place of that in the help, behind all arguments."""
+    """Put an option into its panel; its place in the help, behind all arguments, as `PANELS` has it."""
     info = parameter.annotation.__metadata__[0]
     if not isinstance(info, OptionInfo):
         return -1
     info.rich_help_panel = PANELS[parameter.name]
-    return list(dict.fromkeys(PANELS.values())).index(info.rich_help_panel)
+    return list(PANELS).index(parameter.name)
 
 
 def show(result: Any, table: Callable[[Any], Any], *, as_json: bool, quiet: bool) -> None:
@@ -262,7 +262,8 @@ def command(
         parameters.sort(key=_in_panel)
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {part.name: part.annotation for part in parameters}
-        app.command(name=function.__name__, help=function.__doc__)(run)
+        usage = "--budget BUDGET [OPTIONS]" if "budget" in names else "[OPTIONS]"
+        app.command(name=function.__name__, help=function.__doc__, options_metavar=usage)(run)
         return run
 
     return declare
