@@ -171,7 +171,7 @@ def _measured(job: Job, result: Result, scores: Scores | None, place: Path, trac
     """Quality and speed into the report of a network that is saved already."""
     try:
         result.report["quality"] = quality_of(job, result, track)
-        result.report["outlook"] = outlook_of(job.model, result, scores)
+        result.report.update(outlook_of(job.model, result, scores))
         length, width = result.plan.length, result.plan.width
         result.report.update(reported_speed(job.model, result.model, length, width, rounds=5, track=track))
         update_figures(result, place)

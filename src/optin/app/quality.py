@@ -73,14 +73,14 @@ def held_out_of(job: Job) -> Examples | Images:
     return job.evaluation
 
 
-def outlook_of(dense: nn.Module, result: Result, scores: Scores | None) -> list[Figures]:
-    """What other budgets would give, where the KL of this one was measured and nothing but units was chosen."""
+def outlook_of(dense: nn.Module, result: Result, scores: Scores | None) -> Figures:
+    """For a report: what other budgets would give, where the KL of this one is known and only units were chosen."""
     kl = result.report["quality"]["pruned"].get("kl")
     plan = result.plan
     if not kl or scores is None or plan.description is None or result.recipe.tokens.merge != "none":
-        return []
+        return {}
     macs, parameters = costs(dense, plan.description, plan.length, plan.width, scores)
-    return outlook(plan.description, scores, macs, parameters, result.recipe, plan, kl)
+    return {"outlook": outlook(plan.description, scores, macs, parameters, result.recipe, plan, kl)}
 
 
 def compared(job: Job, result: Result, track: Track) -> Comparison:
