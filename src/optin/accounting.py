@@ -10,6 +10,7 @@ from .choosing.latency import latency_cost
 from .describing.inputs import inputs_like, planned_inputs
 from .errors import FAILURES, CheckpointError, InputError, refused
 from .running.batch import Batch
+from .running.caches import cache_bytes
 from .running.cost import CostModel, byte_cost, counted_macs, mac_cost, parameter_cost
 from .running.modules import weight_bytes
 from .running.twins import on_twins
@@ -86,7 +87,7 @@ def check_costs(pruned: nn.Module, plan: Plan) -> None:
 
 
 def figures_of(dense: nn.Module, pruned: nn.Module, space: UnitSpace, plan: Plan, scores: Scores | None) -> Figures:
-    """Figures of a pruned network that its plan does not hold: bytes of weights, MACs by module, removal curves.
+    """Figures of a pruned network that its plan does not hold: bytes of weights and caches, MACs by module, curves.
 
     Raises:
         CheckpointError: the network costs something else than the plan says.
@@ -97,6 +98,10 @@ def figures_of(dense: nn.Module, pruned: nn.Module, space: UnitSpace, plan: Plan
     with contextlib.suppress(InputError):  # a plan by hand may name a length that the network does not take
         work, parameters = costs(dense, space, plan.length, plan.width, plan)
         check_costs(pruned, plan)
+        inputs = planned_inputs(pruned, plan)
+        caches = {"dense": cache_bytes(dense, inputs), "pruned": cache_bytes(pruned, inputs)}
+        if None not in caches.values():
+            figures["cache"] = caches
         after = work.merged(plan.tokens).breakdown(plan.kept)
         figures["breakdown"] = {
             module: {"dense": macs, "pruned": after[module]} for module, macs in work.breakdown(work.sizes).items()

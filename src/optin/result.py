@@ -92,6 +92,7 @@ def verdict(report: Mapping[str, Json]) -> list[tuple[str, str, str, str]]:
         ("macs", "MACs per example", 1),
         ("parameters", "parameters", 1),
         ("bytes", "weights, MB", 1e6),
+        ("cache", "cache of a token, bytes", 1),
     ):
         if report.get(name) is not None:
             before, after = (report[name][key] / unit for key in ("dense", "pruned"))

@@ -20,6 +20,7 @@ REPORT: Mapping[str, object] = {
     "macs?": PAIR,
     "parameters?": PAIR,
     "bytes?": PAIR,
+    "cache?": PAIR,
     "groups?": {ANY: {"kept": COUNT, "of": COUNT}},
     "curves?": {ANY: [NUMBER]},
     "breakdown?": {ANY: PAIR},

@@ -1,0 +1,31 @@
+"""What a network that generates keeps of every token: keys and values."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..support.untyped import Foreign
+from .batch import Batch
+from .modules import call, inference_mode_of
+
+
+@torch.inference_mode()
+def cache_bytes(model: nn.Module, inputs: Batch) -> int | None:
+    """Bytes that one more token of one example takes in the cache; None of a network that keeps none.
+
+    Of encoder-decoders what is said is counted, not what is read.
+    """
+    generates: Foreign = getattr(model, "can_generate", None)
+    if generates is None or not generates():
+        return None
+    with inference_mode_of(model):
+        cache = getattr(call(model, {**inputs, "use_cache": True}), "past_key_values", None)
+    layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", ())
+    kept = [value for layer in layers for value in (getattr(layer, "keys", None), getattr(layer, "values", None))]
+    known = [
+        value for value in kept if isinstance(value, Tensor) and value.dim() == 4
+    ]  # example, head, token, feature
+    if not known or len(known) < len(kept):
+        return None
+    return sum(value.shape[1] * value.shape[3] * value.element_size() for value in known)
