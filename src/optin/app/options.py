@@ -155,9 +155,7 @@ class Run:
             raise typer.BadParameter("give --recipe or --preset, not both (a recipe may say 'preset: NAME').")
         changes = {place: options[option] for option, (place, _) in OF_RECIPES.items() if option in options}
         if file is None:
-            found = guess(options, task, model)
-            changes["task__name"], name = found
-            _say_guess(options, found)
+            changes["task__name"], name = guess(options, task, model)
         start = Recipe.load(file) if file is not None else preset(name or "default")
         if changes.get("task__data") is not None:
             changes["task__data"] = str(given(changes["task__data"]))
@@ -192,25 +190,20 @@ class Run:
 
 
 def guess(options: Mapping[str, Any], task: str | None, model: str | None) -> tuple[str | None, str | None]:
-    """The task and the preset of a run: what the options name, else what the network is for."""
+    """The task and the preset of a run: as the options name them, else what the network is for, said in a line."""
     from ..tasks.guess import guessed_preset, guessed_task
 
-    named, name = options.get("task") or task, options.get("preset")
+    named, name, said = options.get("task") or task, options.get("preset"), []
     asked = "preset" in options or options.get("data") is not None
     if named is None and model is not None and asked:
         named = guessed_task(model)
+        said += [f"--task {named}"] if named not in (None, Task().name) and "task" in options else []
     if name is None and "preset" in options and named is not None:
         name = guessed_preset(named)
-    return named, name
-
-
-def _say_guess(options: Mapping[str, Any], found: tuple[str | None, str | None]) -> None:
-    """In a line, what was not asked for and is not the default."""
-    task, name = found
-    said = [] if options.get("task") or task in (None, Task().name) or "task" not in options else [f"--task {task}"]
-    said += [] if options.get("preset") or name in (None, "default") else [f"--preset {name}"]
+        said += [f"--preset {name}"] if name != "default" else []
     if said and not options["quiet"]:
         print(f"as the network says: {' '.join(said)}", file=sys.stderr)  # noqa: T201
+    return named, name
 
 
 def _in_panel(parameter: inspect.Parameter) -> int:
