@@ -110,7 +110,7 @@ PARQUETS = {
     "bytes": ({"text": [b"film"], "label": [1]}, "must hold texts"),
     "missing": ({"text": pyarrow.array([None], pyarrow.string()), "label": [0]}, "no row of .* has a text"),
     "no label": ({"text": ["film"], "label": pyarrow.array([None], pyarrow.int64())}, "row 1"),
-    "other columns": ({"sentence": ["film"]}, "unknown column 'text'"),
+    "other columns": ({"opening": ["film"]}, "unknown column 'text'"),
 }
 
 
