@@ -264,6 +264,7 @@ def test_the_swap_works_without_help_of_the_system(small, bert, monkeypatch):
     assert config_of(small[1])["optin"] == other.plan.to_dict()
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_the_old_or_the_new_folder(small, bert, tmp_path):
     """A process that saves over and over is killed at many moments; what lies there always loads."""
     code = (

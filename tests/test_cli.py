@@ -106,6 +106,7 @@ def test_tables_for_people(run, workspace, tmp_path):
     assert run("evaluate", dense, "--data", workspace)[0] == 0
 
 
+@pytest.mark.slow
 def test_sweep_is_prune_at_every_budget(run, workspace, tmp_path):
     common = (workspace / "dense", "--data", workspace, *SMALL)
     code, out, err = run("sweep", *common, "--budget", "70%", "--budget", "50%", "--out", tmp_path / "s", "--json")

@@ -458,6 +458,7 @@ def test_sources_that_do_not_exist_are_refused(source):
         load_model(source)
 
 
+@pytest.mark.slow
 def test_the_job_from_a_folder(tmp_path, monkeypatch, capsys):
     """From a folder and a folder of images to a folder; then every command that looks at it."""
     generator = np.random.default_rng(0)

@@ -22,6 +22,7 @@ def test_the_example_runs(file, tmp_path, monkeypatch):
     runpy.run_path(str(file), run_name="__main__")
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(tmp_path, monkeypatch):
     """Its cells in order, as a kernel runs them; a cell's last line may be a value to show."""
     monkeypatch.chdir(tmp_path)

@@ -122,6 +122,7 @@ def test_every_block_is_timed_however_often_it_runs():
         assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+@pytest.mark.slow
 def test_times_like_macs_are_spent_like_macs(bert, batches, proportional):
     space, macs, _ = setting(bert)
     cost = latency_cost(bert, space, macs, example_inputs(bert, 9))
