@@ -8,8 +8,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from .errors import InputError, unknown
 from .space.budget import EXAMPLES, Budget
 from .space.loss import Loss, aim_of
@@ -17,7 +15,6 @@ from .space.options import MANY, Calibration, Refit, Task, Tokens, Training, Tra
 from .support.checked import build, check_types, merge, require, within
 from .support.files import given, write_text
 from .support.untyped import Figures
-from .support.yaml_text import read_options
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +110,8 @@ class Recipe:
 
     def save(self, path: str | Path) -> None:
         """Write the recipe as YAML, atomically."""
+        import yaml  # the help must answer before it is there
+
         write_text(Path(path), yaml.safe_dump(self.to_dict(), sort_keys=False))
 
     @classmethod
@@ -122,6 +121,8 @@ class Recipe:
         Raises:
             InputError: no such file, not YAML, or an option that is wrong or there twice.
         """
+        from .support.yaml_text import read_options  # as for `save`
+
         if not isinstance(path, (str, Path)):
             raise InputError(f"a recipe file must be a path, not {type(path).__name__}.")
         file = given(path)

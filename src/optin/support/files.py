@@ -8,7 +8,6 @@ import fcntl
 import json
 import math
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -183,7 +182,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(path)
-        work = path.with_name(f".{path.name}{WORK}{secrets.token_hex(4)}")
+        work = path.with_name(f".{path.name}{WORK}{os.urandom(4).hex()}")
         try:
             with work.open("xb") as handle:
                 locked(handle.fileno())  # until it is closed, or its process has ended in whatever way
