@@ -154,17 +154,13 @@ class Batches:
         }
 
     def parts(self) -> tuple[Batches, Batches]:
-        """Three quarters to calibrate on and a quarter to measure on.
-
-        Every fourth batch is held out, or where there are fewer, the last quarter of each.
+        """Three quarters to calibrate on, and every fourth input to measure on.
 
         Raises:
             InputError: there are too few inputs.
         """
-        if self.count < HELD_OUT > self.examples // self.count:
-            raise InputError(
-                f"a part of {self.examples} inputs is to be held out: pass at least {HELD_OUT} in a batch."
-            )
+        if self.examples < HELD_OUT:
+            raise InputError(f"of {self.examples} inputs a part is to be held out: pass at least {HELD_OUT}.")
         one, other = (
             Batches.of(self._part(held_out=held_out), self.device, next(iter(self.source)))
             for held_out in (False, True)
@@ -172,12 +168,14 @@ class Batches:
         return one, other
 
     def _part(self, *, held_out: bool) -> Iterator[Batch]:
-        for place, batch in enumerate(self.source, 1):
-            if self.count < HELD_OUT:
-                calibrated, *rest = split(batch, size_of(batch) - size_of(batch) // HELD_OUT)
-                yield from rest if held_out else [calibrated]
-            elif (place % HELD_OUT == 0) == held_out:
-                yield batch
+        start = 0
+        for batch in self.source:
+            count = size_of(batch)
+            places = [place for place in range(count) if ((start + place + 1) % HELD_OUT == 0) == held_out]
+            start += count
+            if places:
+                chosen = {name: value[places] if batched(value) else value for name, value in batch.items()}
+                yield next(split(chosen, len(places)))  # without padding that none of them needs
 
     def micro_size(self, draws: int) -> int:
         """Examples per micro-batch so that one pass gives at least about `draws` of them."""
