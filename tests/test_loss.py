@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -9,10 +10,12 @@ import torch
 from torch.nn import functional as F
 
 import optin
-from optin.errors import BudgetError, InputError
+from optin.errors import BudgetError, InputError, NumericalError
 from optin.inspection import calibration_of
+from optin.scoring.loss import parted
 from optin.space.budget import Budget
 from optin.space.loss import Loss, aim_of
+from tests.networks import build
 from tests.test_cli import SMALL, run, workspace
 from tests.test_pipeline import RECIPE
 
@@ -88,8 +91,32 @@ def test_what_cannot_be_measured_is_refused_before_any_work(bert, batches, monke
         optin.prune(bert, batches, "0.01 points", recipe=RECIPE)
     with pytest.raises(InputError, match="of 3 inputs a part is to be held out"):
         optin.prune(bert, [{"input_ids": torch.ones(3, 4, dtype=torch.long)}], "KL 0.1", recipe=RECIPE)
+    with pytest.raises(BudgetError, match="they are no classes"):
+        optin.prune(build("bert", "Model"), batches, "KL 0.1", recipe=RECIPE)
+    wrong = [{"input_ids": torch.ones(4, 4, dtype=torch.long)}, {"input_ids": torch.full((4, 4), 10**6)}]
+    with pytest.raises(InputError, match="does not take the inputs"):
+        optin.prune(bert, wrong, "KL 0.1", recipe=RECIPE)
     with pytest.raises(BudgetError, match="a sweep needs a cost"):
         next(optin.sweep(bert, batches, ["KL 0.1"], recipe=RECIPE))
+
+
+def test_outputs_must_be_finite(bert, batches):
+    recipe = RECIPE.override(budget="KL 0.1")
+    _, held = parted(bert, calibration_of(bert, batches), recipe)
+    assert held.lost(bert) == pytest.approx(0, abs=1e-6)
+    broken = copy.deepcopy(bert)
+    broken.classifier.weight.data.fill_(torch.nan)
+    with pytest.raises(NumericalError, match="not finite"):
+        held.lost(broken)
+
+
+def test_labels_and_other_outputs(bert, batches):
+    """What the criterion of Kwon et al. reads stays with its inputs; what is compared is what was asked for."""
+    labelled = [{**batch, "labels": torch.ones(len(batch["input_ids"]), dtype=torch.long)} for batch in batches]
+    recipe = RECIPE.override(criterion="fisher", refit__enabled=False)
+    assert optin.prune(bert, labelled, "KL 5", recipe=recipe).report["loss"]["measured"] <= 5
+    found = optin.prune(bert, batches, "loss 5", recipe=RECIPE, output=lambda said: said.logits[:, :2])
+    assert found.report["loss"]["measured"] <= 5
 
 
 def test_nothing_stays_within_it(bert, batches):

@@ -32,10 +32,10 @@ from .running.outputs import Reader, reading
 from .running.twins import on_twins, plain_again, stage
 from .scoring.criteria import Scoring, engine_for, found_by
 from .scoring.engines import Engine
-from .scoring.loss import loss_between, parted
+from .scoring.loss import HeldOut, parted
 from .scoring.token_weights import drawn_before
 from .space.budget import PER_MS, Budget
-from .space.loss import Loss, aim_of, cost_of
+from .space.loss import Loss, cost_of
 from .space.plans import Cost, Latency, Plan
 from .space.scores import Scores
 from .storage.planned import cut_to_plan, record_plan
@@ -70,8 +70,8 @@ def prune(
         batches: any iterable of the model's keyword inputs; 256 examples are enough. With a tokenizer texts, with a
             processor images, or a data set of either: see `batches_of`.
         tokenizer, processor, batch_size: as of `batches_of`; what is not given is the recipe's.
-        budget: "50%", 0.5, "2.1 GMACs", "40 Mparams", "40 MB", "12 ms", or a loss, as of `plan_within`; the recipe's
-            if not given.
+        budget: "50%", 0.5, "2.1 GMACs", "40 Mparams", "40 MB", "12 ms", or a loss, "KL 0.01", "1 point"; the
+            recipe's if not given.
         recipe: all other options: a `Recipe`, the name of a preset, or a dictionary.
         exclude: modules or groups that stay whole; names, or one text with commas between.
         only: those that alone may lose units, likewise.
@@ -91,7 +91,7 @@ def prune(
         drawn = recipe if batch_size is None else recipe.override(calibration__batch_size=batch_size)
         options = dataclasses.asdict(drawn.calibration)
         batches = batches_of(model, batches, tokenizer=tokenizer, processor=processor, seed=recipe.seed, **options)
-    calibration, held_out = parted(calibration_of(model, batches), aim_of(recipe.budget or ""))
+    calibration, held_out = parted(model, calibration_of(model, batches), recipe, output)
     scores = score(model, calibration, recipe=recipe, output=output, track=track)
     clock.lap("score")
     callback("score", {"seconds": clock.laps["score"], "examples": calibration.examples})
@@ -256,7 +256,7 @@ def plan_within(
     model: nn.Module,
     scores: Scores,
     batches: Batches,
-    held_out: Batches | None,
+    held_out: HeldOut | None,
     *,
     recipe: Recipe,
     output: str | Reader | None = None,
@@ -266,23 +266,23 @@ def plan_within(
 
     Args:
         batches: the calibration inputs that every network is refitted with.
-        held_out: others, see `Batches.parts`; None for a budget of cost.
+        held_out: of `parted`; None for a budget of cost.
 
     Raises:
         BudgetError: as `plan`; no network that is smaller stays within the loss.
     """
-    aim = aim_of(recipe.budget or "")
-    if held_out is None or not isinstance(aim, Loss):
+    if held_out is None:
         return plan(model, scores, recipe=recipe, track=track)
 
     def lost(chosen: Plan) -> float:
-        small = apply(model, chosen, batches, recipe=recipe, scores=scores, output=output, track=silent).model
-        with reading(output):
-            return loss_between(model, small, held_out, recipe, aim.kind)
+        # Forgotten once it is measured, and the one that is taken made again: two more copies would cost more.
+        return held_out.lost(
+            apply(model, chosen, batches, recipe=recipe, scores=scores, output=output, track=silent).model
+        )
 
     planned_at = partial(plan, model, scores, recipe=recipe, track=silent)
-    chosen, found = smallest_within(aim, planned_at, lost, track)
-    loss = {**found, "examples": held_out.examples}
+    chosen, found = smallest_within(held_out.aim, planned_at, lost, track)
+    loss = {**found, "examples": held_out.batches.examples}
     return dataclasses.replace(chosen, provenance={**chosen.provenance, "loss": loss})
 
 

@@ -12,11 +12,10 @@ from ..inspection import calibration_of, inspect
 from ..pipeline import apply, plan, plan_within, score, sweep
 from ..recipe import FOR, PRESETS, Recipe
 from ..result import Result, plan_figures
-from ..running.batches import Batches
-from ..scoring.loss import parted
+from ..scoring.loss import HeldOut, parted
 from ..scoring.resume import forget
 from ..space.budget import EXAMPLES
-from ..space.loss import aim_of, cost_of
+from ..space.loss import cost_of
 from ..space.plans import Plan, is_plan
 from ..space.scores import Scores
 from ..storage.figures import read_report, read_sweep
@@ -135,14 +134,13 @@ def run_prune(
         result = apply(job.model, chosen, job.batches, recipe=recipe, track=track)
         result.save(place, job.preprocessor, overwrite=overwrite)
     else:
-        calibration, held_out = parted(calibration_of(job.model, job.batches), aim_of(recipe.budget or ""))
+        calibration, held_out = parted(job.model, calibration_of(job.model, job.batches), recipe)
         job = dataclasses.replace(job, batches=calibration)
         keep = Kept(place, job, [recipe.budget]) if known is None else None
         result = _pruned(job, held_out, keep, known, track, say)
-        kept = None if keep is None else keep.scores
-        save(result, place, job.preprocessor, overwrite=overwrite, scores=kept)
-        known = known if keep is None else keep.scores
+        save(result, place, job.preprocessor, overwrite=overwrite, scores=None if keep is None else keep.scores)
         if keep is not None:
+            known = keep.scores
             keep.remove()
     if quality:
         _measured(job, result, known, place, track)
@@ -150,7 +148,7 @@ def run_prune(
 
 
 def _pruned(
-    job: Job, held_out: Batches | None, keep: Kept | None, known: Scores | None, track: Track, say: Say
+    job: Job, held_out: HeldOut | None, keep: Kept | None, known: Scores | None, track: Track, say: Say
 ) -> Result:
     """Score if there are no scores, plan and apply; with the seconds of each."""
     laps, start = {}, time.perf_counter()

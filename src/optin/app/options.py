@@ -55,10 +55,7 @@ def _number(words: str) -> Any:
 # By the name of the parameter: where the value stands in a recipe, and how the option is declared.
 OF_RECIPES: Mapping[str, tuple[str, Any]] = {
     "budget": ("budget", _text(f"{EXAMPLES}.")),
-    "task": (
-        "task__name",
-        _text("One of `optin tasks`; by default what the network is for."),
-    ),
+    "task": ("task__name", _text("One of `optin tasks`; by default what the network is for.")),
     "data": ("task__data", _text("File or folder (csv, tsv, jsonl, parquet, txt); the hub if not given.")),
     "text": ("task__text", _text("Column of the texts.")),
     "text_pair": ("task__text_pair", _text("Column of the second texts of pairs.")),
@@ -154,12 +151,13 @@ class Run:
         if file is not None and name is not None:
             raise typer.BadParameter("give --recipe or --preset, not both (a recipe may say 'preset: NAME').")
         changes = {place: options[option] for option, (place, _) in OF_RECIPES.items() if option in options}
+        said: list[str] = []
         if file is None:
-            changes["task__name"], name = guess(options, task, model)
+            changes["task__name"], name, said = guess(options, task, model)
         start = Recipe.load(file) if file is not None else preset(name or "default")
         if changes.get("task__data") is not None:
             changes["task__data"] = str(given(changes["task__data"]))
-        return cls(
+        run = cls(
             start.override(**changes),
             options.get("device"),
             options.get("dtype"),
@@ -168,6 +166,9 @@ class Run:
             options["as_json"] or options["quiet"],
             options["quiet"],
         )
+        if said:
+            run.say(f"as the network says: {' '.join(said)}")
+        return run
 
     @property
     def placement(self) -> Placement:
@@ -189,11 +190,14 @@ class Run:
             print(line, file=sys.stderr)  # noqa: T201
 
 
-def guess(options: Mapping[str, Any], task: str | None, model: str | None) -> tuple[str | None, str | None]:
-    """The task and the preset of a run: as the options name them, else what the network is for, said in a line."""
+def guess(
+    options: Mapping[str, Any], task: str | None, model: str | None
+) -> tuple[str | None, str | None, list[str]]:
+    """The task and the preset of a run, as the options name them or the network says; and what was guessed."""
     from ..tasks.guess import guessed_preset, guessed_task
 
-    named, name, said = options.get("task") or task, options.get("preset"), []
+    named, name = options.get("task") or task, options.get("preset")
+    said: list[str] = []
     asked = "preset" in options or options.get("data") is not None
     if named is None and model is not None and asked:
         named = guessed_task(model)
@@ -201,9 +205,7 @@ def guess(options: Mapping[str, Any], task: str | None, model: str | None) -> tu
     if name is None and "preset" in options and named is not None:
         name = guessed_preset(named)
         said += [f"--preset {name}"] if name != "default" else []
-    if said and not options["quiet"]:
-        print(f"as the network says: {' '.join(said)}", file=sys.stderr)  # noqa: T201
-    return named, name
+    return named, name, said
 
 
 def _in_panel(parameter: inspect.Parameter) -> int:

@@ -74,13 +74,19 @@ def held_out_of(job: Job) -> Examples | Images:
 
 
 def outlook_of(dense: nn.Module, result: Result, scores: Scores | None) -> Figures:
-    """For a report: what other budgets would give, where the KL of this one is known and only units were chosen."""
-    kl = result.report["quality"]["pruned"].get("kl")
-    plan = result.plan
-    if not kl or scores is None or plan.description is None or result.recipe.tokens.merge != "none":
+    """For a report: what other budgets would give, where the KL of this one is known, and of the default criterion.
+
+    Its curves alone say what a refitted network loses.
+    """
+    kl, plan, recipe = result.report["quality"]["pruned"].get("kl"), result.plan, result.recipe
+    if not kl or scores is None or plan.description is None:
+        return {}
+    usual = scores.provenance.get("criterion") == Recipe().criterion and recipe.refit.enabled
+    if not usual or recipe.tokens.merge != "none":
         return {}
     macs, parameters = costs(dense, plan.description, plan.length, plan.width, scores)
-    return {"outlook": outlook(plan.description, scores, macs, parameters, result.recipe, plan, kl)}
+    found = outlook(plan.description, scores, macs, parameters, recipe, plan, kl)
+    return {"outlook": found} if found else {}
 
 
 def compared(job: Job, result: Result, track: Track) -> Comparison:

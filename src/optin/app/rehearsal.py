@@ -11,10 +11,12 @@ from ..accounting import costs
 from ..checks import check_inputs
 from ..choosing.allocation import check_search
 from ..choosing.latency import forward_ms
+from ..choosing.within import REFITS
 from ..errors import InputError
 from ..inspection import calibration_of, described_by
 from ..pipeline import plan
 from ..recipe import Recipe
+from ..running.batches import Batches
 from ..running.job import Job as Described
 from ..running.modules import inference_mode_of, weight_bytes
 from ..running.twins import twinned
@@ -23,13 +25,13 @@ from ..scoring.criteria import CRITERIA, criterion
 from ..scoring.loss import parted
 from ..space.loss import Loss, aim_of
 from ..space.scores import Curve, Scores
+from ..space.units import UnitSpace
 from ..support.files import cache_folder
 from ..support.untyped import Figures
 from .placement import Job
 
-# Dense passes over the calibration inputs, as docs/results/scaling.md has them where there are inputs enough.
-PASSES = {"compensated": 6.0, "sketch": 6.0, "fisher": 3.0}
-REFIT = 3.5
+# Dense passes over the calibration inputs of the default criterion, where they are enough (docs/results/scaling.md).
+SCORE, REFIT = 6.0, 3.5
 
 
 def check_choices(job: Job, budgets: Sequence[str | None]) -> None:
@@ -39,34 +41,36 @@ def check_choices(job: Job, budgets: Sequence[str | None]) -> None:
         InputError: an unknown search, or one that needs other scores.
         BudgetError: a budget that cannot be reached, where that can be said without timing; says the smallest.
     """
+    calibration = calibration_of(job.model, job.batches)
+    _check_choices(job, budgets, calibration, _described(job, calibration))
+
+
+def _described(job: Job, calibration: Batches) -> UnitSpace:
+    return described_by(job.model, calibration).restricted(**job.recipe.limits)
+
+
+def _check_choices(job: Job, budgets: Sequence[str | None], calibration: Batches, space: UnitSpace) -> None:
     recipe = job.recipe
     check_search(recipe)
     if recipe.rearrange and not criterion(recipe.criterion).gradients:
         known = ", ".join(name for name, one in CRITERIA.items() if one.gradients)
         raise InputError(f"'rearrange' needs scores of the criterion {known}, not of {recipe.criterion}.")
-    for budget in budgets:
-        _check_budget(job, recipe.override(budget=budget, search="lagrange", rearrange=False))
-
-
-def _check_budget(job: Job, recipe: Recipe) -> None:
-    aim = aim_of(recipe.budget or "")
-    if isinstance(aim, Loss):
-        return
-    if aim.quantity == "latency":
-        cache_folder()  # which times are kept in
-        return
-    if recipe.tokens.merge != "none":
-        return
-    calibration = calibration_of(job.model, job.batches)
-    space = described_by(job.model, calibration).restricted(**recipe.limits)
     length, width = recipe.length or calibration.positions, None if recipe.length else calibration.width
     curves = {group.name: Curve.from_importance(torch.ones(group.size)) for group in space}
-    provenance = {"recipe": recipe.to_dict(), "data": {"inputs": calibration.looks}}
-    plan(job.model, Scores(space.architecture, curves, length, provenance, width=width), recipe=recipe)
+    for budget in budgets:
+        aim = aim_of(budget or "")
+        if isinstance(aim, Loss) or recipe.tokens.merge != "none":
+            continue
+        if aim.quantity == "latency":
+            cache_folder()  # which times are kept in
+            continue
+        asked = recipe.override(budget=budget, search="lagrange", rearrange=False)
+        provenance = {"recipe": asked.to_dict(), "data": {"inputs": calibration.looks}}
+        plan(job.model, Scores(space.architecture, curves, length, provenance, width=width), recipe=asked)
 
 
 def rehearse(job: Job, budgets: Sequence[str]) -> Figures:
-    """Everything checked and counted, nothing scored; about how long it takes, and how much memory.
+    """Everything checked and counted, nothing scored; of the default criterion about how long, and how much memory.
 
     Raises:
         OptinError: what the run itself would say before it scores.
@@ -74,21 +78,14 @@ def rehearse(job: Job, budgets: Sequence[str]) -> Figures:
     recipe = job.recipe
     calibration = calibration_of(job.model, job.batches)
     for budget in budgets:
-        parted(calibration, aim_of(budget))
-    space = described_by(job.model, calibration).restricted(**recipe.limits)
+        parted(job.model, calibration, recipe.override(budget=budget))
+    space = _described(job, calibration)
     with twinned(job.model):
         compared = check_inputs(Described(job.model, space, calibration, recipe))
-    check_choices(job, budgets)
+    _check_choices(job, budgets, calibration, space)
     macs, parameters = costs(job.model, space, recipe.length or calibration.positions, calibration.width)
-    middle = next(itertools.islice(iter(calibration), len(calibration) // 2, None))  # texts come in order of length
-    with inference_mode_of(job.model), torch.inference_mode():
-        forward_ms(job.model, middle)
-        seconds = forward_ms(job.model, middle) / 1000 * len(calibration)
-    networks = sum(REFIT * (7 if isinstance(aim_of(budget), Loss) else 1) for budget in budgets)
-    passes = _scoring_passes(recipe, calibration.examples, sum(space.sizes.values()))
-    passes += networks if recipe.refit.enabled else 0
-    memory = weight_bytes(job.model) + (moment_bytes(job.model, space) if recipe.criterion == "compensated" else 0)
-    return {
+    seconds = _pass_seconds(job, calibration)
+    found: Figures = {
         "dry run": "nothing was scored",
         "architecture": space.architecture,
         "groups": f"{len(space.sizes)}, of {sum(space.sizes.values()):,} units",
@@ -98,13 +95,21 @@ def rehearse(job: Job, budgets: Sequence[str]) -> Figures:
         "calibration": f"{calibration.examples:,} examples",
         "evaluation": "none" if job.evaluation is None else f"{len(job.evaluation):,} examples",
         "dense pass, seconds": round(seconds, 2),
-        "whole run, seconds, about": round(seconds * passes, 1),
-        "memory above the network, MB, about": round(memory / 1e6),
     }
+    if recipe.criterion == Recipe().criterion:
+        refits = sum(REFITS + 1 if isinstance(aim_of(budget), Loss) else 1 for budget in budgets)
+        # Fewer examples than draws are used again and again.
+        passes = SCORE * max(1, recipe.trajectory.draws / calibration.examples)
+        passes += REFIT * refits if recipe.refit.enabled else 0
+        found["until it is saved, seconds, about"] = round(seconds * passes, 1)
+        memory = weight_bytes(job.model) + moment_bytes(job.model, space)
+        found["memory above the network, MB, about"] = round(memory / 1e6)
+    return found
 
 
-def _scoring_passes(recipe: Recipe, examples: int, units: int) -> float:
-    """Fewer examples than draws are used again and again; `exact` runs what follows a unit for each of them."""
-    if recipe.criterion == "exact":
-        return units / 2
-    return PASSES.get(recipe.criterion, 0) * max(1, recipe.trajectory.draws / examples)
+def _pass_seconds(job: Job, calibration: Batches) -> float:
+    """Of the dense network over all inputs, from the batch in the middle: texts come in order of their length."""
+    middle = next(itertools.islice(iter(calibration), len(calibration) // 2, None))
+    with inference_mode_of(job.model), torch.inference_mode():
+        forward_ms(job.model, middle)
+        return forward_ms(job.model, middle) / 1000 * len(calibration)

@@ -36,11 +36,14 @@ def outlook(
 ) -> list[Figures]:
     """For every budget that can be reached: the shares of "macs" and "parameters" left, and the "kl" to expect.
 
+    Nothing where the plan costs nothing by the curves.
+
     Args:
         macs, parameters: of the dense network.
         plan: that of the network that was measured, and its `divergence` from the dense one.
     """
-    base = spent(scores, plan.kept)
+    if (base := spent(scores, plan.kept)) <= 0:
+        return []
     found = []
     for share in SHARES:
         try:
@@ -51,7 +54,7 @@ def outlook(
             {
                 "macs": macs(kept) / macs.dense,
                 "parameters": parameters(kept) / parameters.dense,
-                "kl": divergence * (spent(scores, kept) / base) ** POWER,
+                "kl": divergence * max(spent(scores, kept) / base, 0.0) ** POWER,
             }
         )
     return found

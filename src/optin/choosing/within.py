@@ -12,6 +12,7 @@ from ..support.progress import Track
 from ..support.untyped import Figures
 
 LARGEST = 99  # percent of the MACs
+REFITS = LARGEST.bit_length()  # at most
 
 
 def smallest_within(
@@ -33,7 +34,7 @@ def smallest_within(
     best: Plan | None = None
     refusal: BudgetError | None = None
     tried: dict[str, float] = {}
-    for _ in track(range(LARGEST.bit_length()), f"smallest within {aim}", LARGEST.bit_length()):
+    for _ in track(range(REFITS), f"smallest within {aim}", REFITS):
         if above - below < 2:
             continue
         percent = (below + above) // 2

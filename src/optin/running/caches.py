@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor, nn
 
+from ..errors import FAILURES
 from ..support.untyped import Foreign
 from .batch import Batch
 from .modules import call, inference_mode_of
@@ -19,13 +22,13 @@ def cache_bytes(model: nn.Module, inputs: Batch) -> int | None:
     generates: Foreign = getattr(model, "can_generate", None)
     if generates is None or not generates():
         return None
-    with inference_mode_of(model):
+    cache = None
+    with inference_mode_of(model), contextlib.suppress(*FAILURES):  # a forward that takes no `use_cache`, say
         cache = getattr(call(model, {**inputs, "use_cache": True}), "past_key_values", None)
     layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", ())
     kept = [value for layer in layers for value in (getattr(layer, "keys", None), getattr(layer, "values", None))]
-    known = [
-        value for value in kept if isinstance(value, Tensor) and value.dim() == 4
-    ]  # example, head, token, feature
+    known = [value for value in kept if isinstance(value, Tensor) and value.dim() == 4]
     if not known or len(known) < len(kept):
         return None
+    # Of shape (example, head, token, feature).
     return sum(value.shape[1] * value.shape[3] * value.element_size() for value in known)

@@ -1,76 +1,100 @@
-"""How far the outputs of a pruned network are from the dense one's, on inputs that it was not made with."""
+"""How far the outputs of pruned networks are from the dense one's, on inputs that they were not made with."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import BudgetError
+from ..errors import FAILURES, BudgetError, NumericalError, refused
 from ..recipe import Recipe
+from ..running.batch import shapes_of
 from ..running.batches import HELD_OUT, Batches
 from ..running.modules import call, inference_mode_of
-from ..running.outputs import Output
-from ..space.budget import Budget
-from ..space.loss import Kind, Loss
+from ..running.outputs import Output, Reader, reading
+from ..space.loss import Loss, aim_of
 from .probe import read_final
 from .trajectory import Positions, output_loss
 
 
-def parted(calibration: Batches, aim: Budget | Loss) -> tuple[Batches, Batches | None]:
-    """The inputs to calibrate on and, where the budget is a loss, others to measure it on.
+class HeldOut:
+    """Inputs that neither scores nor refit see, and what the dense network says of them, which is kept.
+
+    Attributes:
+        aim: the loss that is asked for.
+        batches: the inputs.
 
     Raises:
-        BudgetError: so few inputs cannot show it.
+        BudgetError: so few inputs cannot show the loss, or it is of classes and the outputs are none.
+        InputError: inputs that the network does not take.
     """
+
+    def __init__(
+        self, dense: nn.Module, batches: Batches, recipe: Recipe, aim: Loss, output: str | Reader | None
+    ) -> None:
+        self.aim, self.batches, self.recipe, self.output = aim, batches, recipe, output
+        _check_measurable(aim, batches.examples)
+        generator = torch.Generator().manual_seed(recipe.seed)
+        self.positions = [Positions(batch, recipe.trajectory.rows, generator) for batch in batches]
+        self.known = self._outputs(dense)
+        if aim.kind != "loss" and self.known[0].kind != "distribution":
+            raise BudgetError(
+                f"the outputs of this network are compared as {self.known[0].said}: they are no classes. "
+                "Ask for 'loss 0.01', the squared error."
+            )
+
+    def lost(self, pruned: nn.Module) -> float:
+        """The loss of a network, on average over all rows that are compared.
+
+        Raises:
+            NumericalError: it is not finite.
+        """
+        pairs = list(zip(self._outputs(pruned), self.known, strict=True))
+        rows = [reference.values.shape[1] for _, reference in pairs]
+        losses = [float(self._loss(output, reference)) for output, reference in pairs]
+        found = sum(loss * count for loss, count in zip(losses, rows, strict=True)) / sum(rows)
+        if not math.isfinite(found):
+            raise NumericalError("the outputs for the inputs that were held out are not finite.")
+        return found
+
+    @torch.inference_mode()
+    def _outputs(self, network: nn.Module) -> list[Output]:
+        found = []
+        with inference_mode_of(network), reading(self.output):
+            for batch, positions in zip(self.batches, self.positions, strict=True):
+                try:
+                    said = call(network, batch)
+                except FAILURES as error:
+                    raise refused(f"the network does not take the inputs {shapes_of(batch)}", error) from error
+                found.append(read_final(network, said, positions, self.recipe.trajectory))
+        return found
+
+    def _loss(self, output: Output, reference: Output) -> Tensor:
+        if self.aim.kind != "points":
+            return output_loss(output, reference, 1.0)
+        return 100 * (output.values.argmax(-1) != reference.values.argmax(-1)).float().mean()
+
+
+def parted(
+    dense: nn.Module, calibration: Batches, recipe: Recipe, output: str | Reader | None = None
+) -> tuple[Batches, HeldOut | None]:
+    """The inputs to calibrate on and, where the budget of the recipe is a loss, others to measure it on.
+
+    Raises:
+        OptinError: as `HeldOut`.
+    """
+    aim = aim_of(recipe.budget or "")
     if not isinstance(aim, Loss):
         return calibration, None
-    part, held_out = calibration.parts()
-    _check_measurable(aim, held_out.examples)
-    return part, held_out
+    part, rest = calibration.parts()
+    return part, HeldOut(dense, rest, recipe, aim, output)
 
 
 def _check_measurable(aim: Loss, held_out: int) -> None:
-    """Refuse a loss that so few inputs cannot show.
-
-    Raises:
-        BudgetError: says how many are needed.
-    """
     least = 2 if aim.kind != "points" else -int(-100 // aim.value)
     if held_out < least:
         raise BudgetError(
             f"{aim} cannot be seen on {held_out} held-out inputs, a quarter of the calibration set: "
             f"it takes at least {HELD_OUT * least} inputs in all (--examples, or more batches)."
         )
-
-
-@torch.inference_mode()
-def loss_between(dense: nn.Module, pruned: nn.Module, held_out: Batches, recipe: Recipe, kind: Kind) -> float:
-    """The loss of one network against another, on average over all rows that are compared.
-
-    Raises:
-        BudgetError: the outputs are no classes, and the loss is of classes.
-    """
-    total, rows = 0.0, 0
-    generator = torch.Generator().manual_seed(recipe.seed)
-    with inference_mode_of(dense), inference_mode_of(pruned):
-        for batch in held_out:
-            positions = Positions(batch, recipe.trajectory.rows, generator)
-            reference, output = (
-                read_final(network, call(network, batch), positions, recipe.trajectory) for network in (dense, pruned)
-            )
-            count = reference.values.shape[1]
-            total, rows = total + count * float(_loss(output, reference, kind)), rows + count
-    return total / rows
-
-
-def _loss(output: Output, reference: Output, kind: Kind) -> Tensor:
-    if kind == "loss":
-        return output_loss(output, reference, 1.0)
-    if reference.kind != "distribution":
-        raise BudgetError(
-            f"the outputs of this network are compared as {reference.said}: they are no classes. "
-            "Ask for 'loss 0.01', the squared error."
-        )
-    if kind == "KL":
-        return output_loss(output, reference, 1.0)
-    return 100 * (output.values.argmax(-1) != reference.values.argmax(-1)).float().mean()

@@ -48,7 +48,8 @@ def sentence(report: Mapping[str, Json], name: str) -> str:
 
 def _interval(quality: Mapping[str, Json], metric: str, gained: bool) -> str:
     """How sure it is what was lost or gained, in points."""
-    if not (ends := (quality.get("interval") or {}).get(metric)):
+    ends = (quality.get("interval") or {}).get(metric) or ()
+    if len(ends) != 2:
         return ""
     low, high = sorted(round(100 * (end if gained else -end), 1) + 0.0 for end in ends)
     return f"95 % interval {low:.1f} to {high:.1f}"

@@ -71,13 +71,13 @@ def budgets(report: Mapping[str, Json]) -> list[Figures]:
     if not (points := report.get("outlook")):
         return []
     share = _left(report)
-    near, fixed = min(points, key=lambda point: abs(point["macs"] - share)), _fixed_time(report)
+    near = min(points, key=lambda point: abs(point["macs"] - share))
     return [
         {
             "share": f"{point['macs']:.0%}",
             "parameters": f"{point['parameters']:.0%}",
             "kl": shown(point["kl"]),
-            "speedup": "" if fixed is None else f"{1 / (fixed + (1 - fixed) * point['macs']):.1f}",
+            "speedup": _speedup(report, point["macs"]),
             "own": point is near,
         }
         for point in points
@@ -97,13 +97,15 @@ def _left(report: Mapping[str, Json]) -> float:
     return float(macs["pruned"] / macs["dense"]) if macs.get("dense") else 1.0
 
 
-def _fixed_time(report: Mapping[str, Json]) -> float | None:
-    """The share of the dense time that no removal saves, if time falls in a line from there to what was measured."""
-    speeds, left = report.get("speed") or (), _left(report)
-    largest = max(speeds, key=lambda speed: speed["batch"], default=None)
+def _speedup(report: Mapping[str, Json], macs: float) -> str:
+    """With this share of the MACs, if the time falls in a line from the dense network's to what was measured."""
+    left = _left(report)
+    largest = max(report.get("speed") or (), key=lambda speed: speed["batch"], default=None)
     if largest is None or left >= 1 or largest["speedup"] <= 0:
-        return None
-    return float(max(0.0, (1 / largest["speedup"] - left) / (1 - left)))
+        return ""
+    fixed = max(0.0, (1 / largest["speedup"] - left) / (1 - left))  # of the time, which no removal saves
+    time = fixed + (1 - fixed) * macs
+    return f"{1 / time:.1f}" if time > 0 else ""
 
 
 def is_report(file: Path) -> bool:
