@@ -171,7 +171,7 @@ def test_names_that_differ_in_large_letters_alone():
         model, task_spec("text-classification"), Examples(["film"] * 4, None, ["a", "A", "B", "b"])
     )
     assert found == [1, 0, 2, 2]
-    model.config.label2id = ["a"]
+    vars(model.config)["label2id"] = ["a"]  # as a file may have it; the library checks what is set
     with pytest.raises(InputError, match="label2id"):
         check_evaluation(model, task_spec("text-classification"), ROWS)
 

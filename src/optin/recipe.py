@@ -13,7 +13,7 @@ from .space.budget import EXAMPLES, Budget
 from .space.loss import Loss, aim_of
 from .space.options import MANY, Calibration, Refit, Task, Tokens, Training, Trajectory
 from .support.checked import build, check_types, merge, require, within
-from .support.files import given, write_text
+from .support.files import given, placed, write_text
 from .support.untyped import Figures
 
 
@@ -129,8 +129,9 @@ class Recipe:
         if str(path) in PRESETS and not file.exists():
             raise InputError(f"no such file: {path}. A preset has that name: --preset {path} (optin.PRESETS).")
         recipe = _from_options(read_options(file))
-        place = recipe.task.data
-        return recipe if place is None else recipe.override(task__data=str(given(place)))
+        task = recipe.task
+        data = None if task.data is None else placed(task.data)
+        return recipe.override(task__data=data, task__more_data=[placed(place) for place in task.more_data])
 
 
 BETA = Recipe(trajectory=Trajectory(balance=0.1, coupling=0.5), refit=Refit(floor=1.0, folds=2))

@@ -44,7 +44,7 @@ DryRun = Annotated[
 Count = Annotated[int, typer.Option(min=1, help="Images to draw.")]
 
 DATA = "recipe task data text text_pair label"
-SCORING = f"{DATA} limit preset criterion exclude only examples per_batch max_length seed"
+SCORING = f"{DATA} share limit preset criterion exclude only examples per_batch max_length seed"
 CHOOSING = "search round_to latency_batch"
 PLACE = "device threads dtype"
 IMAGES = "image-classification"

@@ -28,7 +28,6 @@ from ..support.progress import Track, silent
 from ..support.untyped import Figures
 from ..tasks import (
     TASKS,
-    check_evaluation,
     load_images,
     load_preprocessor,
     load_processor,
@@ -40,7 +39,7 @@ from .finetune import FINETUNED, finetune
 from .kept import Kept, Say, unsaid
 from .pictures import PICTURES_KIND, check_pictures, draw, draw_sweep
 from .placement import Job, Placement, as_pooled, check_size, local, model_of, what_is_read
-from .quality import compared, evaluated, held_out_of, measure, outlook_of, quality_of, seen_before
+from .quality import compared, evaluated, held_out_of, measure, measured_on, outlook_of, quality_of, seen_before
 from .rehearsal import rehearse
 
 SWEEP = "sweep"  # kind of result
@@ -227,14 +226,14 @@ def run_evaluate(
     """`optin evaluate`: the task's metrics of one network."""
     spec = task_spec(recipe.task.name)
     source, reference = local(source), None if reference is None else local(reference)
-    examples = evaluated(recipe)
+    found = evaluated(recipe)
     model = placement.load(source, spec.kind)
     dense = None if reference is None else placement.load(reference, spec.kind)
     preprocessor = load_preprocessor(source, spec, model)
     recipe = as_pooled(recipe, preprocessor)
-    check_evaluation(model, spec, examples, preprocessor, recipe.trajectory.pooling)
+    examples = measured_on(model, preprocessor, recipe, found)
     figures = measure(model, preprocessor, recipe, examples, dense, track)
-    seen = seen_before(Path(source), recipe, examples)
+    seen = seen_before(Path(source), recipe, model, preprocessor, examples)
     return {"model": source, "task": recipe.task.name, "examples": len(examples), **seen, **figures}
 
 

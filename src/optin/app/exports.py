@@ -20,10 +20,10 @@ from ..support.files import given
 from ..support.folders import check_new
 from ..support.progress import Track, silent
 from ..support.untyped import Figures
-from ..tasks import check_evaluation, load_processor, load_tokenizer, task_spec
+from ..tasks import load_processor, load_tokenizer, task_spec
 from .benchmark import side_by_side
 from .placement import Job, Placement, as_pooled, local
-from .quality import evaluated, measure
+from .quality import evaluated, measure, measured_on
 
 
 def run_export(
@@ -61,10 +61,9 @@ def run_export(
     model, preprocessor, batch_inputs = _export_inputs(source, recipe, placement, batch)
     spec = task_spec(recipe.task.name)
     real = recipe.task.data is not None
-    examples = evaluated(recipe) if real and quality else None
+    found = evaluated(recipe) if real and quality else None
     recipe = as_pooled(recipe, preprocessor)
-    if examples is not None:
-        check_evaluation(model, spec, examples, preprocessor, recipe.trajectory.pooling)
+    examples = None if found is None else measured_on(model, preprocessor, recipe, found)
     with tempfile.TemporaryDirectory() as scratch:
         places = {"pruned" if section_of(model) else "given": (model, home)}
         if reference is not None:

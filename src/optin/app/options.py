@@ -20,7 +20,7 @@ from ..recipe import Recipe, preset
 from ..space.budget import EXAMPLES
 from ..space.options import Task
 from ..support import interrupts
-from ..support.files import given, json_text
+from ..support.files import json_text, placed
 
 if TYPE_CHECKING:  # these import torch, and the help must answer before it is there
     from ..support.progress import Track
@@ -37,11 +37,19 @@ Compensate = Annotated[
 PerBatch = Annotated[
     int | None, typer.Option("--batch-size", help="Examples of a calibration or evaluation batch; 32 by default.")
 ]
+Shares = Annotated[
+    list[float] | None,
+    typer.Option("--share", help="Of each --data in the calibration inputs, in their order; equal if not given."),
+]
 HeadOnly = Annotated[bool | None, typer.Option("--head-only", help="Train the new classifier alone.")]
 
 
 def _text(words: str) -> Any:
     return Annotated[str | None, typer.Option(help=words)]
+
+
+def _texts(words: str) -> Any:
+    return Annotated[list[str] | None, typer.Option(help=words)]
 
 
 def _count(words: str) -> Any:
@@ -56,7 +64,14 @@ def _number(words: str) -> Any:
 OF_RECIPES: Mapping[str, tuple[str, Any]] = {
     "budget": ("budget", _text(f"{EXAMPLES}.")),
     "task": ("task__name", _text("One of `optin tasks`; by default what the network is for.")),
-    "data": ("task__data", _text("File or folder (csv, tsv, jsonl, parquet, txt); the hub if not given.")),
+    "data": (
+        "task__data",
+        _texts(
+            "File or folder (csv, tsv, jsonl, parquet, txt), or hub:NAME[:CONFIG]; the task's own if not given. Of "
+            "documents it may be repeated."
+        ),
+    ),
+    "share": ("task__shares", Shares),
     "text": ("task__text", _text("Column of the texts.")),
     "text_pair": ("task__text_pair", _text("Column of the second texts of pairs.")),
     "label": ("task__label", _text("Column of the labels.")),
@@ -107,7 +122,7 @@ OF_RUNS: Mapping[str, tuple[Any, Any]] = {  # how the option is declared, and it
 PANELS: Mapping[str, str] = {  # under which heading the help shows an option
     name: panel
     for panel, names in {
-        "Model and data": "task data text text_pair label tile limit examples per_batch max_length length"
+        "Model and data": "task data share text text_pair label tile limit examples per_batch max_length length"
         " scores plan reference teacher",
         "Budget": "budget round_to latency_batch",
         "Method": "recipe preset criterion exclude only search compensate seed"
@@ -155,8 +170,9 @@ class Run:
         if file is None:
             changes["task__name"], name, said = guess(options, task, model)
         start = Recipe.load(file) if file is not None else preset(name or "default")
-        if changes.get("task__data") is not None:
-            changes["task__data"] = str(given(changes["task__data"]))
+        if sources := changes.pop("task__data", None):
+            changes["task__data"], *changes["task__more_data"] = [placed(source) for source in sources]
+        changes["task__shares"] = changes.get("task__shares") or None
         run = cls(
             start.override(**changes),
             options.get("device"),
@@ -198,7 +214,7 @@ def guess(
 
     named, name = options.get("task") or task, options.get("preset")
     said: list[str] = []
-    asked = "preset" in options or options.get("data") is not None
+    asked = "preset" in options or bool(options.get("data"))
     if named is None and model is not None and asked:
         named = guessed_task(model)
         said += [f"--task {named}"] if named not in (None, Task().name) and "task" in options else []

@@ -16,11 +16,10 @@ from ..recipe import Recipe, names_in
 from ..running.batch import Batch
 from ..space.options import Trajectory
 from ..storage.untrusted import check_source
-from ..support.files import given
+from ..support.files import HUB, given
 from ..support.threads import use_threads
 from ..tasks import (
-    Examples,
-    Images,
+    Data,
     Kind,
     SentenceTokenizer,
     at_most,
@@ -82,7 +81,7 @@ class Job:
     model: nn.Module
     preprocessor: object
     batches: Iterable[Batch]
-    evaluation: Examples | Images | None = None
+    evaluation: Data | None = None
     overlap: dict[str, int] = dataclasses.field(default_factory=dict)  # with calibration, as `keep_apart` says it
 
     @classmethod
@@ -99,13 +98,15 @@ class Job:
         preprocessor = load_preprocessor(source, spec, model)
         recipe = as_pooled(recipe, preprocessor)
         check_pooling(model, recipe.trajectory.pooling)
+        examples = task.prepared(examples, model, preprocessor, recipe)
         batches, drawn = task.drawn_batches(model, examples, preprocessor, recipe, labelled)
         if unreached := task.unreached(model, batches[0]):
             recipe = recipe.override(exclude=",".join(dict.fromkeys([*names_in(recipe.exclude), *unreached])))
         if evaluation is None:
             return cls(recipe, model, preprocessor, batches)
-        check_evaluation(model, spec, evaluation, preprocessor, recipe.trajectory.pooling)
-        held_out, overlap = keep_apart(examples, drawn, evaluation)
+        measured = task.prepared(evaluation, model, preprocessor, recipe)
+        check_evaluation(model, spec, measured, preprocessor, recipe.trajectory.pooling)
+        held_out, overlap = keep_apart(examples, drawn, measured)
         return cls(recipe, model, preprocessor, batches, at_most(held_out, recipe.task.limit), overlap)
 
 
@@ -139,7 +140,9 @@ def local(source: str) -> str:
 
 def what_is_read(recipe: Recipe) -> list[str | Path | None]:
     """What a recipe reads: files and folders that no result may touch."""
-    return [None if recipe.model is None else local(recipe.model), recipe.task.data]
+    sources = [recipe.task.data, *recipe.task.more_data]
+    data = [source for source in sources if source is not None and not source.startswith(HUB)]
+    return [None if recipe.model is None else local(recipe.model), *data]
 
 
 def as_pooled(recipe: Recipe, preprocessor: object) -> Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 from torch import nn
@@ -14,13 +15,25 @@ from ..result import Result
 from ..space.scores import Scores
 from ..support.progress import Track
 from ..support.untyped import Figures
-from ..tasks import Comparison, Examples, Images, at_most, task_of
+from ..tasks import Comparison, Data, Documents, Windows, at_most, check_evaluation, keep_apart, task_of
 from .placement import Job
 
 
-def evaluated(recipe: Recipe) -> Examples | Images:
+def evaluated(recipe: Recipe) -> Data | Documents:
     """The part of a task's data that networks are measured on, with labels."""
-    return at_most(task_of(recipe).load(recipe.task, "evaluation"), recipe.task.limit)
+    return task_of(recipe).load(recipe.task, "evaluation")
+
+
+def measured_on(model: nn.Module, preprocessor: object, recipe: Recipe, found: Data | Documents) -> Data:
+    """What was read, as the examples that a network is measured on.
+
+    Raises:
+        InputError: they do not fit the network.
+    """
+    task = task_of(recipe)
+    examples = at_most(task.prepared(found, model, preprocessor, recipe), recipe.task.limit)
+    check_evaluation(model, task.spec, examples, preprocessor, recipe.trajectory.pooling)
+    return examples
 
 
 def measure(
@@ -35,7 +48,9 @@ def measure(
     return task_of(recipe).evaluate(model, preprocessor, examples, recipe, reference=reference, track=track)
 
 
-def seen_before(source: Path, recipe: Recipe, examples: object) -> dict[str, int]:
+def seen_before(
+    source: Path, recipe: Recipe, model: nn.Module, preprocessor: object, examples: Data
+) -> dict[str, int]:
     """How many of the examples the calibration of a pruned network saw, as far as its recipe says."""
     file = source / "recipe.yaml"
     if not file.is_file() or recipe.task.data is None:
@@ -44,10 +59,15 @@ def seen_before(source: Path, recipe: Recipe, examples: object) -> dict[str, int
     if known.task.data is None or known.task.name != recipe.task.name:
         return {}
     try:
-        drawn = task_of(known).load(known.task, "calibration")
+        task = task_of(known)
+        drawn = task.prepared(task.load(known.task, "calibration"), model, preprocessor, known)
     except OptinError:  # the data of then are gone
         return {}
-    same = drawn.origin is not None and drawn.origin == getattr(examples, "origin", None)
+    if isinstance(drawn, Windows):
+        with warnings.catch_warnings(action="ignore"):  # calibration said what is too little
+            places = task.drawn_batches(model, drawn, preprocessor, known, False)[1]
+        return {"seen by calibration": sum(keep_apart(drawn, places, examples)[1].values())}
+    same = drawn.origin is not None and not isinstance(examples, Windows) and drawn.origin == examples.origin
     return {"seen by calibration": min(known.calibration.examples, len(drawn))} if same else {}
 
 
@@ -67,7 +87,7 @@ def _data(recipe: Recipe) -> dict[str, dict[str, str]]:
     return {"data": {"type": name, "config": config, "split": spec.split(recipe.task, "evaluation")}}
 
 
-def held_out_of(job: Job) -> Examples | Images:
+def held_out_of(job: Job) -> Data:
     """The held-out part of a job that is evaluated."""
     assert job.evaluation is not None
     return job.evaluation

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..errors import InputError
 from ..support.checked import check_types, require, within
@@ -187,6 +187,8 @@ class Task:
     Attributes:
         name: task ("sst2", "text-classification", ...).
         data: file or folder; empty takes the task's data set from the hub.
+        more_data: further sources, of documents alone.
+        shares: of every source in the calibration windows, `data` first; equal ones if empty.
         text, text_pair, label: column names of the file.
         calibration_split, evaluation_split: names of the parts of the data.
         limit: examples that are evaluated at most, evenly drawn; empty takes all.
@@ -202,9 +204,13 @@ class Task:
     evaluation_split: str | None = None
     limit: int | None = None
     tile: int | None = None
+    more_data: list[str] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         check_types(self, "task.")
+        for share in self.shares:
+            require("task.shares", share, 0 < share <= SHARES, "above 0")
         if self.limit is not None:
             within("task.limit", self.limit, 1, 10**9)
         if self.tile is not None:

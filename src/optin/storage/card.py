@@ -16,6 +16,8 @@ from .timm_models import is_timm
 
 TASKS = {
     "ForSequenceClassification": "text-classification",
+    "ForCausalLM": "text-generation",
+    "LMHeadModel": "text-generation",
     "ForTokenClassification": "token-classification",
     "ForQuestionAnswering": "question-answering",
     "ForImageClassification": "image-classification",
@@ -60,7 +62,7 @@ def base_model(result: Result) -> str:
     """The network that a result was made of: a hub id, the name of a folder, or its class."""
     config = getattr(result.model, "config", None)
     source = result.recipe.model or getattr(config, "_name_or_path", "") or type(result.model).__name__
-    return given(source).name if given(source).is_dir() else source
+    return given(source).name if given(source).exists() else source
 
 
 def _metadata(result: Result, name: str, base: str, own: bool) -> str:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from ..support.untyped import Json
 
+PERPLEXITY = "times the perplexity"
+
 
 class Tile(NamedTuple):
     """A figure in large letters.
@@ -34,7 +36,10 @@ def sentence(report: Mapping[str, Json], name: str) -> str:
         parts.append(f"{speed.value} times as fast")
     if size := _size(report):
         parts.append(f"{size.value} of the size of {name}")
-    if quality := _quality(report):
+    quality = _quality(report)
+    if quality is not None and quality.words == PERPLEXITY:
+        parts.append(_perplexity(report["quality"]))
+    elif quality is not None:
         examples = report["quality"].get("examples")
         kind, _, metric = quality.words.partition(" of ")
         lost = "gained" if quality.good else "lost"
@@ -44,6 +49,15 @@ def sentence(report: Mapping[str, Json], name: str) -> str:
         parts.append(f"{amount} {kind} of {metric} {lost}{sure}{on}")
     said = ", ".join(parts)
     return f"{said[:1].upper()}{said[1:]}." if said else ""
+
+
+def _perplexity(quality: Mapping[str, Json]) -> str:
+    """Before and after, and how sure the difference is."""
+    dense, pruned = (quality[name]["perplexity"] for name in ("dense", "pruned"))
+    ends: list[float] = (quality.get("interval") or {}).get("perplexity") or []
+    sure = f" (95 % interval of the difference {ends[0]:+.1f} to {ends[1]:+.1f})" if len(ends) == 2 else ""
+    on = f" on {quality['examples']:,} windows" if quality.get("examples") else ""
+    return f"perplexity {dense:.1f} before and {pruned:.1f} after{sure}{on}"
 
 
 def _interval(quality: Mapping[str, Json], metric: str, gained: bool) -> str:
@@ -75,6 +89,9 @@ def _quality(report: Mapping[str, Json]) -> Tile | None:
     """The first metric that both networks have, where it is a share: in points."""
     quality = report.get("quality") or {}
     dense, pruned = quality.get("dense") or {}, quality.get("pruned") or {}
+    if dense.get("perplexity") and pruned.get("perplexity"):
+        ratio = pruned["perplexity"] / dense["perplexity"]
+        return Tile(f"{ratio:.2f}", PERPLEXITY, ratio < 1)
     for metric, value in pruned.items():
         before = dense.get(metric)
         if before is not None and value is not None and abs(before) <= 1 and abs(value) <= 1:

@@ -22,6 +22,7 @@ from torch.nn.modules.module import (
 from ..errors import CheckpointError, InputError, first_line
 from ..support.files import read_json
 from ..support.untyped import Json
+from .gguf import is_gguf
 
 LARGEST = 10**7  # number in a configuration: beyond any vocabulary, width or image
 LONGEST = 10**5  # entries of one list in a configuration
@@ -237,7 +238,7 @@ def check_sizes(config: object) -> None:
 
 
 SOURCES = (  # what is given in the place of a folder with safetensors, and what to do about it
-    ((".gguf",), "in GGUF, which is quantised: take the original network in safetensors"),
+    ((".gguf",), "in GGUF: pass the file itself, if it is a decoder, or the network that it was made of"),
     ((".onnx",), "exported to ONNX, which cannot be pruned: take the network that it was made of"),
     (
         (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack"),
@@ -255,6 +256,8 @@ def check_source(source: str) -> None:
         CheckpointError: see `check_folder`.
     """
     place = Path(source)
+    if is_gguf(source):
+        return
     if place.is_file():
         raise InputError(f"{source} is {_form([place.name]) or 'a file: pass the folder that holds config.json'}.")
     if not place.is_dir():

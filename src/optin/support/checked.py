@@ -38,11 +38,26 @@ def check_types(options: object, path: str) -> None:
     """Refuse what Python lets pass into a dataclass."""
     kind: object = type(options)
     for name, hint in _hints(kind).items():
-        value, allowed = getattr(options, name), typing.get_args(hint) or (hint,)
+        value, allowed = getattr(options, name), _allowed(hint)
+        if typing.get_origin(hint) is list:
+            _check_entries(path + name, value, hint)
+            continue
         number = numbers.Real if float in allowed else numbers.Integral if int in allowed else ()
         fits = isinstance(value, number) if number and not isinstance(value, bool) else False
         if not (fits or isinstance(value, tuple(kind for kind in allowed if kind not in (int, float)))):
             raise InputError(_wrong(path + name, allowed, value))
+
+
+def _allowed(hint: object) -> tuple[Foreign, ...]:
+    """The types that a hint names; of a list those of its entries."""
+    return typing.get_args(hint) or (hint,)
+
+
+def _check_entries(option: str, values: object, hint: object) -> None:
+    if not isinstance(values, list):
+        raise InputError(f"the option {option!r} must be a list, not {values!r:.60}.")
+    for value in values:
+        _convert(_allowed(hint)[0], value, option)
 
 
 def _wrong(option: str, allowed: typing.Iterable[Foreign], value: object) -> str:
@@ -71,7 +86,9 @@ def build(kind: type, data: object, path: str) -> Any:
 def _convert(hint: object, value: object, path: str) -> object:
     if dataclasses.is_dataclass(hint):
         return build(typing.cast(type, hint), value, f"{path}.")
-    allowed = typing.get_args(hint) or (hint,)
+    if typing.get_origin(hint) is list and isinstance(value, list):
+        return [_convert(_allowed(hint)[0], entry, path) for entry in value]
+    allowed = _allowed(hint)
     if isinstance(value, int) and not isinstance(value, bool) and float in allowed and abs(value) < 2**63:
         value = float(value)
     if type(value) not in allowed or (isinstance(value, float) and not math.isfinite(value)):

@@ -22,7 +22,13 @@ LARGEST_JSON = 16 * 2**20  # bytes
 DEEPEST = 50  # lists and mappings in each other
 DIGITS = 40  # of an integer
 LONGEST_NAME = 255  # bytes that file systems take
+HUB = "hub:"  # before the name of a data set of the hub
 WORK = ".optin-"  # in the names of files that are being written
+
+
+def placed(source: str) -> str:
+    """Where data is, as a user writes it: a path, or `hub:NAME`."""
+    return source if source.startswith(HUB) else str(given(source))
 
 
 def given(path: str | os.PathLike[str]) -> Path:

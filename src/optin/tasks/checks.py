@@ -13,9 +13,11 @@ from ..running.outputs import answers, projected
 from ..support.untyped import Foreign
 from . import segmentation, text, vision
 from .data import Examples
+from .held_out import Data
 from .images import Images, Unreadable
 from .loading import UNFILLED
 from .metrics import check_metrics
+from .prose import Windows, check_causal
 from .segmentation import Scenes
 from .sentences import SentenceTokenizer
 from .specs import TaskSpec
@@ -24,7 +26,7 @@ SIDE = 256  # pixels at most of a scene that a network is tried on
 
 
 def check_evaluation(
-    model: nn.Module, spec: TaskSpec, examples: Examples | Images, preprocessor: object = None, pooling: str = "mean"
+    model: nn.Module, spec: TaskSpec, examples: Data, preprocessor: object = None, pooling: str = "mean"
 ) -> None:
     """Refuse what `evaluate` of the task would fail on: labels, masks, a head that does not fit, missing packages.
 
@@ -50,6 +52,8 @@ def check_evaluation(
         segmentation.check_scenes(_scenes(examples), answer.shape[1])
     elif spec.kind.of_images:
         vision.class_indices(model, spec, _images(examples))
+    elif isinstance(examples, Windows):
+        check_causal(model, examples)
     elif isinstance(examples, Examples):
         _check_variety(spec, examples, text.class_indices(model, spec, examples))
 
@@ -108,7 +112,7 @@ def _read(output: object, spec: TaskSpec, pooling: str) -> Tensor | None:
         found = getattr(output, name, None)
         return found if isinstance(found, Tensor) else None
     found = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-    dims = 3 if spec.kind.tagged else 2
+    dims = 3 if spec.kind.tagged or spec.kind.of_prose else 2
     return found if isinstance(found, Tensor) and found.dim() == dims else None
 
 
@@ -130,6 +134,9 @@ def _check_variety(spec: TaskSpec, examples: Examples, labels: list[object]) -> 
 
 
 def _one_input(model: nn.Module, spec: TaskSpec, examples: Foreign, preprocessor: object) -> Batch:
+    if isinstance(examples, Windows):
+        ids = examples.tokens(*examples.places[0])[None]
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if preprocessor is None:
         return example_inputs(model, default_length(model)) if spec.kind.of_images else _few_tokens()
     if not spec.kind.of_images:

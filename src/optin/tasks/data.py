@@ -13,6 +13,7 @@ from pathlib import Path
 from ..errors import DependencyError, InputError, first_line
 from ..space.options import Task
 from ..storage.silenced import silenced
+from ..support.files import HUB
 from ..support.untyped import Foreign
 from .rows import FORMATS, Rows, read_rows
 from .specs import ALIASES, MEANT, TaskSpec
@@ -64,9 +65,10 @@ def load_examples(spec: TaskSpec, options: Task, part: str, *, labelled: bool) -
     """
     split = spec.split(options, part)
     rows: Rows
-    if options.data is None:
-        rows, origin = hub_rows(spec, split), hub_origin(spec, split)
+    if (name := hub_name(spec, options.data)) is not None:
+        rows, origin = hub_rows(name, split), hub_origin(name, split)
     else:
+        assert options.data is not None
         with file_errors(options.data):
             file = file_of(data_path(options.data), split)
             rows, origin = read_rows(file, spec), str(file.resolve())
@@ -239,23 +241,39 @@ def part_names(split: str) -> list[str]:
     return [split, *(f"{name}_{variant}" if variant else name for name in _SPLIT_NAMES.get(base, (base,)))]
 
 
-def hub_rows(spec: TaskSpec, split: str) -> Foreign:
+def hub_name(spec: TaskSpec, data: str | None) -> tuple[str, ...] | None:
+    """The set on the hub that is meant, and its configuration where it has several; None of a file or folder.
+
+    Raises:
+        InputError: nothing is named, and the task has no set of its own.
+    """
+    if data is None:
+        if spec.hub is None:
+            raise InputError("say where the data is: --data FILE (csv, tsv, jsonl, parquet or a text a line).")
+        return spec.hub
+    if not data.startswith(HUB):
+        return None
+    name, _, configuration = data.removeprefix(HUB).partition(":")
+    if not name:
+        raise InputError(f"{data!r} names no data set: write hub:OWNER/NAME or hub:OWNER/NAME:CONFIG.")
+    return (name, configuration) if configuration else (name,)
+
+
+def hub_rows(name: tuple[str, ...], split: str) -> Foreign:
     """A `datasets` table from the hub."""
-    if spec.hub is None:
-        raise InputError("say where the data is: --data FILE (csv, tsv, jsonl, parquet or a text a line).")
     datasets = datasets_library()
     try:
         with silenced():
-            return datasets.load_dataset(*spec.hub, split=split)
+            return datasets.load_dataset(*name, split=split)
     except Exception as error:  # what the hub, the network and the library say has no common class but this
         raise InputError(
-            f"the data set {spec.hub[0]!r} cannot be had from the hub ({_root(error)}). Pass --data FOLDER."
+            f"the data set {name[0]!r} cannot be had from the hub ({_root(error)}). Pass --data FOLDER."
         ) from error
 
 
-def hub_origin(spec: TaskSpec, split: str) -> str:
+def hub_origin(name: tuple[str, ...], split: str) -> str:
     """What a part of a set on the hub is told by."""
-    return "/".join((*(spec.hub or ()), split))
+    return "/".join((*name, split))
 
 
 def datasets_library() -> Foreign:

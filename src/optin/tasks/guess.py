@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import OptinError
+from ..storage.gguf import is_gguf
 from ..storage.libraries import of_other
 from ..support.files import read_json
 from ..support.untyped import Foreign
@@ -15,6 +16,8 @@ from .specs import TASKS
 
 ENDS: Mapping[str, str] = {  # how the name of a class ends
     "ForSequenceClassification": "text-classification",
+    "ForCausalLM": "language-modelling",
+    "LMHeadModel": "language-modelling",
     "ForTokenClassification": "token-classification",
     "ForImageClassification": "image-classification",
     "ForSemanticSegmentation": "semantic-segmentation",
@@ -27,6 +30,8 @@ def guessed_task(source: str) -> str | None:
     """The task of a checkpoint, without its weights; None where that is not plain or there is none."""
     with contextlib.suppress(OptinError):
         source = home_of(source)
+        if is_gguf(source):
+            return "language-modelling"
         if of_other(source):
             return "image-classification"
         return _of_config(_config(source), Path(source))

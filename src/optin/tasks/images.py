@@ -19,7 +19,18 @@ import numpy as np
 from ..errors import InputError, first_line
 from ..space.options import Task
 from ..support.untyped import Foreign
-from .data import data_path, datasets_library, file_errors, file_of, hub_origin, hub_rows, listed, part_names, shown
+from .data import (
+    data_path,
+    datasets_library,
+    file_errors,
+    file_of,
+    hub_name,
+    hub_origin,
+    hub_rows,
+    listed,
+    part_names,
+    shown,
+)
 from .decoding import SUFFIXES, decode, open_image, pillow
 from .decoding import Unreadable as Unreadable
 from .rows import check_expansion, open_parquet
@@ -79,8 +90,9 @@ def load_images(spec: TaskSpec, options: Task, part: str, *, labelled: bool) -> 
         InputError: nothing that can be read, empty classes, or labels that do not match the images.
     """
     split = spec.split(options, part)
-    if options.data is None:
-        return _rows(hub_rows(spec, split), options, labelled, hub_origin(spec, split))
+    if (name := hub_name(spec, options.data)) is not None:
+        return _rows(hub_rows(name, split), options, labelled, hub_origin(name, split))
+    assert options.data is not None
     with file_errors(options.data):
         images = _load(data_path(options.data), split, options, labelled)
     if len(images) == 0:

@@ -18,10 +18,12 @@ from ..scoring.criteria import criterion
 from ..space.options import Task
 from ..support.progress import Track, silent
 from ..support.untyped import Foreign
-from . import segmentation, text, vision
+from . import prose, segmentation, text, vision
 from .comparison import Answers, Comparison
-from .data import Examples, load_examples
-from .images import Images, load_images
+from .data import load_examples
+from .held_out import Data
+from .images import load_images
+from .prose import Documents, Windows, load_documents
 from .segmentation import load_scenes
 from .specs import TaskSpec, task_spec
 
@@ -32,13 +34,24 @@ class TextTask:
 
     spec: TaskSpec
     handler: ClassVar[Foreign] = text  # makes batches and measures
-    read: ClassVar[Callable[..., Examples | Images]] = staticmethod(load_examples)
+    read: ClassVar[Callable[..., Data | Documents]] = staticmethod(load_examples)
 
-    def load(self, options: Task, part: str, labelled: bool | None = None) -> Examples | Images:
-        """One part of the data, "calibration" or "evaluation"; by default with the labels that the task has."""
+    def load(self, options: Task, part: str, labelled: bool | None = None) -> Data | Documents:
+        """One part of the data, "calibration" or "evaluation"; by default with the labels that the task has.
+
+        Raises:
+            InputError: nothing that can be read, or more than one source of it where the task takes one.
+        """
+        if options.more_data and not self.spec.kind.of_prose:
+            raise InputError(f"the task {options.name} takes one source of data: pass --data once.")
         return self.read(
             self.spec, options, part, labelled=not self.spec.kind.compared if labelled is None else labelled
         )
+
+    def prepared(self, examples: Foreign, model: nn.Module, preprocessor: object, recipe: Recipe) -> Data:
+        """What was read as examples of this network: batches are made of them, and they are evaluated."""
+        found: Data = examples
+        return found
 
     def drawn_batches(
         self, model: nn.Module, examples: object, preprocessor: object, recipe: Recipe, labelled: bool
@@ -103,11 +116,45 @@ class TextTask:
         return True
 
 
+class ProseTask(TextTask):
+    """Documents that are continued, token by token."""
+
+    read: ClassVar[Callable[..., Data | Documents]] = staticmethod(load_documents)
+
+    def prepared(self, examples: Foreign, model: nn.Module, preprocessor: object, recipe: Recipe) -> Windows:
+        """See `TextTask`: windows of the documents' tokens."""
+        return prose.windows_of(model, preprocessor, examples, recipe.calibration.max_length)
+
+    def drawn_batches(
+        self, model: nn.Module, examples: Foreign, preprocessor: object, recipe: Recipe, labelled: bool
+    ) -> tuple[list[Batch], list[int]]:
+        """See `TextTask`."""
+        return prose.drawn_batches(model, examples, recipe.calibration, recipe.seed)
+
+    def evaluate(
+        self, model: nn.Module, preprocessor: object, examples: Foreign, recipe: Recipe, **options: Foreign
+    ) -> dict[str, float]:
+        """See `TextTask`."""
+        return prose.evaluate(model, examples, batch_size=recipe.calibration.batch_size, **options)
+
+    def compare(
+        self,
+        dense: nn.Module,
+        pruned: nn.Module,
+        preprocessor: object,
+        examples: Foreign,
+        recipe: Recipe,
+        track: Track = silent,
+    ) -> Comparison:
+        """See `TextTask`; logits of all tokens are too large to keep, so that sums are."""
+        return prose.compare(dense, pruned, examples, batch_size=recipe.calibration.batch_size, track=track)
+
+
 class ImageTask(TextTask):
     """Images that are classified, matched with texts or embedded."""
 
     handler: ClassVar[object] = vision
-    read: ClassVar[Callable[..., Examples | Images]] = staticmethod(load_images)
+    read: ClassVar[Callable[..., Data | Documents]] = staticmethod(load_images)
 
     def unreached(self, model: nn.Module, batch: Batch) -> list[str]:
         """See `TextTask`: of a network that matches images with texts, the tower of the texts."""
@@ -120,7 +167,7 @@ class ImageTask(TextTask):
 class SceneTask(ImageTask):
     """Scenes that are segmented."""
 
-    read: ClassVar[Callable[..., Examples | Images]] = staticmethod(load_scenes)
+    read: ClassVar[Callable[..., Data | Documents]] = staticmethod(load_scenes)
 
     def evaluate(
         self, model: nn.Module, preprocessor: object, examples: Foreign, recipe: Recipe, **options: Foreign
@@ -151,4 +198,6 @@ def task_of(recipe: Recipe) -> TextTask:
         InputError: no such task.
     """
     spec = task_spec(recipe.task.name)
-    return (SceneTask if spec.kind.of_scenes else ImageTask if spec.kind.of_images else TextTask)(spec)
+    kind = spec.kind
+    of_texts = ProseTask if kind.of_prose else TextTask
+    return (SceneTask if kind.of_scenes else ImageTask if kind.of_images else of_texts)(spec)

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..errors import InputError, OptinError
 from ..running.modules import in_precision
+from ..storage.gguf import gguf_tokenizer, is_gguf, load_gguf
 from ..storage.libraries import load_dense, of_other, processor_settings
 from ..storage.loading import load
 from ..storage.planned import SECTION
@@ -26,7 +27,7 @@ UNFILLED = "optin_unfilled"  # where a network remembers which of its weights it
 
 
 def load_model(source: str, kind: Kind | None = None, **options: Foreign) -> nn.Module:
-    """A network for a task, from a local folder (dense, pruned or exported) or from the hub, in evaluation mode.
+    """A network for a task, from a local folder (dense, pruned or exported), a GGUF file or the hub, ready to run.
 
     Args:
         kind: of the task; None takes the class that the checkpoint names.
@@ -38,6 +39,9 @@ def load_model(source: str, kind: Kind | None = None, **options: Foreign) -> nn.
     import transformers
 
     source = home_of(source)
+    if is_gguf(source):
+        with clear_errors(source):
+            return load_gguf(source, **options)
     folder = Path(source)
     if of_export(folder):
         return open_exported(folder)
@@ -79,7 +83,7 @@ def _check_weights(folder: Path) -> None:
         )
     if any(folder.glob("*.gguf")):
         raise InputError(
-            f"{folder} holds a quantised network (GGUF), which cannot be pruned: pass the one that it was made of."
+            f"{folder} holds a network of llama.cpp: pass the file itself, of a decoder, or what it was made of."
         )
 
 
@@ -94,8 +98,8 @@ def _check_filled(model: nn.Module, missing: list[str], source: str, kind: Kind 
         wanted = f", which the task ({kind}) needs" if kind else ""
         raise InputError(
             f"{source} has no weights for {read[0]!r} of {type(model).__name__} ({len(read)} in all){wanted}: "
-            "name the task that it was trained for, or train it for this one. Decoders and others without a task are "
-            "pruned in Python: optin.prune(model, batches, budget)."
+            "name the task that it was trained for, or train it for this one. Networks without a task are pruned in "
+            "Python: optin.prune(model, batches, budget)."
         )
     setattr(model, UNFILLED, missing)
 
@@ -126,6 +130,8 @@ def load_tokenizer(source: str) -> Foreign:
 
     source = home_of(source)
     with clear_errors(source):
+        if is_gguf(source):
+            return gguf_tokenizer(source)
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     if Path(source).is_dir():
         check_files(Path(source), tokenizer)
@@ -194,5 +200,8 @@ def clear_errors(source: str) -> Iterator[None]:
         raise InputError(f"{source!r} does not fit into the memory.") from error
     except Exception as error:  # what the library says of odd configurations has no common class but this
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        place = "a local folder" if Path(source).is_dir() else "no such folder here; from the hub"
+        path = Path(source)
+        place = (
+            "a local folder" if path.is_dir() else "a file" if path.is_file() else "no such folder here; from the hub"
+        )
         raise InputError(f"cannot load {source!r} ({place}): {reason.strip()[:300]}") from error

@@ -93,13 +93,20 @@ def _overlap(predictions: Tensor, targets: Tensor, classes: int) -> Tensor:
 
 
 def divergence(reference: Float[Tensor, "row classes"], values: Float[Tensor, "row classes"]) -> Float[Tensor, ""]:
-    """KL(reference || values) of the distributions behind logits, averaged over rows.
+    """KL(reference || values) of the distributions behind logits, averaged over rows."""
+    return divergences(reference, values).mean()
+
+
+def divergences(
+    reference: Float[Tensor, "*rows classes"], values: Float[Tensor, "*rows classes"]
+) -> Float[Tensor, "*rows"]:
+    """KL(reference || values) of every row.
 
     A class that the reference masks, with a logit of minus infinity, adds nothing.
     """
     log_ref, log_p = F.log_softmax(reference.float(), -1), F.log_softmax(values.float(), -1)
     terms = (log_ref.exp() * (log_ref - log_p)).masked_fill(log_ref == -torch.inf, 0)
-    return terms.sum(-1).mean()
+    return terms.sum(-1)
 
 
 def intersections(predictions: Tensor, targets: Tensor, classes: int, ignored: int) -> Tensor:

@@ -105,7 +105,8 @@ def read_rows(file: Path, spec: TaskSpec) -> Rows:
     _check_encoding(file)
     try:
         if file.suffix == ".txt":
-            return Cells([spec.text], [[line] for line in file.read_text(encoding="utf-8-sig").splitlines()])
+            text = file.read_text(encoding="utf-8-sig")
+            return Cells([spec.text], [[text]] if spec.kind.of_prose else [[line] for line in text.splitlines()])
         return _json(file) if file.suffix in (".json", ".jsonl") else _separated(file, spec)
     except UnicodeDecodeError as error:
         raise InputError(f"cannot read {file}: byte {error.start:,} is not UTF-8. Save it as UTF-8.") from error

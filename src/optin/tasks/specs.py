@@ -35,7 +35,8 @@ class Kind:
         name: what messages call it.
         gives: what a network of the kind says, in words.
         loader: the class of transformers that loads such networks; None for the one that a checkpoint names.
-        labels: what is known of an example; "none" where outputs are compared with the dense network's.
+        labels: what is known of an example; "next" where the text itself is what is to be said, "none" where outputs
+            are compared with the dense network's.
         of_images: whether inputs are images and not texts.
         matched: whether images are matched with texts, each through a tower of its own.
     """
@@ -43,7 +44,7 @@ class Kind:
     name: str
     gives: str
     loader: str | None
-    labels: Literal["class", "number", "tags", "mask", "none"] = "class"
+    labels: Literal["class", "number", "tags", "mask", "next", "none"] = "class"
     of_images: bool = False
     matched: bool = False
 
@@ -63,6 +64,11 @@ class Kind:
         return self.labels == "tags"
 
     @property
+    def of_prose(self) -> bool:
+        """Whether documents are continued, token by token."""
+        return self.labels == "next"
+
+    @property
     def of_scenes(self) -> bool:
         """Whether labels are masks."""
         return self.labels == "mask"
@@ -80,6 +86,7 @@ _CLASSIFIER = "AutoModelForSequenceClassification"
 CLASSES = Kind("classification", "one row of logits per text", _CLASSIFIER)
 NUMBERS = Kind("regression", "one value per text", _CLASSIFIER, "number")
 TAGS = Kind("tokens", "one row of logits per token", "AutoModelForTokenClassification", "tags")
+PROSE = Kind("language modelling", "one row of logits per token", "AutoModelForCausalLM", "next")
 SENTENCES = Kind("embedding", "hidden states of tokens", "AutoModel", "none")
 IMAGES = Kind("images", "one row of logits per image", "AutoModelForImageClassification", of_images=True)
 MATCHES = Kind("image-zero-shot", "embeddings of images and texts", "AutoModel", of_images=True, matched=True)
@@ -154,6 +161,7 @@ TASKS: Mapping[str, TaskSpec] = {
     "text-classification": TaskSpec(CLASSES),
     "text-regression": TaskSpec(NUMBERS, metrics=("spearman", "pearson")),
     "token-classification": TaskSpec(TAGS, text="tokens", label="tags", metrics=("accuracy", "macro-f1")),
+    "language-modelling": TaskSpec(PROSE, metrics=("perplexity", "accuracy")),
     "image-classification": _images(evaluation="validation"),
     "imagenet-1k": _images(("ILSVRC/imagenet-1k", "default"), "validation"),
     "cifar10": _images(("uoft-cs/cifar10", "plain_text")),

@@ -41,7 +41,7 @@ def check_vocabulary(model: nn.Module, tokenizer: Foreign) -> None:
     Raises:
         InputError: says both numbers.
     """
-    rows = _rows(model)
+    rows = rows_of(model)
     if rows is None:
         return
     tokens = tokenizer.get_vocab()
@@ -86,7 +86,7 @@ def check_texts(tokenizer: Foreign, examples: Examples, indices: Sequence[int]) 
         )
 
 
-def _rows(model: object) -> int | None:
+def rows_of(model: object) -> int | None:
     """Tokens that a network has embeddings of; None where it does not say."""
     config = getattr(model, "config", None)
     rows = getattr(getattr(config, "text_config", config), "vocab_size", None)
