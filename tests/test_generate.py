@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import transformers
 
 import optin
+from optin.app.generating import generation
+from optin.result import verdict
 from tests.slow import slow_but
 from tests.test_pipeline import RECIPE
 
@@ -113,3 +117,19 @@ def test_it_says_the_same_with_and_without_a_cache(name):
             torch.manual_seed(2)
             said.append(small.generate(**inputs, max_new_tokens=8, **{"do_sample": False, **way}, **cached))
         assert said[0].shape[1] > 3 and torch.equal(said[0], said[1]) and torch.equal(said[0], said[2]), way
+
+
+@pytest.mark.parametrize("name", FIRST[:3])
+def test_how_fast_it_generates(name):
+    model = network(name)
+    rates = generation(model, copy.deepcopy(model), 12, rounds=1)
+    assert [entry["batch"] for entry in rates] == [1, 8]
+    assert all(entry[which][kind] > 0 for entry in rates for which in ("dense", "pruned") for kind in entry[which])
+    lines = [line[0] for line in verdict({"generation": rates})]
+    assert len(lines) == 4 and "tokens per second, decode, batch 8, prompt of 12" in lines
+
+
+def test_what_does_not_generate_has_no_such_figures(bert):
+    assert generation(bert, bert, 12) == []
+    model = network("GPT2LMHeadModel")
+    assert generation(model, model, 60) == []  # no place for an answer behind such a prompt

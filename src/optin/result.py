@@ -100,6 +100,11 @@ def verdict(report: Mapping[str, Json]) -> list[tuple[str, str, str, str]]:
     for speed in report.get("speed") or ():
         title = f"ms, batch {speed['batch']} of length {speed['length']}"
         lines.append((title, shown(speed["dense_ms"]), shown(speed["pruned_ms"]), _share(1, speed["speedup"])))
+    for rates in report.get("generation") or ():
+        for kind in ("prefill", "decode"):
+            before, after = rates["dense"][kind], rates["pruned"][kind]
+            title = f"tokens per second, {kind}, batch {rates['batch']}, prompt of {rates['length']}"
+            lines.append((title, shown(before), shown(after), _share(after, before)))
     return lines
 
 

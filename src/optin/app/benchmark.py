@@ -23,6 +23,7 @@ from ..running.modules import call, inference_mode_of
 from ..storage.planned import input_shape
 from ..support.progress import Track, silent
 from ..support.untyped import Figures
+from .generating import generation
 
 BATCHES = (1, 32)  # that reports tell the times of
 
@@ -105,7 +106,10 @@ def reported_speed(
     rounds: int = 15,
     track: Track = silent,
 ) -> Figures:
-    """What reports tell of time: both networks at every batch of `BATCHES`, and where they were timed."""
+    """What reports tell of time: both networks at every batch of `BATCHES`, and where they were timed.
+
+    Of networks that generate, the tokens per second too.
+    """
     speeds = [
         speed.to_dict()
         for batch in BATCHES
@@ -113,7 +117,8 @@ def reported_speed(
             dense, pruned, batch=batch, lengths=[length], width=width, rounds=rounds, track=track
         )
     ]
-    return {"machine": machine(dense), "speed": speeds}
+    rates = generation(dense, pruned, length, track=track)
+    return {"machine": machine(dense), "speed": speeds} | ({"generation": rates} if rates else {})
 
 
 def machine(model: nn.Module) -> dict[str, str]:

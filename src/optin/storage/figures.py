@@ -12,6 +12,7 @@ from ..support.untyped import Figures, Json
 HIGHEST = 1e100  # of a figure: beyond it nothing can be drawn
 COUNT, NUMBER, FIGURE, WORD = "a count", "a number", "a number or nothing", "a word"
 PAIR = {"dense": NUMBER, "pruned": NUMBER}
+RATES = {"prefill": NUMBER, "decode": NUMBER}
 ANY = "*"  # stands for every name
 OPTIONAL = "?"  # ends the name of an entry that may be left out
 
@@ -37,6 +38,7 @@ REPORT: Mapping[str, object] = {
     "machine?": {ANY: WORD},
     "outlook?": [{"macs": NUMBER, "parameters": NUMBER, "kl": NUMBER}],
     "loss?": {"budget": WORD, "measured": NUMBER, "examples": COUNT, "tried": {ANY: NUMBER}},
+    "generation?": [{"batch": COUNT, "length": COUNT, "dense": RATES, "pruned": RATES}],
     "speed?": [{"batch": COUNT, "length": COUNT, "dense_ms": NUMBER, "pruned_ms": NUMBER, "speedup": NUMBER}],
 }
 SWEEP: Mapping[str, object] = {
