@@ -30,7 +30,7 @@ def decoder(**changes):
     return transformers.LlamaForCausalLM(config).eval()
 
 
-def words(start=False):
+def words(start=False, **options):
     """A tokenizer of words without padding token; with `start` it begins texts with a token of its own."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
@@ -40,7 +40,7 @@ def words(start=False):
     if start:
         backend.post_processor = processors.TemplateProcessing(single="[START] $A", special_tokens=[("[START]", 2)])
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=backend, unk_token="[UNK]", eos_token="[END]", bos_token="[START]"
+        tokenizer_object=backend, unk_token="[UNK]", eos_token="[END]", bos_token="[START]", **options
     )
 
 
@@ -261,3 +261,26 @@ def test_batches_hold_few_logits(monkeypatch):
     monkeypatch.setattr(prose, "LOGITS", 5 * 16 * 40)
     batches, _ = prose.drawn_batches(model, windows, Calibration(examples=20), 0)
     assert {len(batch["input_ids"]) for batch in batches} == {5}
+
+
+def test_texts_without_padding_in_python():
+    model, tokenizer = decoder(), words()
+    batches = optin.batches_of(
+        model, [story(seed, 50) for seed in range(20)], tokenizer=tokenizer, max_length=16, examples=32
+    )
+    assert all(batch["input_ids"].shape[1] == 16 and batch["attention_mask"].all() for batch in batches)
+    result = optin.prune(model, batches, "80%", recipe=RECIPE)
+    assert result.plan.shares["macs"] <= 0.8
+
+
+def test_a_tokenizer_without_padding_token(run, library, tmp_path):
+    torch.manual_seed(0)
+    classifier = transformers.LlamaForSequenceClassification(decoder().config).eval()
+    classifier.save_pretrained(tmp_path / "dense")
+    words().save_pretrained(tmp_path / "dense")
+    (tmp_path / "data.csv").write_text(
+        "text,label\n" + "".join(f"{story(seed, 5)},{seed % 2}\n" for seed in range(40))
+    )
+    data = ("--data", tmp_path / "data.csv", "--out", tmp_path / "small", "--budget", "70%", *FEW)
+    code, _, error = run("prune", tmp_path / "dense", *data)
+    assert code == 2 and "no padding token" in error

@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 import optin
@@ -15,11 +16,14 @@ from optin.app.exports import run_export
 from optin.app.placement import Job, Placement
 from optin.errors import InputError
 from optin.recipe import Recipe
+from optin.running.outputs import gathered
 from optin.tasks import load_preprocessor, task_spec
 from optin.tasks.loading import load_model
 from optin.tasks.sentences import SentenceTokenizer
 from optin.tasks.specs import SENTENCES
 from tests.networks import WORDS, build, tokenizer
+from tests.test_generate import ROTARY
+from tests.test_prose import words
 
 SPEC = task_spec("sentence-embedding")
 TYPES = "sentence_transformers.models"
@@ -96,6 +100,40 @@ def ours(folder):
         return prepared.embed(model(**encoded).last_hidden_state, encoded["attention_mask"].bool(), prepared.pooling)
 
 
+def test_the_last_token_is_found_whichever_side_is_padded():
+    hidden = torch.arange(24.0).reshape(2, 4, 3)
+    right, left = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]]), torch.tensor([[0, 1, 1, 1], [0, 0, 0, 1]])
+    assert torch.equal(gathered(hidden, right.bool(), "last"), hidden[[0, 1], [2, 3]])
+    assert torch.equal(gathered(hidden, left.bool(), "last"), hidden[[0, 1], [3, 3]])
+    stack = torch.stack([hidden, -hidden])
+    assert torch.equal(gathered(stack, right.bool(), "last"), stack[:, [0, 1], [2, 3]])
+
+
+def test_a_decoder_that_embeds(tmp_path):
+    """As Qwen3-Embedding: padded at the left, pooled by the last token."""
+    home = tmp_path / "dense"
+    torch.manual_seed(0)
+    transformers.Qwen3Model(
+        transformers.Qwen3Config(**{**ROTARY, "vocab_size": 40, "pad_token_id": 1})
+    ).save_pretrained(home)
+    words(padding_side="left", pad_token="[END]", model_max_length=32).save_pretrained(home)
+    modules = [{"idx": 0, "name": "0", "path": "", "type": f"{TYPES}.Transformer"}]
+    modules.append({"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{TYPES}.Pooling"})
+    write(home, "modules.json", modules)
+    write(home, "1_Pooling/config.json", {"word_embedding_dimension": 32, "pooling_mode_lasttoken": True})
+    report = run_prune(recipe(home), tmp_path / "small", Placement())
+    assert 0.5 < report["quality"]["pruned"]["cosine"] < 1
+    alone = []
+    for text in TEXTS:  # without any padding
+        model = load_model(str(home), SENTENCES)
+        ids = load_preprocessor(str(home), SPEC, model)([text], return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            alone.append(model(input_ids=ids).last_hidden_state[0, -1])
+    torch.testing.assert_close(
+        ours(home), torch.nn.functional.normalize(torch.stack(alone), dim=-1), atol=1e-5, rtol=0
+    )
+
+
 def test_a_pruned_folder_is_a_folder_of_sentence_transformers(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     report = run_prune(recipe(folder), tmp_path / "small", Placement())
@@ -120,6 +158,7 @@ def test_a_pruned_folder_is_a_folder_of_sentence_transformers(folder, tmp_path, 
         ({"pooling_mode_mean_tokens": True}, "mean"),
         ({"pooling_mode": "mean"}, "mean"),
         ({"pooling_mode": ["cls"]}, "first"),
+        ({"pooling_mode_lasttoken": True}, "last"),
         ({"pooling_mode_mean_sqrt_len_tokens": True}, "mean"),
         ({}, "mean"),
     ],
@@ -155,7 +194,7 @@ def test_an_export_pools_and_keeps_them_too(folder, tmp_path, monkeypatch):
 BROKEN = {
     "max": ("1_Pooling/config.json", {"pooling_mode_max_tokens": True}, "pools by \\['max'\\]"),
     "two": ("1_Pooling/config.json", POOLING | {"pooling_mode_mean_tokens": True}, "pools by"),
-    "last": ("1_Pooling/config.json", {"pooling_mode": "lasttoken"}, "pools by"),
+    "weighted": ("1_Pooling/config.json", {"pooling_mode": "weightedmean"}, "pools by"),
     "odd": ("1_Pooling/config.json", {"pooling_mode": [[]]}, "pools by"),
     "list": ("1_Pooling/config.json", [], "must be a mapping"),
     "no JSON": ("1_Pooling/config.json", "{", "is not JSON"),

@@ -128,7 +128,7 @@ def read_output(
 
     Args:
         positions: of the unstacked batch: where per-token outputs are compared.
-        pooling: "mean", "first" or "pooler", for a bare encoder.
+        pooling: "mean", "first", "last" or "pooler", for a bare encoder.
         problem: `config.problem_type`: "regression" and "multi_label_classification" are honoured.
 
     Raises:
@@ -252,7 +252,7 @@ def pooled(output: object) -> Tensor:
     """
     value: Tensor | None = getattr(output, "pooler_output", None)
     if value is None:
-        raise ArchitectureError("this encoder has no pooler: use the pooling 'mean' or 'first'.")
+        raise ArchitectureError("this encoder has no pooler: use the pooling 'mean', 'first' or 'last'.")
     return value
 
 
@@ -260,10 +260,20 @@ def pool(
     hidden: Float[Tensor, "*stack batch token dim"], mask: Bool[Tensor, "batch token"], pooling: str
 ) -> Float[Tensor, "*stack batch dim"]:
     """Sentence embeddings of unit length."""
+    return F.normalize(gathered(hidden, mask, pooling), dim=-1)
+
+
+def gathered(
+    hidden: Float[Tensor, "*stack batch token dim"], mask: Bool[Tensor, "batch token"], pooling: str
+) -> Float[Tensor, "*stack batch dim"]:
+    """The hidden state of the first or of the last token that is no padding, or the mean over all that are none."""
     if pooling == "first":
-        return F.normalize(hidden[..., 0, :], dim=-1)
+        return hidden[..., 0, :]
+    if pooling == "last":
+        places = mask.shape[-1] - 1 - mask.flip(-1).long().argmax(-1)
+        return hidden[..., torch.arange(len(places), device=places.device), places, :]
     weights = mask.to(hidden.dtype).unsqueeze(-1)
-    return F.normalize((hidden * weights).sum(-2) / weights.sum(-2).clamp_min(1), dim=-1)
+    return (hidden * weights).sum(-2) / weights.sum(-2).clamp_min(1)
 
 
 def _unstack(value: Tensor, stack: int) -> Tensor:

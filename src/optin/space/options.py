@@ -12,7 +12,7 @@ MANY = 10**6  # more than any run asks for, of batches, lengths and draws
 
 SHARES = 10**9  # above any weight, temperature or floor
 
-POOLINGS = ("mean", "first", "pooler")
+POOLINGS = ("mean", "first", "last", "pooler")
 
 EMBEDDINGS = ("all", "last")
 
@@ -40,7 +40,8 @@ class Trajectory:
         draws: random projections of the sketch, at least one a micro-batch.
         stack: units that `exact` evaluates in one forward.
         embeddings: which are compared: "all" from the unit's block on, or the "last" block's alone.
-        pooling: how a bare encoder's output is read: mean over tokens, the first token, or its own pooler.
+        pooling: how a bare encoder's output is read: mean over tokens, the first or the last
+            token, or its own pooler.
         output: the field of the network's output that is compared ("out", "0", "boxes.scores"); empty leaves it to
             `optin.running.outputs`.
     """
@@ -64,7 +65,7 @@ class Trajectory:
         within("trajectory.draws", self.draws, 1, MANY)
         within("trajectory.stack", self.stack, 1, MANY)
         require("trajectory.embeddings", self.embeddings, self.embeddings in EMBEDDINGS, "'all' or 'last'")
-        require("trajectory.pooling", self.pooling, self.pooling in POOLINGS, "'mean', 'first' or 'pooler'")
+        require("trajectory.pooling", self.pooling, self.pooling in POOLINGS, "'mean', 'first', 'last' or 'pooler'")
 
     def compared(self, blocks: int, since: int = 0) -> range:
         """The places, among so many blocks, of those whose embeddings are compared from one place on."""

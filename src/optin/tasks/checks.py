@@ -177,4 +177,6 @@ def check_pooling(model: nn.Module, pooling: str) -> None:
         InputError: the checkpoint had none.
     """
     if pooling == "pooler" and (missing := getattr(model, UNFILLED, [])):
-        raise InputError(f"the checkpoint has no weights for {missing[0]!r}: choose the pooling 'mean' or 'first'.")
+        raise InputError(
+            f"the checkpoint has no weights for {missing[0]!r}: choose the pooling 'mean', 'first' or 'last'."
+        )

@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..running.batch import Batch
 from ..space.options import Calibration
 from ..support.untyped import Foreign
-from . import text, vision
+from . import prose, text, vision
 from .data import Examples
 from .images import Images
 
@@ -37,11 +37,11 @@ def batches_of(
     Args:
         data: texts, pairs of texts, lists of words, or images (of Pillow or as arrays); or a `datasets.Dataset` with
             a column of them, or of encoded texts.
-        tokenizer: prepares texts.
+        tokenizer: prepares texts; where it has no padding token, texts follow each other in windows of one length.
         processor: prepares images.
         batch_size: examples of similar length in a batch.
         examples: at most, drawn by `seed`; fewer are used with a warning.
-        max_length: tokens of a text; those that the network takes, if not given.
+        max_length: tokens of a text or window; those that the network takes (of windows at most 256), if not given.
 
     Raises:
         InputError: no such data in it, or neither tokenizer nor processor.
@@ -57,7 +57,11 @@ def batches_of(
         return vision.calibration_batches(model, _images(rows, names), processor, options, seed)
     if "input_ids" in names:
         return _padded(rows, tokenizer, options, seed)
-    return text.calibration_batches(model, _texts(rows, names), tokenizer, options, seed)
+    found = _texts(rows, names)
+    if getattr(tokenizer, "pad_token", "") is None:  # of decoders, which read one text behind the other
+        windows = prose.windows_of(model, tokenizer, prose.Documents([found], [1.0]), max_length)
+        return prose.drawn_batches(model, windows, options, seed)[0]
+    return text.calibration_batches(model, found, tokenizer, options, seed)
 
 
 def _texts(rows: Foreign, names: Sequence[str]) -> Examples:

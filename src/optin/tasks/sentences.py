@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import InputError, first_line
+from ..running.outputs import gathered
 from ..support.files import write_bytes
 from ..support.untyped import Foreign
 from .data import shown
@@ -29,7 +30,7 @@ TRANSFORMER = "sentence_bert_config.json"
 _KINDS = ("Transformer", "Pooling", "Dense", "Normalize")
 LARGEST = 1 << 28  # bytes of one file
 # Its name of a pooling -> ours. Divided by the root of their number instead, sums have the same direction.
-_POOLINGS = {"mean": "mean", "mean_sqrt_len_tokens": "mean", "cls": "first"}
+_POOLINGS = {"mean": "mean", "mean_sqrt_len_tokens": "mean", "cls": "first", "lasttoken": "last"}
 _LEGACY = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -81,9 +82,7 @@ class SentenceTokenizer:
 
     def embed(self, hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
         """Sentence embeddings of unit length: pooled, then through all that follows."""
-        weights = mask.to(hidden.dtype).unsqueeze(-1)
-        mean = (hidden * weights).sum(-2) / weights.sum(-2).clamp_min(1)
-        values = (hidden[:, 0] if pooling == "first" else mean).float()
+        values = gathered(hidden, mask, pooling).float()
         for layer in self.layers:
             values = layer(values)
         return F.normalize(values, dim=-1)

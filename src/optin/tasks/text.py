@@ -44,7 +44,16 @@ def sequence_limit(model: nn.Module, tokenizer: Foreign, asked: int | None) -> i
 
 
 def encode(tokenizer: Foreign, examples: Examples, indices: Sequence[int], max_length: int) -> Foreign:
-    """One batch (a `BatchEncoding` of tensors), padded to its longest example."""
+    """One batch (a `BatchEncoding` of tensors), padded to its longest example.
+
+    Raises:
+        InputError: the tokenizer has nothing to pad with.
+    """
+    if len(indices) > 1 and tokenizer.pad_token is None:
+        raise InputError(
+            "the tokenizer has no padding token: name one (tokenizer.pad_token = tokenizer.eos_token, and pad_token_id in "
+            "the network's configuration) and save both anew."
+        )
     part = examples.select(indices)
     return tokenizer(
         part.texts,
