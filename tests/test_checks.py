@@ -347,7 +347,9 @@ def test_weights_that_a_checkpoint_lacks_are_not_made_up(saved, kind, missing, t
             check_pooling(model, "pooler")
 
 
-@pytest.mark.parametrize(("name", "message"), [("pytorch_model.bin", "unpickled"), ("model.gguf", "quantised")])
+@pytest.mark.parametrize(
+    ("name", "message"), [("pytorch_model.bin", "unpickled"), ("model.gguf", "pass the file itself")]
+)
 def test_weights_of_another_kind(name, message, tmp_path):
     build("bert").config.save_pretrained(tmp_path)
     (tmp_path / name).write_bytes(b"weights")

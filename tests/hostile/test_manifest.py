@@ -161,7 +161,6 @@ def test_configurations_of_other_types(name, text, folder):
     ("name", "words"),
     [
         ("pytorch_model.bin", "save_pretrained"),
-        ("model.gguf", "GGUF"),
         ("model.onnx", "ONNX"),
         ("network.pt", "pickled"),
         ("network.pth", "pickled"),
@@ -176,6 +175,17 @@ def test_networks_in_other_forms(name, words, tmp_path):
     for source in (tmp_path, tmp_path / name):
         with pytest.raises(InputError, match=words):
             check_source(str(source))
+
+
+def test_a_file_of_llama_cpp_in_a_folder_and_one_that_is_none(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.gguf").write_bytes(b"x")
+    with pytest.raises(InputError, match="pass the file itself"):
+        check_source(str(tmp_path))
+    for content in (b"", b"x", b"GGUF", b"GGUF" + bytes(100), b"GGUF\x03" + b"\xff" * 100):
+        (tmp_path / "model.gguf").write_bytes(content)
+        with pytest.raises(InputError, match="cannot load"):
+            Placement().load(str(tmp_path / "model.gguf"))
 
 
 def test_adapters_and_quantised_networks(folder):

@@ -56,6 +56,8 @@ def check_new(target: Path, kind: str, overwrite: bool = False, inputs: Iterable
 
 def _check_place(place: Path) -> None:
     """Refuse what cannot be exchanged with a finished folder."""
+    if place.is_symlink():  # what is resolved is none
+        raise InputError(f"{place} is a link that leads back to itself: choose a folder.")
     here = Path.cwd()
     if place == here or place in here.parents:
         raise InputError(f"{place} is the folder that you are in, or holds it: choose one inside of it.")

@@ -51,8 +51,8 @@ def encode(tokenizer: Foreign, examples: Examples, indices: Sequence[int], max_l
     """
     if len(indices) > 1 and tokenizer.pad_token is None:
         raise InputError(
-            "the tokenizer has no padding token: name one (tokenizer.pad_token = tokenizer.eos_token, and pad_token_id in "
-            "the network's configuration) and save both anew."
+            "the tokenizer has no padding token: set one (tokenizer.pad_token = tokenizer.eos_token), with the "
+            "pad_token_id of the configuration, and save both."
         )
     part = examples.select(indices)
     return tokenizer(
