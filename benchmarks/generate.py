@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from text_tables import mean_and_spread, table
 import optin
 from optin.app.demo_data import package_folder
 from optin.app.generating import generation
+from optin.describing.inputs import example_inputs
 from optin.running.batch import Batch
 from optin.running.caches import cache_bytes
 from optin.space.options import Calibration, Task
@@ -42,7 +44,8 @@ from optin.tasks import Windows, at_most, load_model, load_tokenizer, prose, tas
 MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TASK = "language-modelling"
 BUDGETS = (90, 80, 70, 60, 50)
-CALIBRATION = Calibration(examples=128, batch_size=16, max_length=128)
+LENGTH = 128  # tokens of a window
+CALIBRATION = Calibration(examples=128, batch_size=16, max_length=LENGTH)
 EVALUATED = 384  # steps of 64 tokens
 UNIFORM, SPEED = "uniform widths, our refit", 50
 ROWS = ("optin", UNIFORM, "flap", "wanda-sp", "llm-pruner", "shortgpt", "magnitude", "random")
@@ -102,7 +105,7 @@ def job(folder: Path, row: str, seed: int) -> None:
             found |= {"seconds": time.perf_counter() - start, "peak": (peak() - before) / 2**20}
         found["points"].append({"budget": budget, **setting.measure(small)})
         if budget == SPEED:
-            found["generation"] = generation(setting.model, small, CALIBRATION.max_length or 0)
+            found["generation"] = generation(setting.model, small, partial(example_inputs, setting.model, LENGTH))
             found["cache"] = [cache_bytes(network, example) for network in (setting.model, small)]
     print(json.dumps(found))
 

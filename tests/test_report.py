@@ -189,3 +189,21 @@ def test_in_a_browser(result, tmp_path):
             colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
             assert (colour == "rgb(255, 255, 255)") == (scheme == "light")
         chromium.close()
+
+
+def test_what_is_better_the_lower_it_is():
+    def said(name, dense, pruned, interval=None, **others):
+        quality = {"dense": {name: dense, **others}, "pruned": {name: pruned, **others}, "examples": 500}
+        return {"quality": quality | ({"interval": {name: interval}} if interval else {})}
+
+    worse = said("wer", 0.1, 0.12, [-0.005, 0.03])
+    assert sentence(worse, "x") == "2.0 points of wer added (95 % interval -0.5 to 3.0) on 500 examples."
+    assert tiles(worse)[0].good is False and tiles(worse)[0].value == "+2.0"
+    better = said("wer", 1.2, 1.1, [-0.2, 0.01])
+    assert sentence(better, "x") == "10.0 points of wer spared (95 % interval -1.0 to 20.0) on 500 examples."
+    assert tiles(better)[0].good is True
+    first = said("chrf", 0.5, 0.4, perplexity=3.0)
+    assert sentence(first, "x") == "10.0 points of chrf lost on 500 examples."
+    odd = said("perplexity", 20.0, 25.0, [4.0, 6.0])
+    assert "erplexity 20.0 before and 25.0 after (95 % interval of the difference +4.0 to +6.0)" in sentence(odd, "x")
+    assert tiles(odd)[0].value == "1.25" and tiles(odd)[0].good is False

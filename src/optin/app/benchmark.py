@@ -16,10 +16,11 @@ from torch import nn
 from ..accounting import costs
 from ..choosing.latency import forward_ms
 from ..describing import describe
-from ..describing.inputs import example_inputs, image_input, takes
+from ..describing.inputs import example_inputs, image_input, inputs_like, takes
 from ..errors import InputError
 from ..running.batch import Batch
 from ..running.modules import call, inference_mode_of
+from ..space.plans import Plan
 from ..storage.planned import input_shape
 from ..support.progress import Track, silent
 from ..support.untyped import Figures
@@ -82,26 +83,28 @@ def compare_speed(
         inputs = example_inputs(dense, length, batch, width)
         if strange := [name for name in inputs if not takes(pruned, name)]:
             raise InputError(f"the second network takes no {strange[0]!r}: it was not made from the first one.")
-        times = side_by_side((dense, pruned), inputs, rounds, track)
         ideal = costs(dense, space, length, width)[0].dense / costs(pruned, describe(pruned), length, width)[0].dense
-        results.append(
-            Speed(
-                batch,
-                length,
-                statistics.median(one for one, _ in times),
-                statistics.median(other for _, other in times),
-                statistics.median(one / other for one, other in times),
-                ideal,
-            )
-        )
+        results.append(_speed(side_by_side((dense, pruned), inputs, rounds, track), batch, length, ideal))
     return results
+
+
+def _speed(times: Sequence[tuple[float, ...]], batch: int, length: int, ideal: float) -> Speed:
+    """Medians over the rounds."""
+    return Speed(
+        batch,
+        length,
+        statistics.median(one for one, _ in times),
+        statistics.median(other for _, other in times),
+        statistics.median(one / other for one, other in times),
+        ideal,
+    )
 
 
 def reported_speed(
     dense: nn.Module,
     pruned: nn.Module,
-    length: int,
-    width: int | None = None,
+    plan: Plan,
+    length: int | None = None,
     *,
     rounds: int = 15,
     track: Track = silent,
@@ -109,15 +112,20 @@ def reported_speed(
     """What reports tell of time: both networks at every batch of `BATCHES`, and where they were timed.
 
     Of networks that generate, the tokens per second too.
+
+    Args:
+        plan: that the pruned network was cut by, which says what inputs look like.
+        length: of the inputs; that of the plan if not given.
     """
-    speeds = [
-        speed.to_dict()
-        for batch in BATCHES
-        for speed in compare_speed(
-            dense, pruned, batch=batch, lengths=[length], width=width, rounds=rounds, track=track
-        )
-    ]
-    rates = generation(dense, pruned, length, track=track)
+    size, width = length or plan.length, None if length else plan.width
+    space = plan.description or describe(dense)
+    work, _ = costs(dense, space, size, width, plan)
+    ideal = work.dense / work.merged(plan.tokens)(plan.kept)
+    speeds = []
+    for batch in BATCHES:
+        inputs = inputs_like(dense, plan, size, width, batch)
+        speeds.append(_speed(side_by_side((dense, pruned), inputs, rounds, track), batch, size, ideal).to_dict())
+    rates = generation(dense, pruned, lambda batch: inputs_like(dense, plan, size, width, batch), track=track)
     return {"machine": machine(dense), "speed": speeds} | ({"generation": rates} if rates else {})
 
 

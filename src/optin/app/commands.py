@@ -169,8 +169,7 @@ def _measured(job: Job, result: Result, scores: Scores | None, place: Path, trac
     try:
         result.report["quality"] = quality_of(job, result, track)
         result.report.update(outlook_of(job.model, result, scores))
-        length, width = result.plan.length, result.plan.width
-        result.report.update(reported_speed(job.model, result.model, length, width, rounds=5, track=track))
+        result.report.update(reported_speed(job.model, result.model, result.plan, rounds=5, track=track))
         update_figures(result, place)
     except OptinError as error:
         raise type(error)(f"the network is saved in {place}; its evaluation failed: {error}") from error

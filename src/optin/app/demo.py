@@ -88,7 +88,7 @@ def run_demo(out: Path, track: Track = silent) -> Figures:
         **Comparison.of(answers([pruned, dense], tokenizer, spec, examples, track=track)).to_dict(),
     }
     result.report.update(outlook_of(dense, result, scores))
-    result.report.update(reported_speed(dense, pruned, TOKENS, track=track))
+    result.report.update(reported_speed(dense, pruned, chosen, TOKENS, track=track))
     update_figures(result, out / "pruned")  # with what only the reloaded network could show
     page = out / "pruned" / REPORT
     return {

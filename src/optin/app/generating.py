@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
 from ..choosing.latency import now
-from ..describing.inputs import example_inputs
 from ..errors import FAILURES
 from ..running.batch import Batch
 from ..running.modules import device_of, inference_mode_of
@@ -24,7 +22,7 @@ TOKENS = 16  # that are said behind the first
 
 
 def generation(
-    dense: nn.Module, pruned: nn.Module, length: int, *, rounds: int = 3, track: Track = silent
+    dense: nn.Module, pruned: nn.Module, inputs: Callable[[int], Batch], *, rounds: int = 3, track: Track = silent
 ) -> list[Figures]:
     """Both networks in turn, with their caches, greedily: medians over rounds, at every batch of `BATCHES`.
 
@@ -32,21 +30,26 @@ def generation(
     follows it. Nothing for networks that do not generate from inputs of their own choice.
 
     Args:
-        length: tokens of the prompt.
+        inputs: so many examples of the prompt.
     """
-    if not all(map(_generates, (dense, pruned))):
+    networks = (dense, pruned)
+    if not all(map(_generates, networks)):
+        return []
+    prompts = {batch: _prompt(inputs(batch)) for batch in BATCHES}
+    try:
+        for network in networks:
+            _seconds(network, prompts[BATCHES[0]], 1 + TOKENS)
+    except FAILURES:  # a prompt and its answer that are too long, or inputs that are not those of `generate`
         return []
     found = []
-    with contextlib.suppress(*FAILURES):  # a prompt and its answer that are too long, inputs that cannot be made
-        for batch in BATCHES:
-            inputs = _prompt(dense, length, batch)
-            times = _times((dense, pruned), inputs, rounds, track)
-            read = batch * next(iter(inputs.values())).shape[-1]
-            rates = [
-                {"prefill": read / statistics.median(first), "decode": batch * TOKENS / statistics.median(rest)}
-                for first, rest in times
-            ]
-            found.append({"batch": batch, "length": length, "dense": rates[0], "pruned": rates[1]})
+    for batch, prompt in prompts.items():
+        times = _times(networks, prompt, rounds, track)
+        length = next(iter(prompt.values())).shape[-1]
+        rates = [
+            {"prefill": batch * length / statistics.median(first), "decode": batch * TOKENS / statistics.median(rest)}
+            for first, rest in times
+        ]
+        found.append({"batch": batch, "length": length, "dense": rates[0], "pruned": rates[1]})
     return found
 
 
@@ -55,9 +58,8 @@ def _generates(model: nn.Module) -> bool:
     return generates is not None and bool(generates())
 
 
-def _prompt(model: nn.Module, length: int, batch: int) -> Batch:
+def _prompt(inputs: Batch) -> Batch:
     """Inputs without the answer that a decoder would read."""
-    inputs = example_inputs(model, length, batch)
     return {name: value for name, value in inputs.items() if name != "labels" and not name.startswith("decoder_")}
 
 

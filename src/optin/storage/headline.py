@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from ..support.untyped import Json
 
+LESS = ("wer",)  # metrics that are better the lower they are
 PERPLEXITY = "times the perplexity"
 
 
@@ -36,19 +37,22 @@ def sentence(report: Mapping[str, Json], name: str) -> str:
         parts.append(f"{speed.value} times as fast")
     if size := _size(report):
         parts.append(f"{size.value} of the size of {name}")
-    quality = _quality(report)
-    if quality is not None and quality.words == PERPLEXITY:
-        parts.append(_perplexity(report["quality"]))
-    elif quality is not None:
-        examples = report["quality"].get("examples")
-        kind, _, metric = quality.words.partition(" of ")
-        lost = "gained" if quality.good else "lost"
-        amount = "no" if quality.good is None else quality.value.lstrip("+-")
-        sure = f" ({interval})" if (interval := _interval(report["quality"], metric, quality.good is True)) else ""
-        on = f" on {examples:,} examples" if examples else ""
-        parts.append(f"{amount} {kind} of {metric} {lost}{sure}{on}")
+    if quality := _quality(report):
+        perplexed = quality.words == PERPLEXITY
+        parts.append(_perplexity(report["quality"]) if perplexed else _points(quality, report["quality"]))
     said = ", ".join(parts)
     return f"{said[:1].upper()}{said[1:]}." if said else ""
+
+
+def _points(quality: Tile, measured: Mapping[str, Json]) -> str:
+    """Points gained or lost (of errors: added or spared), and how sure that is."""
+    kind, _, metric = quality.words.partition(" of ")
+    changes = ("spared", "added") if metric in LESS else ("gained", "lost")
+    amount = "no" if quality.good is None else quality.value.lstrip("+-")
+    interval = _interval(measured, metric, (quality.good is True) != (metric in LESS))
+    on = f" on {examples:,} examples" if (examples := measured.get("examples")) else ""
+    sure = f" ({interval})" if interval else ""
+    return f"{amount} {kind} of {metric} {changes[quality.good is not True]}{sure}{on}"
 
 
 def _perplexity(quality: Mapping[str, Json]) -> str:
@@ -60,12 +64,16 @@ def _perplexity(quality: Mapping[str, Json]) -> str:
     return f"perplexity {dense:.1f} before and {pruned:.1f} after{sure}{on}"
 
 
-def _interval(quality: Mapping[str, Json], metric: str, gained: bool) -> str:
-    """How sure it is what was lost or gained, in points."""
+def _interval(quality: Mapping[str, Json], metric: str, risen: bool) -> str:
+    """How sure it is what was lost or gained, in points.
+
+    Args:
+        risen: what is said is how far the metric rose, and not how far it fell.
+    """
     ends = (quality.get("interval") or {}).get(metric) or ()
     if len(ends) != 2:
         return ""
-    low, high = sorted(round(100 * (end if gained else -end), 1) + 0.0 for end in ends)
+    low, high = sorted(round(100 * (end if risen else -end), 1) + 0.0 for end in ends)
     return f"95 % interval {low:.1f} to {high:.1f}"
 
 
@@ -89,12 +97,14 @@ def _quality(report: Mapping[str, Json]) -> Tile | None:
     """The first metric that both networks have, where it is a share: in points."""
     quality = report.get("quality") or {}
     dense, pruned = quality.get("dense") or {}, quality.get("pruned") or {}
-    if dense.get("perplexity") and pruned.get("perplexity"):
-        ratio = pruned["perplexity"] / dense["perplexity"]
-        return Tile(f"{ratio:.2f}", PERPLEXITY, ratio < 1)
     for metric, value in pruned.items():
         before = dense.get(metric)
-        if before is not None and value is not None and abs(before) <= 1 and abs(value) <= 1:
+        if before is None or value is None:
+            continue
+        if metric == "perplexity" and before > 0:
+            return Tile(f"{value / before:.2f}", PERPLEXITY, value < before)
+        if metric in LESS or (abs(before) <= 1 and abs(value) <= 1):
             points = round(100 * (value - before), 1)
-            return Tile(f"{points:+.1f}", f"points of {metric}", None if points == 0 else points > 0)
+            better = None if points == 0 else (points > 0) != (metric in LESS)
+            return Tile(f"{points:+.1f}", f"points of {metric}", better)
     return None

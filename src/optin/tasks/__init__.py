@@ -1,9 +1,10 @@
 """Tasks: data in, metric out.
 
 `specs` is a table of tasks; `kinds` says how the data of each is loaded, batched and measured. `data`, `rows`,
-`images` and `decoding` read files; `loading` gets networks and what prepares their inputs (`vocabulary`,
-`sentences`); `text`, `prose`, `vision` and `segmentation` feed and measure them, `comparison` two side by side;
-`checks` finds before any work what would keep them from it; `held_out` keeps apart what calibration saw.
+`images`, `decoding` and `audio` read files; `loading` gets networks and what prepares their inputs (`vocabulary`,
+`sentences`); `text`, `prose`, `writing`, `sounds`, `vision` and `segmentation` feed and measure them, `comparison`
+two side by side; `checks` finds before any work what would keep them from it; `held_out` keeps apart what calibration
+saw.
 """
 
 from . import segmentation, text, vision

@@ -12,6 +12,7 @@ from ..running.modules import device_of, inference_mode_of
 from ..running.outputs import answers, projected
 from ..support.untyped import Foreign
 from . import segmentation, text, vision
+from .audio import Recordings
 from .data import Examples
 from .held_out import Data
 from .images import Images, Unreadable
@@ -21,6 +22,7 @@ from .prose import Windows, check_causal
 from .segmentation import Scenes
 from .sentences import SentenceTokenizer
 from .specs import TaskSpec
+from .writing import check_writes, inputs_of
 
 SIDE = 256  # pixels at most of a scene that a network is tried on
 
@@ -47,11 +49,16 @@ def check_evaluation(
     if spec.kind.matched:
         vision.class_indices(model, spec, _images(examples))
         return
+    if spec.kind.writes:
+        check_writes(model, preprocessor, examples)
+        return
     answer = _answer(model, spec, examples, preprocessor, pooling)
     if spec.kind.of_scenes:
         segmentation.check_scenes(_scenes(examples), answer.shape[1])
     elif spec.kind.of_images:
         vision.class_indices(model, spec, _images(examples))
+    elif isinstance(examples, Recordings):
+        vision.class_indices(model, spec, examples)
     elif isinstance(examples, Windows):
         check_causal(model, examples)
     elif isinstance(examples, Examples):
@@ -69,7 +76,10 @@ def check_fit(model: nn.Module, spec: TaskSpec) -> None:
         raise InputError(f"{name} has no towers for images and texts: zero-shot classification needs one like CLIP.")
     if spec.kind.of_images and image_input(model) is None:
         raise InputError(f"{name} takes no images. Name a text task with --task.")
-    if not spec.kind.of_images and not takes(model, "input_ids"):
+    sounds = takes(model, "input_features") or takes(model, "input_values")
+    if spec.kind.of_sound and not sounds:
+        raise InputError(f"{name} takes no recordings. Name another task with --task.")
+    if not spec.kind.of_images and not spec.kind.of_sound and not takes(model, "input_ids"):
         raise InputError(f"{name} takes no texts. Name an image task with --task, for example image-classification.")
 
 
@@ -134,6 +144,8 @@ def _check_variety(spec: TaskSpec, examples: Examples, labels: list[object]) -> 
 
 
 def _one_input(model: nn.Module, spec: TaskSpec, examples: Foreign, preprocessor: object) -> Batch:
+    if isinstance(examples, Recordings):
+        return inputs_of(model, preprocessor, examples, [0])[0]
     if isinstance(examples, Windows):
         ids = examples.tokens(*examples.places[0])[None]
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

@@ -18,12 +18,18 @@ ENDS: Mapping[str, str] = {  # how the name of a class ends
     "ForSequenceClassification": "text-classification",
     "ForCausalLM": "language-modelling",
     "LMHeadModel": "language-modelling",
+    "MTModel": "seq2seq",
+    "ForCTC": "speech-recognition",
+    "ForAudioClassification": "audio-classification",
     "ForTokenClassification": "token-classification",
     "ForImageClassification": "image-classification",
     "ForSemanticSegmentation": "semantic-segmentation",
     "ForUniversalSegmentation": "semantic-segmentation",
 }
 IMAGES = ("image_size", "num_channels", "vision_config", "backbone_config")  # what only networks of images have
+
+
+SOUNDS = ("num_mel_bins", "conv_kernel", "feat_extract_norm")  # what only networks of recordings have
 
 
 def guessed_task(source: str) -> str | None:
@@ -59,6 +65,13 @@ def _config(source: str) -> Foreign:
 def _of_config(config: Foreign, folder: Path) -> str | None:
     named = config.get("architectures") if isinstance(config, dict) else None
     name = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else ""
+    if any(key in config for key in SOUNDS) and name.endswith(
+        ("ForSequenceClassification", "ForAudioClassification")
+    ):
+        return "audio-classification"
+    if name.endswith("ForConditionalGeneration") and not any(key in config for key in IMAGES):
+        heard = any(key in config for key in SOUNDS)
+        return "speech-recognition" if heard else "seq2seq" if _pairs(config) else None
     task = next((task for end, task in ENDS.items() if name.endswith(end)), None)
     if task == "text-classification" and (
         config.get("problem_type") == "regression" or len(config.get("id2label") or "  ") == 1
@@ -69,3 +82,10 @@ def _of_config(config: Foreign, folder: Path) -> str | None:
     if "text_config" in config and "vision_config" in config:
         return "zero-shot-image-classification"
     return "image-embedding" if any(key in config for key in IMAGES) else "sentence-embedding"
+
+
+def _pairs(config: Foreign) -> bool:
+    """Whether a network has an encoder and a decoder of texts; families that are nothing else need not say so."""
+    return bool(config.get("is_encoder_decoder")) or any(
+        key in config for key in ("decoder_layers", "num_decoder_layers")
+    )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .audio import Recordings
 from .data import Examples
 from .images import Images
 from .prose import Windows
 
-Data = Examples | Images | Windows  # what networks are measured on
+Data = Examples | Images | Recordings | Windows  # what networks are measured on
 LEAST = 100  # examples that must remain; with fewer, all are evaluated, and it is said
 
 

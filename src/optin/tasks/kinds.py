@@ -18,7 +18,8 @@ from ..scoring.criteria import criterion
 from ..space.options import Task
 from ..support.progress import Track, silent
 from ..support.untyped import Foreign
-from . import prose, segmentation, text, vision
+from . import prose, segmentation, sounds, text, vision, writing
+from .audio import load_recordings
 from .comparison import Answers, Comparison
 from .data import load_examples
 from .held_out import Data
@@ -42,11 +43,19 @@ class TextTask:
         Raises:
             InputError: nothing that can be read, or more than one source of it where the task takes one.
         """
-        if options.more_data and not self.spec.kind.of_prose:
-            raise InputError(f"the task {options.name} takes one source of data: pass --data once.")
+        self.check_sources(options)
         return self.read(
             self.spec, options, part, labelled=not self.spec.kind.compared if labelled is None else labelled
         )
+
+    def check_sources(self, options: Task) -> None:
+        """Refuse more than one source of data.
+
+        Raises:
+            InputError: there are several, and the task is none of documents.
+        """
+        if options.more_data and not self.spec.kind.of_prose:
+            raise InputError(f"the task {options.name} takes one source of data: pass --data once.")
 
     def prepared(self, examples: Foreign, model: nn.Module, preprocessor: object, recipe: Recipe) -> Data:
         """What was read as examples of this network: batches are made of them, and they are evaluated."""
@@ -150,6 +159,51 @@ class ProseTask(TextTask):
         return prose.compare(dense, pruned, examples, batch_size=recipe.calibration.batch_size, track=track)
 
 
+class WritingTask(TextTask):
+    """Texts or recordings that are answered in texts."""
+
+    handler: ClassVar[Foreign] = writing
+
+    def load(self, options: Task, part: str, labelled: bool | None = None) -> Data | Documents:
+        """See `TextTask`; calibration needs no answers."""
+        self.check_sources(options)
+        read = load_recordings if self.spec.kind.of_sound else load_examples
+        wanted = part == "evaluation" if labelled is None else labelled
+        return read(self.spec, options, part, labelled=wanted)
+
+    def drawn_batches(
+        self, model: nn.Module, examples: object, preprocessor: object, recipe: Recipe, labelled: bool
+    ) -> tuple[list[Batch], list[int]]:
+        """See `TextTask`."""
+        return writing.drawn_batches(model, examples, preprocessor, recipe.calibration, recipe.seed)
+
+    def compare(
+        self,
+        dense: nn.Module,
+        pruned: nn.Module,
+        preprocessor: object,
+        examples: object,
+        recipe: Recipe,
+        track: Track = silent,
+    ) -> Comparison:
+        """See `TextTask`."""
+        options = self._evaluation(recipe)
+        return writing.compare(dense, pruned, preprocessor, self.spec, examples, **options, track=track)
+
+    def _evaluation(self, recipe: Recipe) -> Foreign:
+        return {"batch_size": recipe.calibration.batch_size, "max_length": recipe.calibration.max_length}
+
+
+class SoundTask(TextTask):
+    """Recordings that are classified."""
+
+    handler: ClassVar[Foreign] = sounds
+    read: ClassVar[Callable[..., Data | Documents]] = staticmethod(load_recordings)
+
+    def _evaluation(self, recipe: Recipe) -> dict[str, object]:
+        return {"batch_size": recipe.calibration.batch_size}
+
+
 class ImageTask(TextTask):
     """Images that are classified, matched with texts or embedded."""
 
@@ -199,5 +253,11 @@ def task_of(recipe: Recipe) -> TextTask:
     """
     spec = task_spec(recipe.task.name)
     kind = spec.kind
-    of_texts = ProseTask if kind.of_prose else TextTask
-    return (SceneTask if kind.of_scenes else ImageTask if kind.of_images else of_texts)(spec)
+    found = (
+        (SceneTask, kind.of_scenes),
+        (ImageTask, kind.of_images),
+        (WritingTask, kind.writes),
+        (SoundTask, kind.of_sound),
+        (ProseTask, kind.of_prose),
+    )
+    return next((task for task, fits in found if fits), TextTask)(spec)

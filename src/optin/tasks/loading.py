@@ -110,6 +110,8 @@ def load_preprocessor(source: str, spec: TaskSpec, model: nn.Module) -> Foreign:
     Raises:
         InputError: there is none, or it is another network's.
     """
+    if spec.kind.of_sound:
+        return load_listener(source, spec.kind.writes)
     processor = load_processor(source) if spec.kind.of_images else None
     if spec.kind.of_images and not spec.kind.matched:
         return processor
@@ -151,6 +153,26 @@ def load_processor(source: str) -> Foreign:
         return transformers.BitImageProcessorPil(**processor_settings(source))
     with clear_errors(source):
         return transformers.AutoImageProcessor.from_pretrained(source, trust_remote_code=False, backend="pil")
+
+
+def load_listener(source: str, writes: bool) -> Foreign:
+    """What prepares recordings for a network of a local folder or hub id, with the tokenizer of one that writes.
+
+    Raises:
+        InputError: there is none.
+    """
+    import transformers
+
+    source = home_of(source)
+    kind: Foreign = transformers.AutoProcessor if writes else transformers.AutoFeatureExtractor
+    with clear_errors(source):
+        found = kind.from_pretrained(source, trust_remote_code=False)
+    lacks = [name for name in ("feature_extractor", "tokenizer") if writes and not hasattr(found, name)]
+    if lacks or not hasattr(getattr(found, "feature_extractor", found), "sampling_rate"):
+        raise InputError(
+            f"{source} says nothing of how recordings are prepared: put the files of its processor there."
+        )
+    return found
 
 
 def home_of(source: str) -> str:

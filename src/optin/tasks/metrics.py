@@ -109,6 +109,18 @@ def divergences(
     return terms.sum(-1)
 
 
+def chrf(said: str, wanted: str) -> tuple[float, float]:
+    """chrF of one text, from 0 to 1, and 1: the mean over texts is what is reported (Popovic, 2015)."""
+    score = _functional().text.chrf_score([said], [[wanted]], n_word_order=0)
+    return float(score), 1.0
+
+
+def word_errors(said: str, wanted: str) -> tuple[float, float]:
+    """Words that must be changed, put in or taken out, and words that are wanted: their sums make the error rate."""
+    words = len(wanted.split())
+    return float(_functional().text.word_error_rate([said], [wanted])) * words, float(words)
+
+
 def intersections(predictions: Tensor, targets: Tensor, classes: int, ignored: int) -> Tensor:
     """How many pixels of each class (row) were found to be of each class (column)."""
     value: Tensor = _functional().confusion_matrix(

@@ -23,6 +23,7 @@ MEANT: Mapping[str, tuple[str, ...]] = {
     "text": ("sentence", "content", "review", "tweet", "comment", "document", "message", "body"),
     "label": ("labels", "class", "target", "category", "sentiment", "stars", "rating"),
     "tokens": ("words",),
+    "target": ("targets", "answer", "summary", "translation", "output", "completion"),
     "tags": ("ner_tags", "pos_tags", "labels"),
 }
 
@@ -35,17 +36,18 @@ class Kind:
         name: what messages call it.
         gives: what a network of the kind says, in words.
         loader: the class of transformers that loads such networks; None for the one that a checkpoint names.
-        labels: what is known of an example; "next" where the text itself is what is to be said, "none" where outputs
-            are compared with the dense network's.
-        of_images: whether inputs are images and not texts.
+        labels: what is known of an example; "next" where the text itself is what is to be said, "text" where another
+            is, "none" where outputs are compared with the dense network's.
+        of_images, of_sound: whether inputs are images, or recordings, and not texts.
         matched: whether images are matched with texts, each through a tower of its own.
     """
 
     name: str
     gives: str
     loader: str | None
-    labels: Literal["class", "number", "tags", "mask", "next", "none"] = "class"
+    labels: Literal["class", "number", "tags", "mask", "next", "text", "none"] = "class"
     of_images: bool = False
+    of_sound: bool = False
     matched: bool = False
 
     @property
@@ -69,6 +71,11 @@ class Kind:
         return self.labels == "next"
 
     @property
+    def writes(self) -> bool:
+        """Whether networks answer in texts."""
+        return self.labels == "text"
+
+    @property
     def of_scenes(self) -> bool:
         """Whether labels are masks."""
         return self.labels == "mask"
@@ -87,6 +94,9 @@ CLASSES = Kind("classification", "one row of logits per text", _CLASSIFIER)
 NUMBERS = Kind("regression", "one value per text", _CLASSIFIER, "number")
 TAGS = Kind("tokens", "one row of logits per token", "AutoModelForTokenClassification", "tags")
 PROSE = Kind("language modelling", "one row of logits per token", "AutoModelForCausalLM", "next")
+WRITING = Kind("sequence to sequence", "logits of the tokens of an answer", "AutoModelForSeq2SeqLM", "text")
+SPEECH = Kind("speech recognition", "logits of the tokens of what is said", None, "text", of_sound=True)
+SOUNDS = Kind("sounds", "one row of logits per recording", "AutoModelForAudioClassification", of_sound=True)
 SENTENCES = Kind("embedding", "hidden states of tokens", "AutoModel", "none")
 IMAGES = Kind("images", "one row of logits per image", "AutoModelForImageClassification", of_images=True)
 MATCHES = Kind("image-zero-shot", "embeddings of images and texts", "AutoModel", of_images=True, matched=True)
@@ -162,6 +172,9 @@ TASKS: Mapping[str, TaskSpec] = {
     "text-regression": TaskSpec(NUMBERS, metrics=("spearman", "pearson")),
     "token-classification": TaskSpec(TAGS, text="tokens", label="tags", metrics=("accuracy", "macro-f1")),
     "language-modelling": TaskSpec(PROSE, metrics=("perplexity", "accuracy")),
+    "seq2seq": TaskSpec(WRITING, text="text", label="target", metrics=("chrf", "exact", "perplexity")),
+    "speech-recognition": TaskSpec(SPEECH, metrics=("wer", "perplexity")),
+    "audio-classification": TaskSpec(SOUNDS),
     "image-classification": _images(evaluation="validation"),
     "imagenet-1k": _images(("ILSVRC/imagenet-1k", "default"), "validation"),
     "cifar10": _images(("uoft-cs/cifar10", "plain_text")),

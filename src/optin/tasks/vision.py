@@ -21,6 +21,7 @@ from ..running.outputs import pool, pooled, projected
 from ..space.options import Calibration
 from ..support.progress import Track, silent
 from ..support.untyped import Foreign
+from .audio import Recordings
 from .comparison import Answers
 from .data import listed
 from .images import Images, Unreadable, check_labels
@@ -225,7 +226,7 @@ def answers(
     return Answers.of(spec, outputs, targets, skipped)
 
 
-def class_indices(model: nn.Module, spec: TaskSpec, images: Images) -> list[int]:
+def class_indices(model: nn.Module, spec: TaskSpec, images: Images | Recordings) -> list[int]:
     """Labels as the network counts them: class names are translated by its configuration where it knows them.
 
     Raises:

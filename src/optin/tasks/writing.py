@@ -1,0 +1,357 @@
+"""Networks that write: what they say of texts or recordings, by a decoder or by letters (CTC), and how well."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..describing.inputs import IGNORED, completed
+from ..errors import FAILURES, InputError, first_line
+from ..running.batch import Batch, to_device
+from ..running.modules import device_of, inference_mode_of
+from ..space.options import Calibration
+from ..storage.silenced import silenced
+from ..support.progress import Track, silent
+from ..support.untyped import Foreign
+from .audio import Recordings
+from .comparison import DRAWS, Comparison
+from .data import Examples
+from .metrics import chrf, divergences, word_errors
+from .specs import TaskSpec
+from .text import bucketed, encode, sequence_limit
+
+ANSWER = 128  # tokens at most
+BEGINNING = 8  # tokens before an answer at most: language, task, no times
+SECONDS = 30  # of a piece that longer recordings are cut into, where the processor says no other
+Normalise = Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What networks write of the same examples.
+
+    Attributes:
+        parts: by metric, numerators of shape (network, example) and denominators of shape (example,).
+        tokens: of the wanted answers, of shape (example,); none are counted where answers have no tokens.
+        surprise: sums of -ln p of them, of shape (network, example).
+        divergence: sums of the KL divergence from the last network, of shape (network, example).
+        rows: how many distributions each sum of it is over, of shape (example,).
+    """
+
+    parts: Mapping[str, tuple[Tensor, Tensor]]
+    tokens: Tensor
+    surprise: Tensor
+    divergence: Tensor
+    rows: Tensor
+
+    def figures(self, place: int, compared: bool) -> dict[str, float]:
+        """The metrics of one network, and if it is compared the KL from the last."""
+        found = {name: float(above[place].sum() / below.sum()) for name, (above, below) in self.parts.items()}
+        if self.tokens.sum() > 0:
+            found["perplexity"] = float((self.surprise[place].sum() / self.tokens.sum()).exp())
+        if compared and self.rows.sum() > 0:
+            found["kl"] = float(self.divergence[place].sum() / self.rows.sum())
+        return found
+
+    def interval(self, one: int, other: int, seed: int = 0) -> dict[str, tuple[float, float]]:
+        """95 % of how much more the first metric of one network is than that of another, by a paired bootstrap."""
+        generator = torch.Generator().manual_seed(seed)
+        name, (above, below) = next(iter(self.parts.items()))
+        drawn = torch.randint(len(below), (DRAWS, len(below)), generator=generator)
+        differences = (above[one] - above[other])[drawn].sum(1) / below[drawn].sum(1)
+        low, high = differences.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+        return {name: (low, high)}
+
+
+def drawn_batches(
+    model: nn.Module, examples: Foreign, preprocessor: object, options: Calibration, seed: int
+) -> tuple[list[Batch], list[int]]:
+    """A seeded draw of examples, with what the network itself answers as the text that its decoder reads.
+
+    So no answers need to be known. Of a long recording the first piece is taken.
+    """
+    chosen = random.Random(seed).sample(range(len(examples)), options.taken(len(examples)))
+    batches = []
+    for group in grouped(examples, chosen, options.batch_size):
+        inputs = inputs_of(model, preprocessor, examples, group, options.max_length)[0]
+        if decodes(model):
+            said = _said(model, inputs, preprocessor)
+            answers = answer_ids(model, preprocessor, said)
+            inputs = completed(model, {**inputs, "labels": answers})
+            del inputs["labels"]
+        batches.append(inputs)
+    return batches, chosen
+
+
+def grouped(examples: Foreign, indices: Sequence[int], size: int) -> list[list[int]]:
+    """Examples in batches: texts of similar length, recordings as they come."""
+    if isinstance(examples, Examples):
+        return bucketed(examples, indices, size)
+    return [list(indices[first : first + size]) for first in range(0, len(indices), size)]
+
+
+def inputs_of(
+    model: nn.Module,
+    preprocessor: Foreign,
+    examples: Foreign,
+    indices: Sequence[int],
+    max_length: int | None = None,
+    *,
+    whole: bool = False,
+) -> tuple[Batch, list[int]]:
+    """Inputs of some examples, and the place among `indices` that each of them is of.
+
+    Args:
+        whole: all pieces of recordings longer than the network takes, else the first.
+    """
+    if not isinstance(examples, Recordings):
+        limit = sequence_limit(model, preprocessor, max_length)
+        return dict(encode(preprocessor, Examples(examples.texts), indices, limit)), list(range(len(indices)))
+    extractor: Foreign = getattr(preprocessor, "feature_extractor", preprocessor)
+    rate = int(extractor.sampling_rate)
+    longest = rate * int(getattr(extractor, "chunk_length", SECONDS))
+    pieces, places = [], []
+    for place, index in enumerate(indices):
+        sound = examples.read(index, rate)
+        starts = range(0, len(sound) if whole else 1, longest)
+        pieces += [sound[start : start + longest] for start in starts]
+        places += [place] * len(starts)
+    return prepared(extractor, pieces, rate), places
+
+
+def prepared(extractor: Foreign, sounds: Sequence[np.ndarray], rate: int) -> Batch:
+    """One batch of recordings: of Whisper always of one length, of others as long as the longest.
+
+    Raises:
+        InputError: what prepares them refuses them.
+    """
+    padding = {} if hasattr(extractor, "chunk_length") else {"padding": True}
+    try:
+        return dict(extractor(list(sounds), sampling_rate=rate, return_tensors="pt", **padding))
+    except FAILURES as error:
+        raise InputError(f"the recordings cannot be prepared: {first_line(error)}") from error
+
+
+def answer_limit(model: Foreign) -> int:
+    """Tokens of an answer at most, with some places left for what a decoder begins with."""
+    config = getattr(model, "config", None)
+    names = ("max_target_positions", "max_position_embeddings")
+    places = next((found for name in names if (found := getattr(config, name, None)) is not None), ANSWER)
+    return max(1, min(ANSWER, places - BEGINNING))
+
+
+def decodes(model: Foreign) -> bool:
+    """Whether answers come token by token, out of a decoder."""
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
+def answer_ids(model: Foreign, preprocessor: object, texts: Sequence[str]) -> Tensor:
+    """Answers as tokens, padded with `IGNORED`, without the one that a decoder begins with by itself."""
+    tokenizer = tokenizer_of(preprocessor)
+    encoded = tokenizer(
+        text_target=list(texts), padding=True, truncation=True, max_length=answer_limit(model), return_tensors="pt"
+    )
+    ids: Tensor = encoded["input_ids"].masked_fill(encoded["attention_mask"] == 0, IGNORED)
+    start = getattr(model.config, "decoder_start_token_id", None)
+    return ids[:, 1:] if ids.shape[1] > 1 and ids[:, 0].tolist() == [start] * len(ids) else ids
+
+
+def tokenizer_of(preprocessor: object) -> Foreign:
+    """What turns answers into tokens and back."""
+    return getattr(preprocessor, "tokenizer", preprocessor)
+
+
+@torch.inference_mode()
+def _said(model: Foreign, inputs: Batch, preprocessor: Foreign) -> list[str]:
+    """What a network answers, greedily."""
+    with inference_mode_of(model), silenced():
+        placed = to_device(inputs, device_of(model))
+        if decodes(model):
+            ids = model.generate(**placed, max_new_tokens=answer_limit(model), do_sample=False, num_beams=1)
+        else:
+            ids = model(**placed).logits.argmax(-1)
+    found: list[str] = tokenizer_of(preprocessor).batch_decode(ids.cpu(), skip_special_tokens=True)
+    return [text.strip() for text in found]
+
+
+def answers(
+    networks: Sequence[nn.Module],
+    preprocessor: Foreign,
+    spec: TaskSpec,
+    examples: Foreign,
+    *,
+    batch_size: int = 32,
+    max_length: int | None = None,
+    track: Track = silent,
+) -> Written:
+    """What networks write of the same examples, against what is wanted."""
+    wanted = wanted_of(examples)
+    said: list[list[str]] = [[""] * len(examples) for _ in networks]
+    sums = torch.zeros(2, len(networks), len(examples), dtype=torch.float64)
+    counts = torch.zeros(2, len(examples), dtype=torch.float64)
+    groups = grouped(examples, range(len(examples)), batch_size)
+    for group in track(groups, "evaluate", len(groups)):
+        inputs, places = inputs_of(networks[0], preprocessor, examples, group, max_length, whole=True)
+        for part in _parts(inputs, places, batch_size):
+            _compare(networks, preprocessor, *part, group, wanted, said, sums, counts)
+    normalise = normaliser(tokenizer_of(preprocessor)) if spec.kind.of_sound else str.strip
+    parts = {name: _metric(name, said, wanted, normalise) for name in spec.metrics if name in METRICS}
+    return Written(parts, counts[0], sums[0], sums[1], counts[1])
+
+
+def _parts(inputs: Batch, places: Sequence[int], size: int) -> Iterator[tuple[Batch, Sequence[int]]]:
+    """Pieces of long recordings are more than there are examples."""
+    for first in range(0, len(places), size):
+        chosen = slice(first, first + size)
+        yield {name: value[chosen] for name, value in inputs.items()}, places[chosen]
+
+
+def _compare(
+    networks: Sequence[nn.Module],
+    preprocessor: object,
+    inputs: Batch,
+    places: Sequence[int],
+    group: Sequence[int],
+    wanted: Sequence[str],
+    said: list[list[str]],
+    sums: Tensor,
+    counts: Tensor,
+) -> None:
+    """Add what networks say of a batch of pieces, and how far their distributions are apart, to all."""
+    for network, texts in zip(networks, said, strict=True):
+        for place, text in zip(places, _said(network, inputs, preprocessor), strict=True):
+            texts[group[place]] = f"{texts[group[place]]} {text}".strip()
+    alone = [row for row, place in enumerate(places) if places.count(place) == 1]  # its text is that of the example
+    if not alone:
+        return
+    rows = {name: value[alone] for name, value in inputs.items()}
+    indices = [group[places[row]] for row in alone]
+    targets = None
+    if decodes(networks[0]):
+        targets = answer_ids(networks[0], preprocessor, [wanted[index] for index in indices])
+        rows = completed(networks[0], {**rows, "labels": targets})
+        del rows["labels"]
+    logits = [_logits(network, rows) for network in networks]
+    known = torch.ones(logits[0].shape[:2], dtype=torch.bool) if targets is None else targets != IGNORED
+    counts[1, indices] = known.sum(1).double()
+    for place, values in enumerate(logits):
+        if targets is not None:
+            lost = F.cross_entropy(values.mT, targets, reduction="none", ignore_index=IGNORED)
+            sums[0, place, indices] = lost.sum(1).double()
+        if place < len(networks) - 1:
+            sums[1, place, indices] = (divergences(logits[-1], values) * known).sum(1).double()
+    if targets is not None:
+        counts[0, indices] = known.sum(1).double()
+
+
+@torch.inference_mode()
+def _logits(network: nn.Module, batch: Batch) -> Tensor:
+    with inference_mode_of(network):
+        output: Foreign = network(**to_device(batch, device_of(network)))
+    logits: Tensor = output.logits
+    return logits.float().cpu()
+
+
+def wanted_of(examples: Foreign) -> list[str]:
+    """What is to be written.
+
+    Raises:
+        InputError: it is not known, or no text.
+    """
+    texts = examples.texts if isinstance(examples, Recordings) else examples.labels
+    if texts is None:
+        raise InputError("evaluation needs the answers: name their column with --label COLUMN.")
+    if (row := next((row for row, text in enumerate(texts, 1) if not isinstance(text, str)), None)) is not None:
+        raise InputError(f"answers must be texts; row {row} has {texts[row - 1]!r:.60}.")
+    return list(texts)
+
+
+def normaliser(tokenizer: Foreign) -> Normalise:
+    """Whisper's own: small letters, no punctuation; numbers and spellings too where the tokenizer knows English."""
+    from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
+
+    spelling = getattr(tokenizer, "english_spelling_normalizer", None)
+    found: Normalise = EnglishTextNormalizer(spelling) if spelling else BasicTextNormalizer()
+    return found
+
+
+def _metric(
+    name: str, said: Sequence[Sequence[str]], wanted: Sequence[str], normalise: Normalise
+) -> tuple[Tensor, Tensor]:
+    """Numerators of every network, and denominators."""
+    right = [normalise(text) for text in wanted]
+    if (row := next((row for row, text in enumerate(right, 1) if not text.strip()), None)) is not None:
+        raise InputError(f"the answer of example {row} holds no words: {wanted[row - 1]!r:.60}.")
+    found = [
+        [METRICS[name](normalise(one), other) for one, other in zip(texts, right, strict=True)] for texts in said
+    ]
+    parts = torch.tensor(found, dtype=torch.float64)
+    return parts[..., 0], parts[0, :, 1]
+
+
+def exact(said: str, wanted: str) -> tuple[float, float]:
+    """Whether an answer is what is wanted, letter by letter."""
+    return float(said == wanted), 1.0
+
+
+METRICS: Mapping[str, Callable[[str, str], tuple[float, float]]] = {
+    "chrf": chrf,
+    "exact": exact,
+    "wer": word_errors,
+}
+
+
+def evaluate(
+    model: nn.Module,
+    preprocessor: object,
+    spec: TaskSpec,
+    examples: object,
+    *,
+    reference: nn.Module | None = None,
+    batch_size: int = 32,
+    max_length: int | None = None,
+    track: Track = silent,
+) -> dict[str, float]:
+    """The task's metrics, perplexity of what is wanted, and with a reference the KL divergence from its outputs."""
+    networks = [model] if reference is None else [model, reference]
+    found = answers(networks, preprocessor, spec, examples, batch_size=batch_size, max_length=max_length, track=track)
+    return found.figures(0, reference is not None)
+
+
+def compare(
+    dense: nn.Module,
+    pruned: nn.Module,
+    preprocessor: object,
+    spec: TaskSpec,
+    examples: object,
+    *,
+    batch_size: int = 32,
+    max_length: int | None = None,
+    track: Track = silent,
+) -> Comparison:
+    """Both networks on the same examples."""
+    found = answers(
+        [pruned, dense], preprocessor, spec, examples, batch_size=batch_size, max_length=max_length, track=track
+    )
+    return Comparison(found.figures(1, False), found.figures(0, True), found.interval(0, 1))
+
+
+def check_writes(model: Foreign, preprocessor: object, examples: object) -> None:
+    """Refuse a network that writes nothing of the examples, before any work.
+
+    Raises:
+        InputError: says why.
+    """
+    wanted_of(examples)
+    name = type(model).__name__
+    try:
+        inputs, _ = inputs_of(model, preprocessor, examples, [0])
+        _said(model, {key: value[:1] for key, value in inputs.items()}, preprocessor)
+    except FAILURES as error:
+        raise InputError(f"{name} writes no answers: {first_line(error)}") from error
