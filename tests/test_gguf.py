@@ -32,9 +32,9 @@ def file(tmp_path_factory):
     writer.add_vocab_size(config.vocab_size)
     signs = list(bytes_to_unicode().values())
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(["[UNK]", "[END]", "[START]", *signs, "ab"])
-    writer.add_token_types([3] * 3 + [1] * (len(signs) + 1))
-    writer.add_token_merges(["a b"])
+    writer.add_token_list(["[UNK]", "[END]", "[START]", *signs, "ab", "cd"])
+    writer.add_token_types([3] * 3 + [1] * (len(signs) + 2))
+    writer.add_token_merges(["a b", "c d"])
     writer.add_eos_token_id(1)
     writer.add_bos_token_id(2)
     names = {

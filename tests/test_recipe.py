@@ -54,7 +54,7 @@ def test_a_recipe_may_start_from_a_preset(tmp_path):
         "refit: {kind: scales, makers: true}",
         "refit: {kind: scales, head: true}",
         "trajectory: {temperature: 0}",
-        "trajectory: {pooling: last}",
+        "trajectory: {pooling: middle}",
         "trajectory: {embeddings: first}",
         "calibration: {max_length: 0}",
         "length: 0",

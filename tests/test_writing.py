@@ -120,6 +120,7 @@ def test_what_is_measured_of_a_translator(dictionary):
     assert found["chrf"] == pytest.approx(sum(scores) / 2) and found["exact"] == 0
     assert chrf("good plot", "good plot")[0] == pytest.approx(1) and chrf("x", "good")[0] == 0
     assert word_errors("the film plot", "the good plot is") == (2, 4)
+    assert word_errors("the film", "") == (2, 0) and word_errors("", "film") == (1, 1)
 
 
 def test_calibration_reads_what_the_network_says_itself(dictionary):
@@ -280,7 +281,7 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
 
 def test_answers_that_are_none(dictionary):
     model, prepared, spec = translator(), tokenizer(), task_spec("seq2seq")
-    for labels, message in ((None, "--label"), ([3, 4], "must be texts"), ([" ", "film"], "no words")):
+    for labels, message in ((None, "--label"), ([3, 4], "must be texts"), ([" ", "..."], "holds a word")):
         with pytest.raises(InputError, match=message):
             answers([model], prepared, spec, Examples(["film", "plot"], None, labels))
 

@@ -116,8 +116,13 @@ def chrf(said: str, wanted: str) -> tuple[float, float]:
 
 
 def word_errors(said: str, wanted: str) -> tuple[float, float]:
-    """Words that must be changed, put in or taken out, and words that are wanted: their sums make the error rate."""
+    """Words that must be changed, put in or taken out, and words that are wanted: their sums make the error rate.
+
+    Where nothing is to be said, as in silence, every word is one too many.
+    """
     words = len(wanted.split())
+    if words == 0:
+        return float(len(said.split())), 0.0
     return float(_functional().text.word_error_rate([said], [wanted])) * words, float(words)
 
 

@@ -262,13 +262,15 @@ def wanted_of(examples: Foreign) -> list[str]:
     """What is to be written.
 
     Raises:
-        InputError: it is not known, or no text.
+        InputError: it is not known, or no text, or there are no words in all of it.
     """
     texts = examples.texts if isinstance(examples, Recordings) else examples.labels
     if texts is None:
         raise InputError("evaluation needs the answers: name their column with --label COLUMN.")
     if (row := next((row for row, text in enumerate(texts, 1) if not isinstance(text, str)), None)) is not None:
         raise InputError(f"answers must be texts; row {row} has {texts[row - 1]!r:.60}.")
+    if not any(any(map(str.isalnum, text)) for text in texts):
+        raise InputError(f"none of the {len(texts)} answers holds a word.")
     return list(texts)
 
 
@@ -286,8 +288,6 @@ def _metric(
 ) -> tuple[Tensor, Tensor]:
     """Numerators of every network, and denominators."""
     right = [normalise(text) for text in wanted]
-    if (row := next((row for row, text in enumerate(right, 1) if not text.strip()), None)) is not None:
-        raise InputError(f"the answer of example {row} holds no words: {wanted[row - 1]!r:.60}.")
     found = [
         [METRICS[name](normalise(one), other) for one, other in zip(texts, right, strict=True)] for texts in said
     ]
