@@ -21,12 +21,14 @@ from ..errors import OptinError
 from ..support.files import given
 from ..support.untyped import Foreign
 from .options import Run, command
+from .quick_help import import_help, wants_help
 
 app = typer.Typer(
     name="optin",
     help="Give it a trained network and a budget; get back a smaller, faster network of almost the same quality.",
     epilog="Exit codes: 2 input, 3 architecture, 4 budget, 5 NaN, 6 checkpoint or disk, 7 missing package.",
     no_args_is_help=True,
+    rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -320,6 +322,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
+    if wants_help(sys.argv):
+        import_help()
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     try:
         app()

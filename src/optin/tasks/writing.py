@@ -224,20 +224,19 @@ def _compare(
     counts: Tensor,
 ) -> None:
     """Add what networks say of a batch of pieces, and how far their distributions are apart, to all."""
-    for network, texts in zip(networks, said, strict=True):
-        for place, text in zip(places, _said(network, inputs, preprocessor), strict=True):
+    read = [_read(network, inputs) for network in networks]
+    for network, heard, texts in zip(networks, read, said, strict=True):
+        for place, text in zip(places, _said(network, heard, preprocessor), strict=True):
             texts[group[place]] = f"{texts[group[place]]} {text}".strip()
     alone = [row for row, place in enumerate(places) if places.count(place) == 1]  # its text is that of the example
     if not alone:
         return
-    rows = {name: value[alone] for name, value in inputs.items()}
     indices = [group[places[row]] for row in alone]
-    targets = None
+    targets, answers = None, {}
     if decodes(networks[0]):
         targets = answer_ids(networks[0], preprocessor, [wanted[index] for index in indices])
-        rows = completed(networks[0], {**rows, "labels": targets})
-        del rows["labels"]
-    logits = [_logits(network, rows) for network in networks]
+        answers = {"decoder_input_ids": completed(networks[0], {"labels": targets})["decoder_input_ids"]}
+    logits = [_logits(network, _rows(heard, alone) | answers) for network, heard in zip(networks, read, strict=True)]
     known = torch.ones(logits[0].shape[:2], dtype=torch.bool) if targets is None else targets != IGNORED
     counts[1, indices] = known.sum(1).double()
     for place, values in enumerate(logits):
@@ -248,6 +247,33 @@ def _compare(
             sums[1, place, indices] = (divergences(logits[-1], values) * known).sum(1).double()
     if targets is not None:
         counts[0, indices] = known.sum(1).double()
+
+
+@torch.inference_mode()
+def _read(network: Foreign, inputs: Batch) -> Batch:
+    """Inputs with what an encoder makes of them in the place of what it reads, so that it runs once."""
+    placed = to_device(inputs, device_of(network))
+    if not decodes(network):
+        return placed
+    with inference_mode_of(network):
+        encoded = network.get_encoder()(**placed).last_hidden_state
+    mask = {name: value for name, value in placed.items() if name == "attention_mask"}
+    return {"encoder_outputs": _encoded(encoded), **mask}
+
+
+def _encoded(hidden: Tensor) -> object:
+    """What an encoder gives, as a decoder takes it."""
+    from transformers.modeling_outputs import BaseModelOutput
+
+    return BaseModelOutput(last_hidden_state=hidden)
+
+
+def _rows(batch: Batch, rows: Sequence[int]) -> Batch:
+    """Some examples of a batch."""
+    found = {name: value[rows] for name, value in batch.items() if name != "encoder_outputs"}
+    if (encoded := batch.get("encoder_outputs")) is not None:
+        found["encoder_outputs"] = _encoded(encoded.last_hidden_state[rows])
+    return found
 
 
 @torch.inference_mode()
