@@ -20,7 +20,19 @@ from rich.console import Console
 from ..errors import OptinError
 from ..support.files import given
 from ..support.untyped import Foreign
-from .options import Run, command
+from .options import (
+    Count,
+    DrawnData,
+    DrawnReference,
+    DryRun,
+    Harness,
+    InRecipe,
+    Model,
+    Pruned,
+    Run,
+    ScoresFolder,
+    command,
+)
 from .quick_help import import_help, wants_help
 
 app = typer.Typer(
@@ -32,18 +44,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Model = Annotated[str, typer.Argument(help="Local folder or hub id.")]
-Pruned = Annotated[Path, typer.Argument(help="Folder of a pruned network.")]
-InRecipe = Annotated[str | None, typer.Argument(help="Local folder or hub id; may stand in the recipe.")]
-ScoresFolder = Annotated[Path | None, typer.Option("--scores", help="Use these scores instead of scoring.")]
-DrawnData = Annotated[str | None, typer.Option(help="Images to show merged tokens on, or scenes to segment.")]
-DrawnReference = Annotated[str | None, typer.Option(help="The dense network, to segment the same scenes.")]
-DryRun = Annotated[
-    bool,
-    typer.Option("--dry-run", help="Check and count everything, score nothing; about how long, how much memory."),
-]
-Count = Annotated[int, typer.Option(min=1, help="Images to draw.")]
 
 DATA = "recipe task data text text_pair label"
 SCORING = f"{DATA} share limit preset criterion exclude only examples per_batch max_length seed"
@@ -178,10 +178,13 @@ def evaluate(
     model: Model,
     run: Run,
     reference: Annotated[str | None, typer.Option(help="Dense network to compare the outputs with.")] = None,
+    lm_eval: Harness = None,
 ) -> Foreign:
     """Measure a network, dense or pruned, on a task."""
-    from . import commands
+    from . import commands, harness
 
+    if lm_eval:
+        return harness.run_harness(model, lm_eval, run.recipe, run.placement)
     return commands.run_evaluate(model, run.recipe, run.placement, reference, run.track)
 
 
@@ -267,7 +270,7 @@ def draw(
     """Draw which units stayed and, for images, which tokens merge or what was segmented (needs optin\\[pictures])."""
     from . import commands
 
-    recipe = run.recipe.override(task__data=_path(data))
+    recipe = run.recipe.override(task__data=data and str(given(data)))
     return commands.run_draw(model, recipe, run.placement, out or model, count, reference, overwrite=run.overwrite)
 
 
@@ -286,7 +289,7 @@ def report(
     """Write the report of a pruned network anew, with a sweep and with pictures: one HTML file."""
     from . import commands
 
-    recipe = run.recipe.override(task__data=_path(data))
+    recipe = run.recipe.override(task__data=data and str(given(data)))
     return commands.run_report(model, recipe, run.placement, out, sweep_file=sweep, count=count, reference=reference)
 
 
@@ -342,7 +345,3 @@ def _fail(kind: str, words: str, code: int) -> NoReturn:
     Console(stderr=True, soft_wrap=True).print(f"[bold red]{kind}[/]: ", end="")
     print(" ".join(words.split("\n")), file=sys.stderr)  # noqa: T201
     sys.exit(code)
-
-
-def _path(text: str | None) -> str | None:
-    return None if text is None else str(given(text))

@@ -26,6 +26,25 @@ if TYPE_CHECKING:  # these import torch, and the help must answer before it is t
     from ..support.progress import Track
     from .placement import Placement
 
+Model = Annotated[str, typer.Argument(help="Local folder or hub id.")]
+Pruned = Annotated[Path, typer.Argument(help="Folder of a pruned network.")]
+InRecipe = Annotated[str | None, typer.Argument(help="Local folder or hub id; may stand in the recipe.")]
+ScoresFolder = Annotated[Path | None, typer.Option("--scores", help="Use these scores instead of scoring.")]
+DrawnData = Annotated[str | None, typer.Option(help="Images to show merged tokens on, or scenes to segment.")]
+DrawnReference = Annotated[str | None, typer.Option(help="The dense network, to segment the same scenes.")]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Check and count everything, score nothing; about how long, how much memory."),
+]
+Count = Annotated[int, typer.Option(min=1, help="Images to draw.")]
+Harness = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lm-eval",
+        help="Tasks of EleutherAI's harness by name or YAML file, in the place of --data; may be repeated "
+        "(needs optin\\[lm-eval]).",
+    ),
+]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="YAML recipe; the other options override it.")]
 Preset = Annotated[
     str | None,
@@ -123,7 +142,7 @@ PANELS: Mapping[str, str] = {  # under which heading the help shows an option
     name: panel
     for panel, names in {
         "Model and data": "task data share text text_pair label tile limit examples per_batch max_length length"
-        " scores plan reference teacher",
+        " scores plan reference teacher lm_eval",
         "Budget": "budget round_to latency_batch",
         "Method": "recipe preset criterion exclude only search compensate seed"
         " epochs batch_size learning_rate head_only",
