@@ -25,7 +25,7 @@ from optin.tasks import (
     Images,
     check_evaluation,
     check_pooling,
-    keep_apart,
+    held_out,
     load_model,
     load_preprocessor,
     load_tokenizer,
@@ -248,18 +248,22 @@ def test_images_that_calibration_drew_are_kept_apart():
     options = Calibration(examples=40, batch_size=16)
     batches, drawn = vision.drawn_batches(build("vit"), images, processor(), options, 0)
     assert len(set(drawn)) == 40 == sum(len(batch["pixel_values"]) for batch in batches)
-    rest, said = keep_apart(images, drawn, images)
+    rest, said = held_out(images, drawn, images)
     assert said == {"left_out": 40} and rest.labels == [i % 3 for i in range(150) if i not in set(drawn)]
-    assert keep_apart(images, drawn, Images(read, 150, whole.labels)) == (Images(read, 150, whole.labels), {})
+    assert held_out(images, drawn, Images(read, 150, whole.labels)) == (Images(read, 150, whole.labels), {})
 
 
 def test_an_evaluation_says_how_many_calibration_saw(workspace):
     run_prune(recipe(workspace), workspace / "small", Placement(), quality=False)
-    assert run_evaluate(str(workspace / "small"), recipe(workspace), Placement())["seen by calibration"] == 32
+    assert (
+        run_evaluate(str(workspace / "small"), recipe(workspace), Placement())["drawn from it by calibration"] == 32
+    )
     write(workspace / "other.csv", 160)
     other = recipe(workspace).override(task__data=str(workspace / "other.csv"))
-    assert "seen by calibration" not in run_evaluate(str(workspace / "small"), other, Placement())
-    assert "seen by calibration" not in run_evaluate(str(workspace / "dense"), recipe(workspace), Placement())
+    assert "drawn from it by calibration" not in run_evaluate(str(workspace / "small"), other, Placement())
+    assert "drawn from it by calibration" not in run_evaluate(
+        str(workspace / "dense"), recipe(workspace), Placement()
+    )
 
 
 def test_two_files_have_nothing_in_common(workspace):

@@ -7,15 +7,15 @@ import json
 import pytest
 
 import optin
-from optin.errors import InputError
+from optin.errors import CheckpointError, InputError
 from optin.space.options import Task
 from optin.tasks import TASKS, load_examples, task_spec
 from optin.tasks.guess import guessed_preset, guessed_task
 from tests.networks import build
-from tests.test_cli import run
+from tests.test_cli import run, workspace
 from tests.test_images import processor, tree
 
-__all__ = ["run", "tree"]  # fixtures
+__all__ = ["run", "tree", "workspace"]  # fixtures
 
 
 @pytest.mark.parametrize(
@@ -47,9 +47,15 @@ def test_the_task_of_a_checkpoint(config, task, tmp_path):
 
 
 def test_where_nothing_is_said(tmp_path):
-    assert guessed_task(str(tmp_path)) is None and guessed_task("no/such-model") is None
-    (tmp_path / "config.json").write_text("{")
     assert guessed_task(str(tmp_path)) is None
+    for source in ("no/such-model", str(tmp_path / "none")):
+        with pytest.raises(InputError, match="no such folder"):
+            guessed_task(source)
+    (tmp_path / "config.json").write_text('{"architectures": 3}')
+    assert guessed_task(str(tmp_path)) is None
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(CheckpointError):
+        guessed_task(str(tmp_path))
     assert guessed_task("timm:vit_tiny_patch16_224") == "image-classification"
     assert {guessed_preset(task) for task in ("sst2", "sentence-embedding", "no such task")} == {"default"}
     assert (guessed_preset("imagenet-1k"), guessed_preset("cityscapes")) == ("beta", "segmentation")
@@ -85,3 +91,14 @@ def test_columns_by_the_names_that_others_use(tmp_path):
     file.write_text("review,comment,label\nfine,so so,1\nbad,no,0\n")
     with pytest.raises(InputError, match="unknown column 'text'"):
         read()
+
+
+def test_a_network_that_is_not_there_is_said_before_its_data_are_read(run, workspace, tmp_path):
+    code, _, error = run("prune", tmp_path / "none", "--budget", "50%", "--data", workspace)
+    assert code == 2 and "no such folder" in error
+
+
+def test_shares_of_a_task_that_has_none(run, workspace, tmp_path):
+    command = ("prune", workspace / "dense", "--budget", "50%", "--data", workspace, "--out", tmp_path / "small")
+    code, _, error = run(*command, "--share", 1)
+    assert code == 2 and "no --share" in error

@@ -41,7 +41,9 @@ def test_what_is_asked_for(text, expected):
     assert optin.Recipe(budget=text).budget == text
 
 
-@pytest.mark.parametrize("text", ["KL 0", "0 points", "100 points", "KL -1", "KL", "points 1", "1 pint", "KL nan"])
+@pytest.mark.parametrize(
+    "text", ["KL 0", "KL -1", "-1 points", "0 points", "100 points", "KL -1", "KL", "points 1", "1 pint", "KL nan"]
+)
 def test_what_is_no_loss(text):
     with pytest.raises(BudgetError):
         aim_of(text)

@@ -12,7 +12,7 @@ import transformers
 import optin
 from optin.errors import InputError
 from optin.space.options import Calibration, Task
-from optin.tasks import Examples, keep_apart, load_model, prose, task_spec
+from optin.tasks import Examples, held_out, load_model, prose, task_spec
 from optin.tasks.prose import Documents, foreseen, windows_of
 from tests.networks import WORDS
 from tests.test_cli import run
@@ -114,12 +114,12 @@ def test_what_calibration_saw_is_not_scored():
     batches, drawn = prose.drawn_batches(model, windows, Calibration(examples=40, batch_size=16), 0)
     seen = {tuple(row.tolist()) for batch in batches for row in batch["input_ids"]}
     assert [len(batch["input_ids"]) for batch in batches] == [16, 16, 8] and len(drawn) == 80
-    rest, said = keep_apart(windows, drawn, windows)
+    rest, said = held_out(windows, drawn, windows)
     assert said == {"left_out": 80} and len(rest) == len(windows) - 80
     scored = {tuple(windows.tokens(*place)[-8:].tolist()) for place in rest.places}
     assert not scored & {part for row in seen for part in (row[:8], row[8:])}
     other = windows_of(model, words(), Documents([Examples([story(7, 3000)], origin="another")], [1.0]), 16)
-    assert keep_apart(windows, drawn, other) == (other, {})
+    assert held_out(windows, drawn, other) == (other, {})
 
 
 def test_sources_have_their_shares():
@@ -190,7 +190,7 @@ def test_prune_and_evaluate(run, library, tmp_path):
     assert saved.task.more_data == [str(news)] and saved.task.shares == [1, 3]
     code, out, _ = run("evaluate", tmp_path / "small", "--data", novel, "--data", news, *FEW[2:], "--json")
     both = json.loads(out)
-    assert code == 0 and both["seen by calibration"] == 24
+    assert code == 0 and both["drawn from it by calibration"] == 12
     assert both["examples"] == quality["examples"] + 24
     page = (tmp_path / "small" / "report.html").read_text()
     assert f"erplexity {quality['dense']['perplexity']:.1f} before" in page and "times the perplexity" in page
@@ -284,3 +284,9 @@ def test_a_tokenizer_without_padding_token(run, library, tmp_path):
     data = ("--data", tmp_path / "data.csv", "--out", tmp_path / "small", "--budget", "70%", *FEW)
     code, _, error = run("prune", tmp_path / "dense", *data)
     assert code == 2 and "no padding token" in error
+
+
+def test_one_source_twice(run, library, tmp_path):
+    data = ("--data", library / "novel.txt", "--data", library / "novel.txt")
+    code, _, error = run("prune", library / "dense", *data, "--budget", "80%", "--out", tmp_path / "small", *FEW)
+    assert code == 2 and "given twice" in error

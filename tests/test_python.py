@@ -15,6 +15,7 @@ from PIL import Image
 
 import optin
 from optin.errors import InputError
+from optin.recipe import recipe_of
 from optin.support.progress import automatic
 from tests.networks import ATTENTION, NEURONS, WORDS, build, tokenizer
 from tests.test_pipeline import RECIPE
@@ -141,3 +142,25 @@ def test_a_network_by_its_folder(bert, batches, tmp_path):
     bert.save_pretrained(tmp_path / "dense")
     result = optin.prune(tmp_path / "dense", batches, "80%", recipe=RECIPE)
     assert result.plan.keep == optin.prune(bert, batches, "80%", recipe=RECIPE).plan.keep
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ("hello", "list of texts"),
+        ([], "at least 2"),
+        (["a film", None, "b"], "None is none"),
+        (["a film"], "at least 2"),
+    ],
+)
+def test_texts_that_are_none(bert, texts, message):
+    with pytest.raises(InputError, match=message):
+        optin.batches_of(bert, texts, tokenizer=tokenizer())
+
+
+def test_names_in_the_place_of_what_they_name(bert):
+    with pytest.raises(InputError, match="that is loaded"):
+        optin.batches_of(bert, ["a film", "a plot"], tokenizer="bert")
+    for wrong in (3, [3], [None]):
+        with pytest.raises(InputError, match="must be names"):
+            recipe_of(None, exclude=wrong)

@@ -7,7 +7,7 @@ import torch
 
 from optin.errors import InputError
 from optin.space.options import Calibration, Task
-from optin.tasks import Examples, at_most, load_examples, load_model, load_tokenizer, task_spec
+from optin.tasks import Examples, at_most, check_reference, load_examples, load_model, load_tokenizer, task_spec
 from optin.tasks.comparison import Answers, Comparison
 from optin.tasks.metrics import divergence, measure
 from optin.tasks.text import answers, bucketed, calibration_batches, class_indices, encode, evaluate, sequence_limit
@@ -181,11 +181,28 @@ def test_classification_by_hand():
 
 def test_two_networks_in_one_pass_have_the_figures_of_each():
     dense, pruned = build("bert", num_labels=2), build("bert", num_labels=2)
-    examples = Examples([text for text, _ in ROWS], None, [label for _, label in ROWS])
+    rows = ROWS * (1 + 30 // len(ROWS))
+    examples = Examples([text for text, _ in rows], None, [label for _, label in rows])
     found = Comparison.of(answers([pruned, dense], tokenizer(), SPEC, examples, batch_size=3))
     assert found.dense == evaluate(dense, tokenizer(), SPEC, examples, batch_size=3)
     assert found.pruned == evaluate(pruned, tokenizer(), SPEC, examples, reference=dense, batch_size=3)
     assert found.interval.keys() == {"accuracy"}
+
+
+def test_few_examples_have_no_interval():
+    right = torch.rand(29) < 0.9
+    assert Comparison.of(of_accuracies([right, right])).interval == {}
+    assert Comparison.of(of_accuracies([right.repeat(2), right.repeat(2)])).interval["accuracy"] == (-3 / 58, 3 / 58)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_a_reference_of_other_outputs(classes):
+    with pytest.raises(InputError, match="cannot be compared"):
+        divergence(torch.randn(4, classes), torch.randn(4, 2))
+    model, dense = build("bert", num_labels=2), build("bert", num_labels=max(classes, 3))
+    examples = Examples([text for text, _ in ROWS], None, [label for _, label in ROWS])
+    with pytest.raises(InputError, match="outputs"):
+        check_reference(model, dense, SPEC, examples, tokenizer(), "mean")
 
 
 def of_accuracies(rights, spec=SPEC):
@@ -204,7 +221,9 @@ def test_the_interval_of_a_difference_is_a_paired_one(task):
     metric = task_spec(task).metrics[0]
     difference = found.figures(0)[metric] - found.figures(1)[metric]
     assert low < difference < high <= 0
-    assert found.interval(0, 0) == (0, 0) and found.interval(0, 1) == (low, high)
+    rows = len(found.targets)
+    none = (-3 / rows, 3 / rows) if metric == "accuracy" else (0, 0)  # by the rule of three
+    assert found.interval(0, 0) == none and found.interval(0, 1) == (low, high)
     if task == "text-classification":
         share = (right & ~worse).float().mean()
         assert high - low == pytest.approx(2 * 1.96 * float((share * (1 - share) / 400).sqrt()), rel=0.2)

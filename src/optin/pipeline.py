@@ -262,7 +262,7 @@ def plan_within(
     output: str | Reader | None = None,
     track: Track = automatic,
 ) -> Plan:
-    """The plan for a budget, or where that is a loss, of the smallest network that loses no more on held-out inputs.
+    """The plan for a budget, or where that is a loss, of a small network that loses no more on held-out inputs.
 
     Args:
         batches: the calibration inputs that every network is refitted with.

@@ -205,8 +205,18 @@ def recipe_of(
     return _recipe_of(value).override(
         budget=None if budget is None else str(aim_of(budget)),
         trajectory__output=output if isinstance(output, str) else None,
-        **{key: given if isinstance(given, str) else ",".join(given) for key, given in names.items() if given},
+        **{key: _listed(key, given) for key, given in names.items() if given},
     )
+
+
+def _listed(option: str, names: object) -> str:
+    """Names with commas between, as a caller gives them: one, or several."""
+    if isinstance(names, str):
+        return names
+    found = list(names) if isinstance(names, Iterable) else [None]
+    if not all(isinstance(name, str) for name in found):
+        raise InputError(f"{option!r} must be names of modules or groups, not {names!r:.60}.")
+    return ",".join(map(str, found))
 
 
 def budgeted(recipe: Recipe) -> Recipe:

@@ -135,7 +135,8 @@ def machine(model: nn.Module) -> dict[str, str]:
     if weight.device.type == "cuda":
         place = torch.cuda.get_device_name(weight.device)
     else:
-        place = f"{_processor()}, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        place = f"{_processor()}, {threads} thread{'s' * (threads > 1)}"
     return {"device": place, "dtype": str(weight.dtype).removeprefix("torch."), "date": f"{date.today()}"}
 
 

@@ -38,7 +38,7 @@ from .quick_help import import_help, wants_help
 app = typer.Typer(
     name="optin",
     help="Give it a trained network and a budget; get back a smaller, faster network of almost the same quality.",
-    epilog="Exit codes: 2 input, 3 architecture, 4 budget, 5 NaN, 6 checkpoint or disk, 7 missing package.",
+    epilog="Exit codes: 2 input, 3 architecture, 4 budget, 5 NaN, 6 disk or checkpoint, 7 package, 130 interrupted.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -106,7 +106,7 @@ def score(
 @command(app, "plan", f"budget recipe preset {CHOOSING} threads overwrite")
 def plan(
     model: Model,
-    scores: Annotated[Path, typer.Argument(help="Folder written by `optin score`.")],
+    scores: Annotated[Path, typer.Argument(help="Folder written by `optin score` or `prune`.")],
     run: Run,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File for the plan (JSON).")] = None,
 ) -> Foreign:

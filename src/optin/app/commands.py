@@ -28,6 +28,8 @@ from ..support.progress import Track, silent
 from ..support.untyped import Figures
 from ..tasks import (
     TASKS,
+    TaskSpec,
+    check_reference,
     load_images,
     load_preprocessor,
     load_processor,
@@ -231,8 +233,10 @@ def run_evaluate(
     preprocessor = load_preprocessor(source, spec, model)
     recipe = as_pooled(recipe, preprocessor)
     examples = measured_on(model, preprocessor, recipe, found)
+    if dense is not None:
+        check_reference(model, dense, spec, examples, preprocessor, recipe.trajectory.pooling)
     figures = measure(model, preprocessor, recipe, examples, dense, track)
-    seen = seen_before(Path(source), recipe, model, preprocessor, examples)
+    seen = seen_before(Path(source), recipe, found)
     return {"model": source, "task": recipe.task.name, "examples": len(examples), **seen, **figures}
 
 
@@ -299,13 +303,20 @@ def run_tasks() -> Figures:
     return {
         name: {
             "kind": str(spec.kind),
-            "data": "images" if spec.kind.of_images else ", ".join(filter(None, (spec.text, spec.text_pair))),
-            "labels": "none" if spec.kind.compared else spec.label,
+            "data": _taken(spec),
+            "labels": "none" if spec.kind.compared or spec.kind.of_prose else spec.label,
             "metrics": ", ".join(spec.metrics),
             "hub": "/".join(spec.hub) if spec.hub else "",
         }
         for name, spec in TASKS.items()
     }
+
+
+def _taken(spec: TaskSpec) -> str:
+    """What the data of a task hold."""
+    if spec.kind.of_images or spec.kind.of_sound:
+        return "images" if spec.kind.of_images else "recordings"
+    return ", ".join(filter(None, (spec.text, spec.text_pair)))
 
 
 def run_presets() -> Figures:

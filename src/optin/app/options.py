@@ -26,9 +26,9 @@ if TYPE_CHECKING:  # these import torch, and the help must answer before it is t
     from ..support.progress import Track
     from .placement import Placement
 
-Model = Annotated[str, typer.Argument(help="Local folder or hub id.")]
+Model = Annotated[str, typer.Argument(help="Local folder, hub id, timm:NAME, torchvision:NAME or GGUF file.")]
 Pruned = Annotated[Path, typer.Argument(help="Folder of a pruned network.")]
-InRecipe = Annotated[str | None, typer.Argument(help="Local folder or hub id; may stand in the recipe.")]
+InRecipe = Annotated[str | None, typer.Argument(help="As of `optin inspect`; may stand in the recipe.")]
 ScoresFolder = Annotated[Path | None, typer.Option("--scores", help="Use these scores instead of scoring.")]
 DrawnData = Annotated[str | None, typer.Option(help="Images to show merged tokens on, or scenes to segment.")]
 DrawnReference = Annotated[str | None, typer.Option(help="The dense network, to segment the same scenes.")]
@@ -86,8 +86,8 @@ OF_RECIPES: Mapping[str, tuple[str, Any]] = {
     "data": (
         "task__data",
         _texts(
-            "File or folder (csv, tsv, jsonl, parquet, txt), or hub:NAME[:CONFIG]; the task's own if not given. Of "
-            "documents it may be repeated."
+            "File or folder (csv, tsv, jsonl, parquet, txt, images, recordings), or hub:NAME; the task's own if not "
+            "given. Of documents it may be repeated."
         ),
     ),
     "share": ("task__shares", Shares),

@@ -22,11 +22,10 @@ from ..tasks import (
     Data,
     Kind,
     SentenceTokenizer,
-    at_most,
     check_evaluation,
     check_fit,
     check_pooling,
-    keep_apart,
+    held_out,
     load_model,
     load_preprocessor,
     task_of,
@@ -82,7 +81,7 @@ class Job:
     preprocessor: object
     batches: Iterable[Batch]
     evaluation: Data | None = None
-    overlap: dict[str, int] = dataclasses.field(default_factory=dict)  # with calibration, as `keep_apart` says it
+    overlap: dict[str, int] = dataclasses.field(default_factory=dict)  # with calibration, as `held_out` says it
 
     @classmethod
     def of(cls, recipe: Recipe, placement: Placement, evaluated: bool = False) -> Job:
@@ -106,8 +105,8 @@ class Job:
             return cls(recipe, model, preprocessor, batches)
         measured = task.prepared(evaluation, model, preprocessor, recipe)
         check_evaluation(model, spec, measured, preprocessor, recipe.trajectory.pooling)
-        held_out, overlap = keep_apart(examples, drawn, measured)
-        return cls(recipe, model, preprocessor, batches, at_most(held_out, recipe.task.limit), overlap)
+        evaluated_on, overlap = held_out(examples, drawn, measured, recipe.task.limit)
+        return cls(recipe, model, preprocessor, batches, evaluated_on, overlap)
 
 
 def check_size(model: nn.Module, batch: int, length: int | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 from torch import nn
@@ -15,8 +14,10 @@ from ..result import Result
 from ..space.scores import Scores
 from ..support.progress import Track
 from ..support.untyped import Figures
-from ..tasks import Comparison, Data, Documents, Windows, at_most, check_evaluation, keep_apart, task_of
+from ..tasks import Comparison, Data, Documents, at_most, check_evaluation, task_of
 from .placement import Job
+
+LEAST = 1e-6  # KL, below which rounding is what is seen
 
 
 def evaluated(recipe: Recipe) -> Data | Documents:
@@ -48,10 +49,8 @@ def measure(
     return task_of(recipe).evaluate(model, preprocessor, examples, recipe, reference=reference, track=track)
 
 
-def seen_before(
-    source: Path, recipe: Recipe, model: nn.Module, preprocessor: object, examples: Data
-) -> dict[str, int]:
-    """How many of the examples the calibration of a pruned network saw, as far as its recipe says."""
+def seen_before(source: Path, recipe: Recipe, found: Data | Documents) -> dict[str, int]:
+    """How many examples the calibration of a pruned network drew of the same data, as far as its recipe says."""
     file = source / "recipe.yaml"
     if not file.is_file() or recipe.task.data is None:
         return {}
@@ -59,16 +58,16 @@ def seen_before(
     if known.task.data is None or known.task.name != recipe.task.name:
         return {}
     try:
-        task = task_of(known)
-        drawn = task.prepared(task.load(known.task, "calibration"), model, preprocessor, known)
+        drawn = task_of(known).load(known.task, "calibration")
     except OptinError:  # the data of then are gone
         return {}
-    if isinstance(drawn, Windows):
-        with warnings.catch_warnings(action="ignore"):  # calibration said what is too little
-            places = task.drawn_batches(model, drawn, preprocessor, known, False)[1]
-        return {"seen by calibration": sum(keep_apart(drawn, places, examples)[1].values())}
-    same = drawn.origin is not None and not isinstance(examples, Windows) and drawn.origin == examples.origin
-    return {"seen by calibration": min(known.calibration.examples, len(drawn))} if same else {}
+    return {"drawn from it by calibration": known.calibration.examples} if _origins(drawn) & _origins(found) else {}
+
+
+def _origins(data: Data | Documents) -> set[str]:
+    """Where data were read from, as far as that is known."""
+    parts = data.sources if isinstance(data, Documents) else [data]
+    return {origin for part in parts if (origin := getattr(part, "origin", None)) is not None}
 
 
 def quality_of(job: Job, result: Result, track: Track) -> Figures:
@@ -99,7 +98,7 @@ def outlook_of(dense: nn.Module, result: Result, scores: Scores | None) -> Figur
     Its curves alone say what a refitted network loses.
     """
     kl, plan, recipe = result.report["quality"]["pruned"].get("kl"), result.plan, result.recipe
-    if not kl or scores is None or plan.description is None:
+    if kl is None or kl < LEAST or scores is None or plan.description is None:
         return {}
     usual = scores.provenance.get("criterion") == Recipe().criterion and recipe.refit.enabled
     if not usual or recipe.tokens.merge != "none":

@@ -43,7 +43,7 @@ def inspection(result: Figures) -> RenderableType:
     modules = _table("module", "MACs", "share")
     for name, macs in result["breakdown"].items():
         _row(modules, name, f"{macs:,}", f"{macs / result['macs']:.1%}")
-    stays = _table("units stay whole at", "because of")
+    stays = _table("what is read by", "stays whole because of")
     for name, reason in _in_short(result["whole"]):
         _row(stays, name, reason)
     least = result["smallest"]

@@ -1,4 +1,4 @@
-"""The smallest network that stays within a loss: by bisection over plans that are refitted and measured."""
+"""A small network that stays within a loss: by bisection over plans that are refitted and measured."""
 
 from __future__ import annotations
 

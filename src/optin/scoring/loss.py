@@ -34,7 +34,6 @@ class HeldOut:
         self, dense: nn.Module, batches: Batches, recipe: Recipe, aim: Loss, output: str | Reader | None
     ) -> None:
         self.aim, self.batches, self.recipe, self.output = aim, batches, recipe, output
-        _check_measurable(aim, batches.examples)
         generator = torch.Generator().manual_seed(recipe.seed)
         self.positions = [Positions(batch, recipe.trajectory.rows, generator) for batch in batches]
         self.known = self._outputs(dense)
@@ -43,6 +42,7 @@ class HeldOut:
                 f"the outputs of this network are compared as {self.known[0].said}: they are no classes. "
                 "Ask for 'loss 0.01', the squared error."
             )
+        _check_measurable(aim, batches.examples)
 
     def lost(self, pruned: nn.Module) -> float:
         """The loss of a network, on average over all rows that are compared.
@@ -56,7 +56,7 @@ class HeldOut:
         found = sum(loss * count for loss, count in zip(losses, rows, strict=True)) / sum(rows)
         if not math.isfinite(found):
             raise NumericalError("the outputs for the inputs that were held out are not finite.")
-        return found
+        return max(found, 0.0)  # which rounding may fall below
 
     @torch.inference_mode()
     def _outputs(self, network: nn.Module) -> list[Output]:

@@ -60,7 +60,7 @@ _TEXT = re.compile(
     r"\s*(?:of\s+)?(?:the\s+)?(?P<prefix>(?:[kmgt]\s*)?)(?P<word>[a-z]*)",
     re.IGNORECASE | re.ASCII,  # the sign of the kelvin is no k
 )
-EXAMPLES = "'50%', '2.1 GMACs', '40 Mparams', '60% params', '40 MB', '12 ms', '60% latency' or 'KL 0.01'"
+EXAMPLES = "'50%', '2.1 GMACs', '40 Mparams', '60% params', '40 MB', '12 ms', '60% latency', 'KL 0.01' or '1 point'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         if not 0 < self.value < float("inf"):
-            raise BudgetError(f"a budget must be a positive number, not {self.value}. Write {EXAMPLES}.")
+            raise BudgetError(f"a budget must be above 0 and finite. Write {EXAMPLES}.")
         if self.relative and self.value >= 1:
             raise BudgetError(
                 f"a budget of {self.value:.4g} times the dense {self.quantity} leaves nothing to prune. "

@@ -17,7 +17,7 @@ from .budget import Budget
 
 Kind = Literal["KL", "points", "loss"]
 _KINDS: Mapping[str, Kind] = {"kl": "KL", "point": "points", "points": "points", "loss": "loss"}
-_NUMBER = r"(?P<number>[0-9]*\.?[0-9]+(?:e-?[0-9]+)?)"
+_NUMBER = r"(?P<number>-?[0-9]*\.?[0-9]+(?:e-?[0-9]+)?)"
 _TEXTS = (
     re.compile(rf"(?P<word>kl|loss)\s*(?:<=?|=|:)?\s*{_NUMBER}", re.IGNORECASE | re.ASCII),
     re.compile(rf"{_NUMBER}\s*(?P<word>kl|loss|points?)", re.IGNORECASE | re.ASCII),

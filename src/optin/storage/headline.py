@@ -50,7 +50,7 @@ def _points(quality: Tile, measured: Mapping[str, Json]) -> str:
     changes = ("spared", "added") if metric in LESS else ("gained", "lost")
     amount = "no" if quality.good is None else quality.value.lstrip("+-")
     interval = _interval(measured, metric, (quality.good is True) != (metric in LESS))
-    on = f" on {examples:,} examples" if (examples := measured.get("examples")) else ""
+    on = f" on {examples:,} example{'s' * (examples > 1)}" if (examples := measured.get("examples")) else ""
     sure = f" ({interval})" if interval else ""
     return f"{amount} {kind} of {metric} {changes[quality.good is not True]}{sure}{on}"
 

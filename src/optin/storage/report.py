@@ -142,7 +142,7 @@ def layers(breakdown: Mapping[str, Mapping[str, int]]) -> list[Figures]:
     for module, macs in breakdown.items():
         # Up to the first number: the block that a module lies in.
         found = re.match(r".*?\.\d+(?=\.|$)", module)
-        block = found.group() if found else module.partition(".")[0] or "network"
+        block = found.group() if found else module or "network"
         parts[block][0] += macs["dense"]
         parts[block][1] += macs["pruned"]
     most = max((dense for dense, _ in parts.values()), default=0)

@@ -8,10 +8,10 @@ saw.
 """
 
 from . import segmentation, text, vision
-from .checks import check_evaluation, check_fit, check_pooling
+from .checks import check_evaluation, check_fit, check_pooling, check_reference
 from .comparison import Comparison
 from .data import Examples, load_examples
-from .held_out import Data, at_most, keep_apart
+from .held_out import Data, at_most, held_out
 from .images import Images, load_images
 from .kinds import TextTask, task_of
 from .loading import load_model, load_preprocessor, load_processor, load_tokenizer
@@ -39,7 +39,8 @@ __all__ = [
     "check_evaluation",
     "check_fit",
     "check_pooling",
-    "keep_apart",
+    "check_reference",
+    "held_out",
     "load_examples",
     "load_images",
     "load_model",

@@ -65,6 +65,22 @@ def check_evaluation(
         _check_variety(spec, examples, text.class_indices(model, spec, examples))
 
 
+def check_reference(
+    model: nn.Module, dense: nn.Module, spec: TaskSpec, examples: Data, preprocessor: object, pooling: str
+) -> None:
+    """Refuse a reference whose outputs are not those of the network: no distance between them would mean anything.
+
+    Raises:
+        InputError: says how many outputs each has.
+    """
+    if spec.kind.matched or spec.kind.writes:
+        return
+    axis = 1 if spec.kind.of_scenes else -1
+    ours, theirs = (_answer(network, spec, examples, preprocessor, pooling).shape[axis] for network in (model, dense))
+    if ours != theirs:
+        raise InputError(f"the network has {ours:,} outputs and the reference {theirs:,}: they cannot be compared.")
+
+
 def check_fit(model: nn.Module, spec: TaskSpec) -> None:
     """Refuse a task whose inputs the network does not take.
 

@@ -14,6 +14,8 @@ from .metrics import divergence, measure
 from .specs import TaskSpec
 
 DRAWS = 1000  # of the bootstrap
+LEAST = 30  # examples, of which fewer show no interval
+RARE = 3.0  # what happened in none of n examples happens in less than 3 of n, at 95 %
 MEANS = ("accuracy",)  # metrics that are the share of examples whose class is right
 BY_LOGITS = ("top5",)  # metrics that one class for each example does not do for
 
@@ -55,12 +57,15 @@ class Answers:
     def interval(self, one: int, other: int, seed: int = 0) -> tuple[float, float]:
         """95 % of how much more the first metric of one network is than that of another, by a paired bootstrap.
 
-        Both are measured on the same examples, drawn again with replacement (Efron, 1979, percentiles).
+        Both are measured on the same examples, drawn again with replacement (Efron, 1979, percentiles). Where no
+        example tells them apart, that is what is drawn, and the rule of three says how rare one may be.
         """
         generator = torch.Generator().manual_seed(seed)
         name, rows = self.spec.metrics[0], len(self.targets)
         values = [self._predictions(name, self.values[place]) for place in (one, other)]
         hits = [(value == self.targets).float() for value in values] if name in MEANS else []
+        if hits and torch.equal(*hits):
+            return -RARE / rows, RARE / rows
         differences = []
         for _ in range(DRAWS):
             drawn = torch.randint(rows, (rows,), generator=generator)
@@ -106,7 +111,8 @@ class Comparison:
         pruned = answers.figures(0, 1)
         if kind.compared:
             return cls({}, pruned)
-        ends = () if kind.tagged else answers.interval(0, 1)  # words of one text are no draws of their own
+        alone = not kind.tagged and len(answers.targets) >= LEAST  # words of one text are no draws of their own
+        ends = answers.interval(0, 1) if alone else ()
         sure = {answers.spec.metrics[0]: ends} if ends and all(map(math.isfinite, ends)) else {}
         return cls(answers.figures(1), pruned, sure)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..errors import OptinError
 from ..storage.gguf import is_gguf
 from ..storage.libraries import of_other
+from ..storage.untrusted import check_source
 from ..support.files import read_json
 from ..support.untyped import Foreign
 from .loading import clear_errors, home_of
@@ -33,15 +32,21 @@ SOUNDS = ("num_mel_bins", "conv_kernel", "feat_extract_norm")  # what only netwo
 
 
 def guessed_task(source: str) -> str | None:
-    """The task of a checkpoint, without its weights; None where that is not plain or there is none."""
-    with contextlib.suppress(OptinError):
-        source = home_of(source)
-        if is_gguf(source):
-            return "language-modelling"
-        if of_other(source):
-            return "image-classification"
-        return _of_config(_config(source), Path(source))
-    return None
+    """The task of a checkpoint, without its weights; None where that is not plain.
+
+    Raises:
+        InputError: it is no folder here, and cannot be had from the hub.
+        CheckpointError: its configuration is damaged.
+    """
+    source = home_of(source)
+    if is_gguf(source):
+        return "language-modelling"
+    if of_other(source):
+        return "image-classification"
+    if not Path(source).exists():
+        check_source(source)
+        return _of_config(_from_hub(source), Path(source))
+    return _of_config(_config(source), Path(source))
 
 
 def guessed_preset(task: str) -> str:
@@ -53,9 +58,11 @@ def guessed_preset(task: str) -> str:
 
 
 def _config(source: str) -> Foreign:
-    if Path(source).is_dir():
-        file = Path(source) / "config.json"
-        return read_json(file) if file.is_file() else {}
+    file = Path(source) / "config.json"
+    return read_json(file) if file.is_file() else {}
+
+
+def _from_hub(source: str) -> Foreign:
     import transformers
 
     with clear_errors(source):

@@ -49,13 +49,13 @@ class TextTask:
         )
 
     def check_sources(self, options: Task) -> None:
-        """Refuse more than one source of data.
+        """Refuse more than one source of data, and shares of it.
 
         Raises:
             InputError: there are several, and the task is none of documents.
         """
-        if options.more_data and not self.spec.kind.of_prose:
-            raise InputError(f"the task {options.name} takes one source of data: pass --data once.")
+        if (options.more_data or options.shares) and not self.spec.kind.of_prose:
+            raise InputError(f"the task {options.name} takes one source of data: pass --data once, and no --share.")
 
     def prepared(self, examples: Foreign, model: nn.Module, preprocessor: object, recipe: Recipe) -> Data:
         """What was read as examples of this network: batches are made of them, and they are evaluated."""

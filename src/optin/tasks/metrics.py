@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import DependencyError
+from ..errors import DependencyError, InputError
 from ..support.untyped import Foreign
 
 OVERLAP = 10  # neighbours that "overlap@10" compares
@@ -92,21 +92,29 @@ def _overlap(predictions: Tensor, targets: Tensor, classes: int) -> Tensor:
     return (neighbours(predictions) * neighbours(targets)).sum() / (len(targets) * max(count, 1))
 
 
-def divergence(reference: Float[Tensor, "row classes"], values: Float[Tensor, "row classes"]) -> Float[Tensor, ""]:
+def divergence(reference: Float[Tensor, "row classes"], values: Float[Tensor, "row others"]) -> Float[Tensor, ""]:
     """KL(reference || values) of the distributions behind logits, averaged over rows."""
     return divergences(reference, values).mean()
 
 
 def divergences(
-    reference: Float[Tensor, "*rows classes"], values: Float[Tensor, "*rows classes"]
+    reference: Float[Tensor, "*rows classes"], values: Float[Tensor, "*rows others"]
 ) -> Float[Tensor, "*rows"]:
     """KL(reference || values) of every row.
 
     A class that the reference masks, with a logit of minus infinity, adds nothing.
+
+    Raises:
+        InputError: the rows are of different classes.
     """
+    if reference.shape != values.shape:
+        raise InputError(
+            f"the networks cannot be compared: one has {reference.shape[-1]:,} outputs and the other "
+            f"{values.shape[-1]:,}."
+        )
     log_ref, log_p = F.log_softmax(reference.float(), -1), F.log_softmax(values.float(), -1)
     terms = (log_ref.exp() * (log_ref - log_p)).masked_fill(log_ref == -torch.inf, 0)
-    return terms.sum(-1)
+    return terms.sum(-1).clamp_min(0)  # which rounding may fall below
 
 
 def chrf(said: str, wanted: str) -> tuple[float, float]:

@@ -22,7 +22,7 @@ from ..space.options import Calibration, Task, check_examples
 from ..storage.silenced import silenced
 from ..support.progress import Track, silent
 from ..support.untyped import Foreign
-from .comparison import DRAWS, Comparison
+from .comparison import DRAWS, LEAST, Comparison
 from .data import Examples, load_examples
 from .metrics import divergences
 from .specs import TaskSpec
@@ -95,6 +95,9 @@ def load_documents(spec: TaskSpec, options: Task, part: str, *, labelled: bool) 
     places = [options.data, *options.more_data]
     each = [dataclasses.replace(options, data=place) for place in places]
     sources = [load_examples(spec, one, part, labelled=False) for one in each]
+    for origin in {source.origin for source in sources}:
+        if [source.origin for source in sources].count(origin) > 1:
+            raise InputError(f"{origin} is given twice: pass every source once, and how much of it with --share.")
     shares = options.shares or [1.0] * len(places)
     if len(shares) != len(places):
         raise InputError(f"there are {len(places)} sources of data and {len(shares)} shares: give one for each.")
@@ -283,7 +286,8 @@ def compare(
 ) -> Comparison:
     """Both networks on the same windows, with 95 % of the difference in perplexity."""
     found = foreseen([pruned, dense], windows, batch_size=batch_size, track=track)
-    return Comparison(found.figures(1, False), found.figures(0, True), {"perplexity": found.interval(0, 1)})
+    sure = {"perplexity": found.interval(0, 1)} if len(windows) >= LEAST else {}
+    return Comparison(found.figures(1, False), found.figures(0, True), sure)
 
 
 def check_causal(model: nn.Module, windows: Windows) -> None:

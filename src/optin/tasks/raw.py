@@ -10,7 +10,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..running.batch import Batch
-from ..space.options import Calibration
+from ..space.options import Calibration, check_examples
 from ..support.untyped import Foreign
 from . import prose, text, vision
 from .data import Examples
@@ -48,10 +48,16 @@ def batches_of(
     """
     if (tokenizer is None) == (processor is None):
         raise InputError("pass tokenizer= for texts or processor= for images, and not both.")
+    if isinstance(data, (str, bytes)) or isinstance(tokenizer, str) or isinstance(processor, str):
+        raise InputError(
+            "pass a list of texts or images, and a tokenizer or processor that is loaded (for example "
+            "transformers.AutoTokenizer.from_pretrained(folder)), not their names."
+        )
     rows: Any = data if hasattr(data, "__getitem__") and hasattr(data, "__len__") else list(data)
     names = getattr(rows, "column_names", ())
     if isinstance(names, Mapping):
         raise InputError(f"these are several data sets ({', '.join(names)}): pass one, such as data['train'].")
+    check_examples(len(rows))
     options = Calibration(examples, batch_size, max_length)
     if processor is not None:
         return vision.calibration_batches(model, _images(rows, names), processor, options, seed)
@@ -67,8 +73,8 @@ def batches_of(
 def _texts(rows: Foreign, names: Sequence[str]) -> Examples:
     """Texts, pairs or lists of words."""
     values = list(rows[_column(rows, names, _is_text, TEXTS, "texts")] if names else rows)
-    if wrong := next((value for value in values if not _is_text(value)), None):
-        raise InputError(f"a tokenizer prepares texts, and {wrong!r:.60} is none: pass a list of texts.")
+    if wrong := [value for value in values if not _is_text(value)]:
+        raise InputError(f"a tokenizer prepares texts, and {wrong[0]!r:.60} is none: pass a list of texts.")
     if isinstance(values[0], tuple) and len(values[0]) == 2:
         return Examples([one for one, _ in values], [other for _, other in values])
     return Examples(values)

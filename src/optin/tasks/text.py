@@ -226,7 +226,10 @@ def _class_index(label: object, names: Mapping[str, int], classes: int, row: int
         if index is None and _WHOLE.fullmatch(text):
             index = int(text)
     if index is None:
-        raise InputError(f"the label {shown(label)} in row {row} is none of the model's: {listed(sorted(names))}.")
+        raise InputError(
+            f"the label {shown(label)} in row {row} is none of the model's: {listed(sorted(names))}. "
+            f"Write numbers from 0 to {classes - 1}, or put the names into id2label and label2id of its config.json."
+        )
     if not 0 <= index < classes:
         raise InputError(
             f"the label {shown(index)} in row {row} is outside the model's {classes} classes (0 to {classes - 1})."

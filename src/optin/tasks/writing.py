@@ -20,7 +20,7 @@ from ..storage.silenced import silenced
 from ..support.progress import Track, silent
 from ..support.untyped import Foreign
 from .audio import Recordings
-from .comparison import DRAWS, Comparison
+from .comparison import DRAWS, LEAST, RARE, Comparison
 from .data import Examples
 from .metrics import chrf, divergences, word_errors
 from .specs import TaskSpec
@@ -60,9 +60,13 @@ class Written:
         return found
 
     def interval(self, one: int, other: int, seed: int = 0) -> dict[str, tuple[float, float]]:
-        """95 % of how much more the first metric of one network is than that of another, by a paired bootstrap."""
+        """95 % of how much more the first metric of one network is than that of another: see `Answers.interval`."""
         generator = torch.Generator().manual_seed(seed)
         name, (above, below) = next(iter(self.parts.items()))
+        if len(below) < LEAST:
+            return {}
+        if torch.equal(above[one], above[other]):
+            return {name: (-RARE / len(below), RARE / len(below))}
         drawn = torch.randint(len(below), (DRAWS, len(below)), generator=generator)
         differences = (above[one] - above[other])[drawn].sum(1) / below[drawn].sum(1)
         low, high = differences.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
