@@ -42,7 +42,7 @@ def dictionary(tmp_path_factory):
     folder = tmp_path_factory.mktemp("writing")
     translator().save_pretrained(folder / "dense")
     tokenizer().save_pretrained(folder / "dense")
-    for part, count in (("train", 40), ("validation", 16)):
+    for part, count in (("train", 40), ("validation", 32)):
         rows = [[WORDS[(7 * row + 3 * place) % len(WORDS)] for place in range(3 + row % 4)] for row in range(count)]
         lines = [json.dumps({"text": " ".join(row), "translation": " ".join(reversed(row))}) for row in rows]
         (folder / f"{part}.jsonl").write_text("\n".join(lines) + "\n")
@@ -95,7 +95,7 @@ def test_a_translator_is_pruned(run, dictionary, tmp_path):
     assert code == 0, error
     assert "--task seq2seq" in error
     quality = json.loads(out)["quality"]
-    assert quality["pruned"].keys() == {"chrf", "exact", "perplexity", "kl"} and quality["examples"] == 16
+    assert quality["pruned"].keys() == {"chrf", "exact", "perplexity", "kl"} and quality["examples"] == 32
     low, high = quality["interval"]["chrf"]
     assert low - 1e-6 <= quality["pruned"]["chrf"] - quality["dense"]["chrf"] <= high + 1e-6
     code, out, _ = run("evaluate", tmp_path / "small", *data[:-4], "--reference", dictionary / "dense", "--json")
