@@ -207,6 +207,7 @@ def test_a_full_disk_leaves_the_old_export(exported, bert, monkeypatch):
     assert [path.name for path in exported.parent.iterdir()] == ["onnx"]
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_network(tmp_path):
     """Same seed, same inputs: the same weights and plan to the bit, whatever hashes of names a process has."""
     folders = [tmp_path / "first", tmp_path / "second"]
