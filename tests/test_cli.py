@@ -67,7 +67,8 @@ def test_score_plan_prune_evaluate_bench(run, workspace, tmp_path):
         "prune", dense, "--scores", tmp_path / "scores", "--budget", "60%", "--out", tmp_path / "b", *common
     )
     at_once = run("prune", dense, "--budget", "60%", "--out", tmp_path / "c", *common)
-    results = [json.loads(out) for code, out, _ in (by_plan, by_scores, at_once)]
+    assert [code for code, *_ in (by_plan, by_scores, at_once)] == [0, 0, 0], by_plan[2] + by_scores[2] + at_once[2]
+    results = [json.loads(out) for _, out, _ in (by_plan, by_scores, at_once)]
     assert results[0]["groups"] == results[1]["groups"] == results[2]["groups"]
     assert results[0]["quality"] == results[1]["quality"] == results[2]["quality"]
     code, out, _ = run("evaluate", tmp_path / "c", "--data", workspace, "--reference", dense, "--json")

@@ -118,9 +118,10 @@ def reported_speed(
         length: of the inputs; that of the plan if not given.
     """
     size, width = length or plan.length, None if length else plan.width
-    space = plan.description or describe(dense)
-    work, _ = costs(dense, space, size, width, plan)
-    ideal = work.dense / work.merged(plan.tokens)(plan.kept)
+    ideal = plan.dense.macs / plan.pruned.macs
+    if length is not None:
+        work, _ = costs(dense, describe(dense), size, width, plan)
+        ideal = work.dense / work.merged(plan.tokens)(plan.kept)
     speeds = []
     for batch in BATCHES:
         inputs = inputs_like(dense, plan, size, width, batch)
