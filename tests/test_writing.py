@@ -107,7 +107,7 @@ def test_a_translator_is_pruned(run, dictionary, tmp_path):
 def test_what_is_measured_of_a_translator(dictionary):
     model, prepared = translator(), tokenizer()
     examples = Examples(["film plot good", "the plot"], None, ["good plot", "film"])
-    found = answers([model], prepared, task_spec("seq2seq"), examples).figures(0, False)
+    found = answers([model], prepared, task_spec("seq2seq"), examples).figures()
     batch = prepared(examples.texts, padding=True, return_tensors="pt")
     labels = answer_ids(model, prepared, examples.labels)
     with torch.inference_mode():
@@ -170,6 +170,7 @@ def test_long_recordings_are_cut_and_their_texts_joined(prompts, monkeypatch):
     found = answers([model], prepared, task_spec("speech-recognition"), recordings, batch_size=2)
     pieces = [places.count(place) for place in range(3)]
     assert found.parts["wer"][0][0].tolist() == [max(2, pieces[0]), *pieces[1:]]  # all words are wrong
+    assert pieces == [1, 2, 2] and (found.tokens > 0).tolist() == [True, False, False]  # of pieces no text is known
 
 
 def test_letters_without_a_decoder(run, prompts, tmp_path):

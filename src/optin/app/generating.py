@@ -11,6 +11,7 @@ from torch import nn
 from ..choosing.latency import now
 from ..errors import FAILURES
 from ..running.batch import Batch
+from ..running.caches import generates
 from ..running.modules import device_of, inference_mode_of
 from ..space.budget import PER_MS
 from ..storage.silenced import silenced
@@ -33,7 +34,7 @@ def generation(
         inputs: so many examples of the prompt.
     """
     networks = (dense, pruned)
-    if not all(map(_generates, networks)):
+    if not all(map(generates, networks)):
         return []
     prompts = {batch: _prompt(inputs(batch)) for batch in BATCHES}
     try:
@@ -51,11 +52,6 @@ def generation(
         ]
         found.append({"batch": batch, "length": length, "dense": rates[0], "pruned": rates[1]})
     return found
-
-
-def _generates(model: nn.Module) -> bool:
-    generates: Foreign = getattr(model, "can_generate", None)
-    return generates is not None and bool(generates())
 
 
 def _prompt(inputs: Batch) -> Batch:

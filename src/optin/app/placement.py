@@ -97,13 +97,14 @@ class Job:
         preprocessor = load_preprocessor(source, spec, model)
         recipe = as_pooled(recipe, preprocessor)
         check_pooling(model, recipe.trajectory.pooling)
-        examples = task.prepared(examples, model, preprocessor, recipe)
+        read, examples = examples, task.prepared(examples, model, preprocessor, recipe)
         batches, drawn = task.drawn_batches(model, examples, preprocessor, recipe, labelled)
         if unreached := task.unreached(model, batches[0]):
             recipe = recipe.override(exclude=",".join(dict.fromkeys([*names_in(recipe.exclude), *unreached])))
         if evaluation is None:
             return cls(recipe, model, preprocessor, batches)
-        measured = task.prepared(evaluation, model, preprocessor, recipe)
+        same = evaluation == read  # one file serves both parts
+        measured = examples if same else task.prepared(evaluation, model, preprocessor, recipe)
         check_evaluation(model, spec, measured, preprocessor, recipe.trajectory.pooling)
         evaluated_on, overlap = held_out(examples, drawn, measured, recipe.task.limit)
         return cls(recipe, model, preprocessor, batches, evaluated_on, overlap)

@@ -13,14 +13,18 @@ from .batch import Batch
 from .modules import call, inference_mode_of
 
 
+def generates(model: Foreign) -> bool:
+    """Whether a network makes texts token by token, as those of transformers say it."""
+    return hasattr(model, "can_generate") and bool(model.can_generate())
+
+
 @torch.inference_mode()
 def cache_bytes(model: nn.Module, inputs: Batch) -> int | None:
     """Bytes that one more token of one example takes in the cache; None of a network that keeps none.
 
     Of encoder-decoders what is said is counted, not what is read.
     """
-    generates: Foreign = getattr(model, "can_generate", None)
-    if generates is None or not generates():
+    if not generates(model):
         return None
     cache = None
     with inference_mode_of(model), contextlib.suppress(*FAILURES):  # a forward that takes no `use_cache`, say

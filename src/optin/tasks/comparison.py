@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -18,6 +18,20 @@ LEAST = 30  # examples, of which fewer show no interval
 RARE = 3.0  # what happened in none of n examples happens in less than 3 of n, at 95 %
 MEANS = ("accuracy",)  # metrics that are the share of examples whose class is right
 BY_LOGITS = ("top5",)  # metrics that one class for each example does not do for
+
+
+class Said(Protocol):
+    """What networks say of the same examples, of whatever sort."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether a network has figures of its own, and not only against another one."""
+
+    def figures(self, place: int = 0, reference: int | None = None) -> dict[str, float]:
+        """The metrics of one network; with another as the reference the KL of its outputs ("kl")."""
+
+    def sure(self, one: int, other: int) -> dict[str, tuple[float, float]]:
+        """95 % of how much more the main metric of one network is than that of another, if that can be said."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +67,18 @@ class Answers:
         if reference is not None and not (self.spec.kind.numeric or self.spec.kind.compared):
             found["kl"] = float(divergence(self.values[reference], self.values[place]))
         return found | ({"skipped": self.skipped} if self.skipped else {})
+
+    @property
+    def alone(self) -> bool:
+        """See `Said`."""
+        return not self.spec.kind.compared
+
+    def sure(self, one: int, other: int) -> dict[str, tuple[float, float]]:
+        """See `Said`: of at least `LEAST` examples; words of one text are no draws of their own."""
+        if self.spec.kind.tagged or len(self.targets) < LEAST:
+            return {}
+        ends = self.interval(one, other)
+        return {self.spec.metrics[0]: ends} if all(map(math.isfinite, ends)) else {}
 
     def interval(self, one: int, other: int, seed: int = 0) -> tuple[float, float]:
         """95 % of how much more the first metric of one network is than that of another, by a paired bootstrap.
@@ -105,16 +131,10 @@ class Comparison:
     interval: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, answers: Answers) -> Self:
-        """Of the answers of the pruned network and of the dense one, in this order."""
-        kind = answers.spec.kind
-        pruned = answers.figures(0, 1)
-        if kind.compared:
-            return cls({}, pruned)
-        alone = not kind.tagged and len(answers.targets) >= LEAST  # words of one text are no draws of their own
-        ends = answers.interval(0, 1) if alone else ()
-        sure = {answers.spec.metrics[0]: ends} if ends and all(map(math.isfinite, ends)) else {}
-        return cls(answers.figures(1), pruned, sure)
+    def of(cls, said: Said) -> Self:
+        """Of what the pruned network and the dense one say, in this order."""
+        pruned = said.figures(0, 1)
+        return cls(said.figures(1), pruned, said.sure(0, 1)) if said.alone else cls({}, pruned)
 
     def to_dict(self) -> dict[str, object]:
         """For a report."""

@@ -5,7 +5,7 @@ A new sort of data is one class here and its case in `task_of`; a new task of a 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,7 +20,7 @@ from ..support.progress import Track, silent
 from ..support.untyped import Foreign
 from . import prose, segmentation, sounds, text, vision, writing
 from .audio import load_recordings
-from .comparison import Answers, Comparison
+from .comparison import Comparison, Said
 from .data import load_examples
 from .held_out import Data
 from .images import load_images
@@ -99,10 +99,16 @@ class TextTask:
         track: Track = silent,
     ) -> Comparison:
         """Both networks on the same examples, in one pass over them."""
-        said: Answers = self.handler.answers(
-            [pruned, dense], preprocessor, self.spec, examples, **self._evaluation(recipe), track=track
+        return Comparison.of(self.said([pruned, dense], preprocessor, examples, recipe, track))
+
+    def said(
+        self, networks: Sequence[nn.Module], preprocessor: object, examples: Foreign, recipe: Recipe, track: Track
+    ) -> Said:
+        """What networks say of the same examples."""
+        found: Said = self.handler.answers(
+            networks, preprocessor, self.spec, examples, **self._evaluation(recipe), track=track
         )
-        return Comparison.of(said)
+        return found
 
     def _evaluation(self, recipe: Recipe) -> dict[str, object]:
         calibration = recipe.calibration
@@ -125,7 +131,20 @@ class TextTask:
         return True
 
 
-class ProseTask(TextTask):
+class SaidTask(TextTask):
+    """What is measured by what networks say, whether there are one or two of them."""
+
+    def evaluate(
+        self, model: nn.Module, preprocessor: object, examples: object, recipe: Recipe, **options: Foreign
+    ) -> dict[str, float]:
+        """See `TextTask`."""
+        reference = options.get("reference")
+        networks = [model] if reference is None else [model, reference]
+        said = self.said(networks, preprocessor, examples, recipe, options.get("track", silent))
+        return said.figures(0, len(networks) - 1 or None)
+
+
+class ProseTask(SaidTask):
     """Documents that are continued, token by token."""
 
     read: ClassVar[Callable[..., Data | Documents]] = staticmethod(load_documents)
@@ -140,26 +159,14 @@ class ProseTask(TextTask):
         """See `TextTask`."""
         return prose.drawn_batches(model, examples, recipe.calibration, recipe.seed)
 
-    def evaluate(
-        self, model: nn.Module, preprocessor: object, examples: Foreign, recipe: Recipe, **options: Foreign
-    ) -> dict[str, float]:
-        """See `TextTask`."""
-        return prose.evaluate(model, examples, batch_size=recipe.calibration.batch_size, **options)
-
-    def compare(
-        self,
-        dense: nn.Module,
-        pruned: nn.Module,
-        preprocessor: object,
-        examples: Foreign,
-        recipe: Recipe,
-        track: Track = silent,
-    ) -> Comparison:
+    def said(
+        self, networks: Sequence[nn.Module], preprocessor: object, examples: Foreign, recipe: Recipe, track: Track
+    ) -> Said:
         """See `TextTask`; logits of all tokens are too large to keep, so that sums are."""
-        return prose.compare(dense, pruned, examples, batch_size=recipe.calibration.batch_size, track=track)
+        return prose.foreseen(networks, examples, batch_size=recipe.calibration.batch_size, track=track)
 
 
-class WritingTask(TextTask):
+class WritingTask(SaidTask):
     """Texts or recordings that are answered in texts."""
 
     handler: ClassVar[Foreign] = writing
@@ -177,24 +184,11 @@ class WritingTask(TextTask):
         """See `TextTask`."""
         return writing.drawn_batches(model, examples, preprocessor, recipe.calibration, recipe.seed)
 
-    def compare(
-        self,
-        dense: nn.Module,
-        pruned: nn.Module,
-        preprocessor: object,
-        examples: object,
-        recipe: Recipe,
-        track: Track = silent,
-    ) -> Comparison:
-        """See `TextTask`."""
-        options = self._evaluation(recipe)
-        return writing.compare(dense, pruned, preprocessor, self.spec, examples, **options, track=track)
-
     def _evaluation(self, recipe: Recipe) -> Foreign:
         return {"batch_size": recipe.calibration.batch_size, "max_length": recipe.calibration.max_length}
 
 
-class SoundTask(TextTask):
+class SoundTask(SaidTask):
     """Recordings that are classified."""
 
     handler: ClassVar[Foreign] = sounds

@@ -9,7 +9,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from ..space.options import Calibration, Task, check_examples
 from ..storage.silenced import silenced
 from ..support.progress import Track, silent
 from ..support.untyped import Foreign
-from .comparison import DRAWS, LEAST, Comparison
+from .comparison import DRAWS, LEAST
 from .data import Examples, load_examples
 from .metrics import divergences
 from .specs import TaskSpec
@@ -201,27 +201,30 @@ class Foreseen:
     surprise: Tensor
     hits: Tensor
     divergence: Tensor
+    alone: ClassVar[bool] = True
 
-    def figures(self, place: int, compared: bool) -> dict[str, float]:
-        """Perplexity and next-token accuracy of one network, and if it is compared the KL from the last."""
+    def figures(self, place: int = 0, reference: int | None = None) -> dict[str, float]:
+        """See `Said`: perplexity and next-token accuracy; a reference is the last of all networks."""
         total = self.tokens.sum()
         found = {
             "perplexity": float((self.surprise[place].sum() / total).exp()),
             "accuracy": float(self.hits[place].sum() / total),
         }
-        return found | ({"kl": float(self.divergence[place].sum() / total)} if compared else {})
+        return found | ({"kl": float(self.divergence[place].sum() / total)} if reference is not None else {})
 
-    def interval(self, one: int, other: int, seed: int = 0) -> tuple[float, float]:
-        """95 % of how much more the perplexity of one network is than that of another, by a paired bootstrap."""
-        generator = torch.Generator().manual_seed(seed)
+    def sure(self, one: int, other: int) -> dict[str, tuple[float, float]]:
+        """See `Said` and `Answers.interval`: steps are drawn."""
+        generator = torch.Generator().manual_seed(0)
         rows = len(self.tokens)
+        if rows < LEAST:
+            return {}
         differences = []
         for _ in range(DRAWS):
             drawn = torch.randint(rows, (rows,), generator=generator)
             means = (self.surprise[:, drawn].sum(1) / self.tokens[drawn].sum()).exp()
             differences.append(means[one] - means[other])
         low, high = torch.stack(differences).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-        return low, high
+        return {"perplexity": (low, high)}
 
 
 def foreseen(
@@ -265,29 +268,6 @@ def _logits(network: nn.Module, ids: Tensor, scored: int) -> Tensor:
         output: Foreign = network(input_ids=ids.to(device_of(network)))
     logits: Tensor = (output if isinstance(output, Tensor) else output.logits)[:, -scored - 1 : -1]
     return logits.float()
-
-
-def evaluate(
-    model: nn.Module,
-    windows: Windows,
-    *,
-    reference: nn.Module | None = None,
-    batch_size: int = 32,
-    track: Track = silent,
-) -> dict[str, float]:
-    """Perplexity and next-token accuracy, and with a reference the KL divergence of its outputs from the model's."""
-    networks = [model] if reference is None else [model, reference]
-    found = foreseen(networks, windows, batch_size=batch_size, track=track)
-    return found.figures(0, reference is not None)
-
-
-def compare(
-    dense: nn.Module, pruned: nn.Module, windows: Windows, *, batch_size: int = 32, track: Track = silent
-) -> Comparison:
-    """Both networks on the same windows, with 95 % of the difference in perplexity."""
-    found = foreseen([pruned, dense], windows, batch_size=batch_size, track=track)
-    sure = {"perplexity": found.interval(0, 1)} if len(windows) >= LEAST else {}
-    return Comparison(found.figures(1, False), found.figures(0, True), sure)
 
 
 def check_causal(model: nn.Module, windows: Windows) -> None:

@@ -8,18 +8,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..running.batch import Batch, to_device
-from ..running.modules import device_of, inference_mode_of
+from ..running.batch import Batch
 from ..space.options import Calibration
 from ..support.progress import Track, silent
-from ..support.untyped import Foreign
 from .audio import Recordings
 from .comparison import Answers
 from .specs import TaskSpec
 from .vision import class_indices
-from .writing import grouped, inputs_of
+from .writing import grouped, inputs_of, logits_of
 
-__all__ = ["answers", "class_indices", "drawn_batches", "evaluate"]
+__all__ = ["answers", "class_indices", "drawn_batches"]
 
 
 def drawn_batches(
@@ -61,29 +59,5 @@ def answers(
     for group in track(groups, "evaluate", len(groups)):
         batch = inputs_of(networks[0], extractor, recordings, group)[0]
         for network, said in zip(networks, outputs, strict=True):
-            said.append(_logits(network, batch))
+            said.append(logits_of(network, batch))
     return Answers.of(spec, outputs, labels)
-
-
-def evaluate(
-    model: nn.Module,
-    extractor: object,
-    spec: TaskSpec,
-    recordings: Recordings,
-    *,
-    reference: nn.Module | None = None,
-    batch_size: int = 32,
-    track: Track = silent,
-) -> dict[str, float]:
-    """The task's metrics, and with a reference the KL divergence of its outputs from the model's ("kl")."""
-    networks = [model] if reference is None else [model, reference]
-    found = answers(networks, extractor, spec, recordings, batch_size=batch_size, track=track)
-    return found.figures(0, len(networks) - 1 or None)
-
-
-@torch.inference_mode()
-def _logits(network: nn.Module, batch: Batch) -> Tensor:
-    with inference_mode_of(network):
-        output: Foreign = network(**to_device(batch, device_of(network)))
-    logits: Tensor = output.logits
-    return logits.float().cpu()

@@ -49,7 +49,7 @@ def encode(tokenizer: Foreign, examples: Examples, indices: Sequence[int], max_l
     Raises:
         InputError: the tokenizer has nothing to pad with.
     """
-    if len(indices) > 1 and tokenizer.pad_token is None:
+    if len(indices) > 1 and getattr(tokenizer, "pad_token", "") is None:
         raise InputError(
             "the tokenizer has no padding token: set one (tokenizer.pad_token = tokenizer.eos_token), with the "
             "pad_token_id of the configuration, and save both."

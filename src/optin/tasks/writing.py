@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -19,7 +20,6 @@ from ..storage.silenced import silenced
 from ..support.progress import Track, silent
 from ..support.untyped import Foreign
 from .audio import Recordings
-from .comparison import Comparison
 from .data import Examples
 from .metrics import divergences
 from .specs import TaskSpec
@@ -160,8 +160,13 @@ def answers(
     groups = grouped(examples, range(len(examples)), batch_size)
     for group in track(groups, "evaluate", len(groups)):
         inputs, places = inputs_of(networks[0], preprocessor, examples, group, max_length, whole=True)
-        for part in _parts(inputs, places, batch_size):
-            _compare(networks, preprocessor, *part, group, wanted, said, sums, counts)
+        pieces = Counter(places)
+        for part, of in _parts(inputs, places, batch_size):
+            alone = [row for row, place in enumerate(of) if pieces[place] == 1]  # its text is that of the example
+            found = _compare(networks, preprocessor, part, [group[place] for place in of], alone, wanted, said)
+            if found is not None:
+                indices, part_sums, part_counts = found
+                sums[..., indices], counts[..., indices] = part_sums, part_counts
     normalise = normaliser(tokenizer_of(preprocessor)) if spec.kind.of_sound else str.strip
     parts = {name: measured(name, said, wanted, normalise) for name in spec.metrics if name in METRICS}
     return Written(parts, counts[0], sums[0], sums[1], counts[1])
@@ -178,37 +183,45 @@ def _compare(
     networks: Sequence[nn.Module],
     preprocessor: object,
     inputs: Batch,
-    places: Sequence[int],
-    group: Sequence[int],
+    examples: Sequence[int],
+    alone: Sequence[int],
     wanted: Sequence[str],
     said: list[list[str]],
-    sums: Tensor,
-    counts: Tensor,
-) -> None:
-    """Add what networks say of a batch of pieces, and how far their distributions are apart, to all."""
+) -> tuple[list[int], Tensor, Tensor] | None:
+    """Add what networks say of a batch of pieces to all, and compare their distributions.
+
+    Args:
+        examples: that the pieces are of.
+        alone: rows whose piece is the whole example, so that what is wanted is the answer to it.
+
+    Returns:
+        The examples of these rows; their sums of -ln p and of the KL, of shape (2, network, example); and how many
+        tokens and distributions that is, of shape (2, example). None of no such row.
+    """
     read = [_read(network, inputs) for network in networks]
     for network, heard, texts in zip(networks, read, said, strict=True):
-        for place, text in zip(places, _said(network, heard, preprocessor), strict=True):
-            texts[group[place]] = f"{texts[group[place]]} {text}".strip()
-    alone = [row for row, place in enumerate(places) if places.count(place) == 1]  # its text is that of the example
+        for example, text in zip(examples, _said(network, heard, preprocessor), strict=True):
+            texts[example] = f"{texts[example]} {text}".strip()
     if not alone:
-        return
-    indices = [group[places[row]] for row in alone]
+        return None
+    indices = [examples[row] for row in alone]
     targets, read_on = None, {}
     if decodes(networks[0]):
         targets = answer_ids(networks[0], preprocessor, [wanted[index] for index in indices])
         read_on = {"decoder_input_ids": completed(networks[0], {"labels": targets})["decoder_input_ids"]}
-    logits = [_logits(network, _rows(heard, alone) | read_on) for network, heard in zip(networks, read, strict=True)]
+    logits = [
+        logits_of(network, _rows(heard, alone) | read_on) for network, heard in zip(networks, read, strict=True)
+    ]
     known = torch.ones(logits[0].shape[:2], dtype=torch.bool) if targets is None else targets != IGNORED
-    counts[1, indices] = known.sum(1).double()
+    sums = torch.zeros(2, len(networks), len(alone), dtype=torch.float64)
     for place, values in enumerate(logits):
         if targets is not None:
             lost = F.cross_entropy(values.mT, targets, reduction="none", ignore_index=IGNORED)
-            sums[0, place, indices] = lost.sum(1).double()
+            sums[0, place] = lost.sum(1).double()
         if place < len(networks) - 1:
-            sums[1, place, indices] = (divergences(logits[-1], values) * known).sum(1).double()
-    if targets is not None:
-        counts[0, indices] = known.sum(1).double()
+            sums[1, place] = (divergences(logits[-1], values) * known).sum(1).double()
+    rows = known.sum(1).double()
+    return indices, sums, torch.stack([torch.zeros_like(rows) if targets is None else rows, rows])
 
 
 @torch.inference_mode()
@@ -239,46 +252,12 @@ def _rows(batch: Batch, rows: Sequence[int]) -> Batch:
 
 
 @torch.inference_mode()
-def _logits(network: nn.Module, batch: Batch) -> Tensor:
+def logits_of(network: nn.Module, batch: Batch) -> Tensor:
+    """What a network says of a batch, on the CPU in float32."""
     with inference_mode_of(network):
         output: Foreign = network(**to_device(batch, device_of(network)))
     logits: Tensor = output.logits
     return logits.float().cpu()
-
-
-def evaluate(
-    model: nn.Module,
-    preprocessor: object,
-    spec: TaskSpec,
-    examples: object,
-    *,
-    reference: nn.Module | None = None,
-    batch_size: int = 32,
-    max_length: int | None = None,
-    track: Track = silent,
-) -> dict[str, float]:
-    """The task's metrics, perplexity of what is wanted, and with a reference the KL divergence from its outputs."""
-    networks = [model] if reference is None else [model, reference]
-    found = answers(networks, preprocessor, spec, examples, batch_size=batch_size, max_length=max_length, track=track)
-    return found.figures(0, reference is not None)
-
-
-def compare(
-    dense: nn.Module,
-    pruned: nn.Module,
-    preprocessor: object,
-    spec: TaskSpec,
-    examples: object,
-    *,
-    batch_size: int = 32,
-    max_length: int | None = None,
-    track: Track = silent,
-) -> Comparison:
-    """Both networks on the same examples."""
-    found = answers(
-        [pruned, dense], preprocessor, spec, examples, batch_size=batch_size, max_length=max_length, track=track
-    )
-    return Comparison(found.figures(1, False), found.figures(0, True), found.interval(0, 1))
 
 
 def check_writes(model: Foreign, preprocessor: object, examples: object) -> None:

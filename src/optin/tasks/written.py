@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -34,19 +35,20 @@ class Written:
     surprise: Tensor
     divergence: Tensor
     rows: Tensor
+    alone: ClassVar[bool] = True
 
-    def figures(self, place: int, compared: bool) -> dict[str, float]:
-        """The metrics of one network, and if it is compared the KL from the last."""
+    def figures(self, place: int = 0, reference: int | None = None) -> dict[str, float]:
+        """See `Said`; a reference is the last of all networks."""
         found = {name: float(above[place].sum() / below.sum()) for name, (above, below) in self.parts.items()}
         if self.tokens.sum() > 0:
             found["perplexity"] = float((self.surprise[place].sum() / self.tokens.sum()).exp())
-        if compared and self.rows.sum() > 0:
+        if reference is not None and self.rows.sum() > 0:
             found["kl"] = float(self.divergence[place].sum() / self.rows.sum())
         return found
 
-    def interval(self, one: int, other: int, seed: int = 0) -> dict[str, tuple[float, float]]:
-        """95 % of how much more the first metric of one network is than that of another: see `Answers.interval`."""
-        generator = torch.Generator().manual_seed(seed)
+    def sure(self, one: int, other: int) -> dict[str, tuple[float, float]]:
+        """See `Said` and `Answers.interval`."""
+        generator = torch.Generator().manual_seed(0)
         name, (above, below) = next(iter(self.parts.items()))
         if len(below) < LEAST:
             return {}
