@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import optin
+from optin import checks
 from optin.accounting import costs
 from optin.checks import self_check
 from optin.describing import describe
@@ -189,6 +190,23 @@ def test_the_self_check_fails_when_it_should(bert, batches):
     plan, pruned = random_plan(bert), copy.deepcopy(bert)
     with pytest.raises(OptinError, match="please report"):
         self_check(bert, pruned, describe(bert), plan, batches[0])
+
+
+def test_rounding_that_a_network_makes_much_of_is_none_of_its_defects(bert, batches, monkeypatch):
+    plan = random_plan(bert)
+    pruned = optin.apply(bert, plan, batches, recipe=RECIPE.override(refit__enabled=False)).model
+    noisy, plainly = [], checks.distance
+
+    def distance(expected, got):
+        noisy.append(expected.dtype)
+        return plainly(expected, got) + (1e-3 if expected.dtype == torch.float32 else 0)
+
+    monkeypatch.setattr(checks, "distance", distance)
+    self_check(bert, pruned, describe(bert), plan, batches[0])
+    assert noisy == [torch.float32, torch.float64]
+    assert next(bert.parameters()).dtype == next(pruned.parameters()).dtype == torch.float32
+    with pytest.raises(OptinError, match="please report"):
+        self_check(bert, copy.deepcopy(bert), describe(bert), plan, batches[0])
 
 
 def test_the_paper_preset_runs(bert, batches):
