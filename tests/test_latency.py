@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import optin
+import optin.pipeline  # before anything in it is replaced
 from optin.choosing import latency
 from optin.choosing.latency import block_times, coefficients, latency_cost, multiple_of, nonnegative, sizes_to_time
 from optin.choosing.search import Choices
@@ -49,7 +50,7 @@ def proportional(monkeypatch):
             found[next((block for block in blocks if lies_in(module, block)), "")] += 1000.0 * macs
         return found
 
-    def milliseconds(model, inputs, rounds):
+    def milliseconds(model, inputs, rounds=1):
         return sum(latency.block_times(model, describe(model).blocks, inputs, rounds).values()) / PER_MS
 
     monkeypatch.setattr(latency, "block_times", times)

@@ -19,20 +19,24 @@ from optin.space.units import UnitGroup, UnitSpace
 FIXED = 50
 
 
-def problem(sizes, prices, seed, joint=0):
+def problem(sizes, prices, seed, joint=0, entry=None):
     """Groups of heads and neurons in turn, with random convex removal curves.
 
     Args:
+        entry: what the first unit of each group costs beside its price, of groups that may go as a whole.
         joint: MACs that grow with the square of a group, and with two at once, per pair of units.
     """
     generator = torch.Generator().manual_seed(seed)
+    least = 1 if entry is None else 0
     groups = tuple(
-        UnitGroup(f"g{i}", "head" if i % 2 == 0 else "neuron", size, 0, (), ()) for i, size in enumerate(sizes)
+        UnitGroup(f"g{i}", "head" if i % 2 == 0 else "neuron", size, 0, (), (), min_keep=least)
+        for i, size in enumerate(sizes)
     )
     space = UnitSpace("toy", groups)
     terms = [
         Term(f"g{i}", size * price, (f"g{i}",)) for i, (size, price) in enumerate(zip(sizes, prices, strict=True))
     ]
+    terms += [Term("there", entry, (), there=group.name) for group in groups if entry]
     for one, other in itertools.pairwise(groups) if joint else ():
         terms += [
             Term("map", joint * one.size**2, (one.name, one.name)),
@@ -49,19 +53,25 @@ PROBLEMS = st.tuples(
 
 
 @settings(max_examples=150)
-@given(PROBLEMS, st.floats(0.05, 0.99), st.sampled_from(sorted(SEARCHES)), st.integers(0, 5))
-def test_the_budget_is_never_exceeded_and_hardly_missed(raw, share, method, joint):
+@given(
+    PROBLEMS,
+    st.floats(0.05, 0.99),
+    st.sampled_from(sorted(SEARCHES)),
+    st.integers(0, 5),
+    st.one_of(st.none(), st.integers(0, 90)),
+)
+def test_the_budget_is_never_exceeded_and_hardly_missed(raw, share, method, joint, entry):
     sizes, head, neuron, seed = raw
     prices = [head if i % 2 == 0 else neuron for i in range(len(sizes))]
-    space, curves, cost = problem(sizes, prices, seed, joint)
-    least = cost(dict.fromkeys(space.sizes, 1))
+    space, curves, cost = problem(sizes, prices, seed, joint, entry)
+    least = cost({group.name: group.min_keep for group in space})
     if share * cost.dense < least:
         with pytest.raises(BudgetError, match="Ask for"):
             find(space, curves, cost, Budget(share), method)
         return
     kept = find(space, curves, cost, Budget(share), method)
     limit = Budget(share).limit(cost.dense)
-    assert all(1 <= kept[group.name] <= group.size for group in space)
+    assert all(group.min_keep <= kept[group.name] <= group.size for group in space)
     assert cost(kept) <= limit
     more = [{**kept, group.name: kept[group.name] + 1} for group in space if kept[group.name] < group.size]
     assert all(cost(counts) > limit for counts in more)
@@ -81,6 +91,23 @@ def test_lagrange_is_nearly_optimal(seed, share):
     feasible = [(total(counts), cost(dict(zip(space.sizes, counts, strict=True)))) for counts in choices]
     kept = find(space, curves, cost, Budget(share), "lagrange")
     best_with_less = min(value for value, price in feasible if price <= max(limit - 7, FIXED + 15))
+    assert total(kept.values()) <= best_with_less + 1e-9
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 999), st.floats(0.3, 0.95))
+def test_parts_go_where_that_is_best(seed, share):
+    """Against all choices, whole parts gone among them: at most the best with one part less of the budget."""
+    space, curves, cost = problem([4, 5, 3], [7, 3, 5], seed, entry=20)
+    limit = Budget(share).limit(cost.dense)
+
+    def total(counts):
+        return sum(float(curves[g.name].cost[g.size - k]) for g, k in zip(space, counts, strict=True))
+
+    choices = itertools.product(*(range(group.size + 1) for group in space))
+    feasible = [(total(counts), cost(dict(zip(space.sizes, counts, strict=True)))) for counts in choices]
+    kept = find(space, curves, cost, Budget(share), "lagrange")
+    best_with_less = min(value for value, price in feasible if price <= max(limit - 48, FIXED))
     assert total(kept.values()) <= best_with_less + 1e-9
 
 

@@ -13,7 +13,8 @@ from optin.errors import CheckpointError
 from optin.running.gating import gated, masks
 from optin.running.surgery import shrink
 from optin.space.plans import Cost, Plan
-from optin.space.units import Block, Cut, Gate, UnitGroup, UnitSpace
+from optin.space.removal import Cut
+from optin.space.units import Block, Gate, UnitGroup, UnitSpace
 from tests.networks import NEURONS, build, tokens
 
 BERT = build("bert")

@@ -230,10 +230,10 @@ def _rounding(dense: nn.Module, pruned: nn.Module, space: UnitSpace, plan: Plan,
     """Whether what differs in float32 is rounding, of which deep networks may make much: whether float64 agrees."""
     if next(dense.parameters()).dtype != torch.float32:
         return False
-    exact = [copy.deepcopy(network).double() for network in (dense, pruned)]
+    exact, small = (copy.deepcopy(network).double() for network in (dense, pruned))
     inputs = tree_map(lambda value: value.double() if _real(value) else value, sample)
     try:
-        difference, tolerance = _difference(*exact, space, plan, inputs)
+        difference, tolerance = _difference(exact, small, space, plan, inputs)
     except (*FAILURES, OptinError):  # a forward that makes float32 of its own, say
         return False
     return difference <= tolerance

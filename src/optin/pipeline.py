@@ -13,7 +13,7 @@ from torch import nn
 
 from .accounting import cost_in, costs, figures_of
 from .checks import check_fitting, check_inputs, check_merging, check_scores, checked_before, planned, self_check
-from .choosing.allocation import allocate, kept_units
+from .choosing.allocation import allocate, kept_units, searched
 from .choosing.latency import milliseconds, multiple_of
 from .choosing.merging_costs import token_costs
 from .choosing.within import smallest_within
@@ -225,6 +225,7 @@ def plan(
     recipe = limited(recipe, scores.provenance)
     space = describe_network(model, planned_inputs(model, scores, 2)).restricted(**recipe.limits)
     check_fitting(scores, space)
+    space = searched(space, recipe)
     target = cost_of(recipe.budget or "", "a plan without inputs")
     if recipe.tokens.merge != "none" and target.quantity != "MACs":
         raise InputError(f"token schedules are chosen under a budget of MACs, not of {target.quantity}.")

@@ -29,6 +29,7 @@ class Recipe:
         budget: see `optin.space.budget.Budget`; or a loss, see `optin.space.loss.Loss`.
         criterion: key of `CRITERIA` in `scoring/criteria.py`.
         search: key of `optin.choosing.search.SEARCHES`.
+        parts: let whole attentions and feed-forward layers go where that is the better choice, not units alone.
         rearrange: choose the units of each group anew for the counts found, by how their removals add up; needs
             scores of the fisher criterion.
         round_to: kept counts of neurons and channels are multiples of this; None takes what processors like
@@ -44,6 +45,7 @@ class Recipe:
     budget: str | None = None
     criterion: str = "compensated"
     search: str = "lagrange"
+    parts: bool = False
     rearrange: bool = False
     round_to: int | None = None
     length: int | None = None

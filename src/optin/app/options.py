@@ -53,6 +53,10 @@ Preset = Annotated[
 Compensate = Annotated[
     bool | None, typer.Option("--refit/--no-refit", "--compensate/--no-compensate", help="Refit what stays.")
 ]
+Parts = Annotated[
+    bool | None,
+    typer.Option("--parts/--no-parts", help="Let whole attentions and feed-forward layers go, where that is better."),
+]
 PerBatch = Annotated[
     int | None, typer.Option("--batch-size", help="Examples of a calibration or evaluation batch; 32 by default.")
 ]
@@ -102,6 +106,7 @@ OF_RECIPES: Mapping[str, tuple[str, Any]] = {
     "exclude": ("exclude", _text("Modules and groups that stay whole, with commas between.")),
     "only": ("only", _text("Modules and groups that alone may lose units, with commas between.")),
     "search": ("search", _text("How the budget is spent: lagrange (by default) or paper.")),
+    "parts": ("parts", Parts),
     "compensate": ("refit__enabled", Compensate),
     "round_to": ("round_to", _count("Kept neurons and channels are multiples of this.")),
     "latency_batch": ("latency_batch", _count("Examples in the forward that a budget of latency is for.")),
@@ -143,7 +148,7 @@ PANELS: Mapping[str, str] = {  # under which heading the help shows an option
     for panel, names in {
         "Model and data": "task data share text text_pair label tile limit examples per_batch max_length length"
         " scores plan reference teacher lm_eval",
-        "Budget": "budget round_to latency_batch",
+        "Budget": "budget parts round_to latency_batch",
         "Method": "recipe preset criterion exclude only search compensate seed"
         " epochs batch_size learning_rate head_only",
         "Hardware": "device threads dtype batch engine address",

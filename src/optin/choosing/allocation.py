@@ -24,6 +24,13 @@ def kept_units(scores: Scores, kept: Mapping[str, int], recipe: Recipe) -> dict[
     return {name: rearranged(scores.curves[name], scores.gradients[name], count) for name, count in kept.items()}
 
 
+def searched(space: UnitSpace, recipe: Recipe) -> UnitSpace:
+    """What may go: units, and whole parts if the recipe says so, but no heads by which tokens merge."""
+    if not recipe.parts:
+        return space
+    return space.by_parts(space.tokens.heads if space.tokens and recipe.tokens.merge != "none" else ())
+
+
 def check_search(recipe: Recipe) -> None:
     """Refuse a search that there is not, or that cannot choose tokens.
 

@@ -7,32 +7,27 @@ kept of group g, and P ranging over the sets of groups that meet in one module o
 
 Every block, and the rest of the network, is timed inside the whole forward of networks cut to many sizes, each group
 to sizes of its own. What has no MACs, such as pooling, grows with the units as well: it is timed with the block
-before it. All times are divided by those of the dense network just before and after, as a machine may slow down
-meanwhile. The coefficients, one set for all blocks of one make, are a least-squares fit, weakly regularised towards
-times in proportion to the MACs, which determines what the sizes leave open. They are terms of a `CostModel`, which
-any search can spend.
+before it. A part that may go as a whole takes a time for being there at all, whatever its share. All times are
+divided by those of the dense network just before and after, as a machine may slow down meanwhile. The coefficients,
+one set for all blocks of one make, are a least-squares fit, weakly regularised towards times in proportion to the
+MACs, which determines what the sizes leave open. They are terms of a `CostModel`, which any search can spend.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import math
-import platform
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Container
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..errors import OptinError
 from ..running.batch import Batch
 from ..running.cost import CostModel, Term
 from ..running.modules import call, device_of, hooks, inference_mode_of
@@ -40,17 +35,17 @@ from ..running.surgery import shrink
 from ..space.budget import PER_MS
 from ..space.plans import Cost, Plan
 from ..space.units import UnitGroup, UnitSpace, lies_in
-from ..support.files import cache_folder, read_json, write_text
 from ..support.progress import Track, silent
+from .timed import keep_terms, kept_terms, key_of
 
-METHOD = 2  # which way of measuring and fitting stored times are of: to be counted up when that changes
+METHOD = 3  # which way of measuring and fitting stored times are of: to be counted up when that changes
 SIZES = 16  # networks that are timed
 SECONDS = 0.5  # that the forwards of each of them take together, about
 FEWEST = 3  # forwards of each of them at least
 PRIOR = 1e-2  # weight of times in proportion to the MACs, against one timed network
 MULTIPLE = 16  # that processors like sizes to be of
-MOST = 10**18  # picoseconds: ten days
 REST = ""  # what lies in no block
+THERE = " there"  # marks the share of a part that may go as none or all
 
 Groups = tuple[str, ...]
 
@@ -66,13 +61,11 @@ def latency_cost(
         macs: of the same network: which groups meet in which module.
         inputs: keyword inputs; the latency is that of as many examples of the same size.
     """
-    key = _key(model, space, inputs)
-    file = cache_folder() / "latency" / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.json"
-    terms = _stored(file, key, space)
+    key = key_of(model, space, inputs) | {"method": METHOD, "multiple": MULTIPLE}
+    terms = kept_terms(key, space)
     if terms is None:
         terms = fitted(model, space, macs, inputs, track)
-        rows = [[term.module, term.amount, list(term.groups)] for term in terms]
-        write_text(file, json.dumps({"key": key, "terms": rows}) + "\n")
+        keep_terms(key, terms)
     return CostModel("latency", space.sizes, tuple(terms))
 
 
@@ -112,13 +105,21 @@ def fitted(model: nn.Module, space: UnitSpace, macs: CostModel, inputs: Batch, t
     terms: list[Term] = []
     for make in _of_one_make(model, space, runs, groups, meetings):
         names = {block: dict(zip(groups[make[0]], groups[block], strict=True)) for block in make}
+        there = {f"{name}{THERE}": name for name in groups[make[0]] if not space[name].min_keep}
         found = coefficients(
-            [{name: share[own] for name, own in names[block].items()} for block in names for share in shares],
+            [
+                {name: share[own] for name, own in names[block].items()}
+                | {mark: float(share[names[block][name]] > 0) for mark, name in there.items()}
+                for block in names
+                for share in shares
+            ],
             [sum(spent[name] for name in runs[block]) for block in names for spent in times],
-            meetings[make[0]],
+            meetings[make[0]] | {(mark,): 0 for mark in there},
         )
         terms += [
-            Term(block, amount, tuple(own[name] for name in together))
+            Term(block, amount, (), there=own[there[together[0]]])
+            if together and together[0] in there
+            else Term(block, amount, tuple(own[name] for name in together))
             for block, own in names.items()
             for together, amount in found.items()
         ]
@@ -291,52 +292,3 @@ class _Stopwatch:
 
     def stop(self, module: nn.Module, args: object, output: object) -> None:
         self.total += now(self.device) - self.started
-
-
-def _key(model: nn.Module, space: UnitSpace, inputs: Batch) -> dict[str, object]:
-    """What the latency of a network depends on."""
-    device = device_of(model)
-    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
-    return {
-        "architecture": space.architecture,
-        "parameters": [[name, str(value.dtype), list(value.shape)] for name, value in model.named_parameters()],
-        "channels_last": [name for name, value in model.named_parameters() if _channels_last(value)],
-        "attention": getattr(getattr(model, "config", None), "_attn_implementation", None),
-        "inputs": {name: _form(value) for name, value in inputs.items()},
-        "machine": [platform.node(), platform.machine(), str(device), kind],
-        "threads": torch.get_num_threads(),
-        "method": METHOD,
-        "multiple": MULTIPLE,
-        "torch": torch.__version__,
-    }
-
-
-def _channels_last(value: Tensor) -> bool:
-    return value.dim() == 4 and not value.is_contiguous() and value.is_contiguous(memory_format=torch.channels_last)
-
-
-def _form(value: object) -> object:
-    """Of an input: its shape, type and memory format, or what it is."""
-    if not isinstance(value, Tensor):
-        return value
-    return [list(value.shape), str(value.dtype), _channels_last(value)]
-
-
-def _stored(file: Path, key: dict[str, object], space: UnitSpace) -> list[Term] | None:
-    """The terms that a file holds for this key; None if it holds anything else than optin writes."""
-    try:
-        data = read_json(file)
-    except OptinError:
-        return None
-    if not isinstance(data, dict) or data.get("key") != key or not isinstance(data.get("terms"), list):
-        return None
-    fits = all(_is_term(row, space) for row in data["terms"])
-    return [Term(module, amount, tuple(groups)) for module, amount, groups in data["terms"]] if fits else None
-
-
-def _is_term(row: object, space: UnitSpace) -> bool:
-    if not isinstance(row, list) or len(row) != 3:
-        return False
-    module, amount, groups = row
-    known = isinstance(groups, list) and all(isinstance(name, str) and name in space.sizes for name in groups)
-    return known and isinstance(module, str) and type(amount) is int and 0 <= amount < MOST

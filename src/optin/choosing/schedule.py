@@ -156,12 +156,12 @@ def _in_turns(
     schedule: tuple[int, ...] = (0,) * len(tokens.blocks)
     kept: dict[str, int] = {}
     for _ in range(ROUNDS):
-        kept = cheapest(choices, cost.merged(schedule).prices(cost.sizes), mu)
+        kept = cheapest(choices, cost.merged(schedule).prices(cost.sizes), mu, cost.entry)
         chosen = _schedule(mu, kept, steps, cost, tokens)
         if chosen == schedule:
             break
         schedule = chosen
-    return cheapest(choices, cost.merged(schedule).prices(cost.sizes), mu), schedule
+    return cheapest(choices, cost.merged(schedule).prices(cost.sizes), mu, cost.entry), schedule
 
 
 def _schedule(

@@ -128,16 +128,17 @@ def lagrange(
 
 def _within(limit: int, choices: Mapping[str, Choices], prices: Mapping[str, int], cost: CostModel) -> dict[str, int]:
     """What is cheapest at the least multiplier that keeps to the limit, by bisection."""
+
+    def at(mu: float) -> dict[str, int]:
+        return cheapest(choices, prices, mu, cost.entry)
+
     low, high = 0.0, 1e-12
-    while cost(cheapest(choices, prices, high)) > limit:
+    while cost(at(high)) > limit:
         low, high = high, high * 8
     for _ in range(100):
         middle = (low + high) / 2
-        if cost(cheapest(choices, prices, middle)) > limit:
-            low = middle
-        else:
-            high = middle
-    return cheapest(choices, prices, high)
+        low, high = (middle, high) if cost(at(middle)) > limit else (low, middle)
+    return at(high)
 
 
 def total_cost(kept: Mapping[str, int], choices: Mapping[str, Choices]) -> float:
@@ -145,12 +146,21 @@ def total_cost(kept: Mapping[str, int], choices: Mapping[str, Choices]) -> float
     return sum(float(choice.cost[int((choice.counts == kept[name]).nonzero())]) for name, choice in choices.items())
 
 
-def cheapest(choices: Mapping[str, Choices], prices: Mapping[str, int], mu: float) -> dict[str, int]:
-    """The count of each group that minimises its cost + mu * price."""
-    return {
-        name: int(choice.counts[torch.argmin(choice.cost + mu * prices[name] * choice.counts)])
-        for name, choice in choices.items()
-    }
+def cheapest(
+    choices: Mapping[str, Choices], prices: Mapping[str, int], mu: float, entry: Mapping[str, int]
+) -> dict[str, int]:
+    """The count of each group that minimises its cost + mu * price.
+
+    Args:
+        prices: of a unit.
+        entry: of the first one beside that, see `CostModel.entry`.
+    """
+
+    def best(name: str, choice: Choices) -> int:
+        price = prices[name] * choice.counts + entry[name] * (choice.counts > 0)
+        return int(choice.counts[torch.argmin(choice.cost + mu * price)])
+
+    return {name: best(name, choice) for name, choice in choices.items()}
 
 
 def fill(kept: dict[str, int], choices: Mapping[str, Choices], cost: CostModel, limit: int) -> dict[str, int]:
@@ -168,6 +178,7 @@ def fill(kept: dict[str, int], choices: Mapping[str, Choices], cost: CostModel, 
             if place + 1 == len(choice.counts):
                 continue
             price = prices[name] * int(choice.counts[place + 1] - choice.counts[place])
+            price += 0 if kept[name] else cost.entry[name]
             saved = float(choice.cost[place] - choice.cost[place + 1]) / max(price, 1)
             if price <= slack:
                 steps.append((-saved, name, int(choice.counts[place + 1])))
@@ -188,40 +199,44 @@ def paper(
     """
     prices = cost.prices(cost.sizes)
     least = {name: int(choice.counts[0]) for name, choice in choices.items()}
-    heads = _ranking([group for group in space if group.of.attention], curves, choices)
-    others = _ranking([group for group in space if not group.of.attention], curves, choices)
-    spent = torch.tensor([0] + [prices[name] * step for name, step, _ in others]).cumsum(0)
-    gained = torch.tensor([0.0] + [gain for _, _, gain in others], dtype=torch.float64).cumsum(0)
+    heads = _ranking([group for group in space if group.of.attention], choices)
+    others = _ranking([group for group in space if not group.of.attention], choices)
+
+    def price(name: str, step: int, first: bool) -> int:
+        return prices[name] * step + cost.entry[name] * first
+
+    spent = torch.tensor([0] + [price(name, step, first) for name, step, first, _ in others]).cumsum(0)
+    gained = torch.tensor([0.0] + [gain for *_, gain in others], dtype=torch.float64).cumsum(0)
     best: tuple[float, int, int] = (-math.inf, 0, 0)
     left, total = limit - cost(least), 0.0
     for count in range(len(heads) + 1):
         if count:
-            name, step, gain = heads[count - 1]
-            left, total = left - prices[name] * step, total + gain
+            name, step, first, gain = heads[count - 1]
+            left, total = left - price(name, step, first), total + gain
         if left < 0:
             break
         rest = int(torch.searchsorted(spent, left, right=True)) - 1
         best = max(best, (total + float(gained[rest]), count, rest))
     kept = dict(least)
-    for name, step, _ in heads[: best[1]] + others[: best[2]]:
+    for name, step, *_ in heads[: best[1]] + others[: best[2]]:
         kept[name] += step
     return fill(kept, choices, cost, limit)
 
 
-def _ranking(
-    groups: list[UnitGroup], curves: Mapping[str, Curve], choices: Mapping[str, Choices]
-) -> list[tuple[str, int, float]]:
-    """Steps beyond the least as (group, units, importance), most important per unit first.
+def _ranking(groups: list[UnitGroup], choices: Mapping[str, Choices]) -> list[tuple[str, int, bool, float]]:
+    """Steps beyond the least as (group, units, whether they are its first, importance), by importance per unit.
 
     No step of a group is ranked above one before it, so that a prefix of the ranking is a valid choice.
     """
-    ranked: list[tuple[float, tuple[str, int, float]]] = []
+    ranked: list[tuple[float, tuple[str, int, bool, float]]] = []
     for group in groups:
         counts, cost = choices[group.name].counts, choices[group.name].cost
         rank = math.inf
-        for units, gain in zip(counts.diff().tolist(), (-cost.diff()).tolist(), strict=True):
+        for before, units, gain in zip(
+            counts.tolist(), counts.diff().tolist(), (-cost.diff()).tolist(), strict=False
+        ):
             rank = min(rank, gain / units)
-            ranked.append((rank, (group.name, units, gain)))
+            ranked.append((rank, (group.name, units, before == 0, gain)))
     return [step for _, step in sorted(ranked, key=lambda entry: -entry[0])]
 
 

@@ -14,7 +14,8 @@ from ..errors import ArchitectureError
 from ..running.batch import size_of
 from ..running.modules import call, forget, inference_mode_of, shared_names
 from ..running.tensors import kind_of, tensors_of
-from ..space.units import Argument, Block, Gate, Product, Tap, UnitGroup, UnitSpace, lies_in
+from ..space.removal import Argument
+from ..space.units import Block, Gate, Product, Tap, UnitGroup, UnitSpace, lies_in
 from ..support.untyped import Foreign
 from .blocks import behind, chain, cover, listed
 from .found import RETURNED, Found, found, say_unread

@@ -13,7 +13,8 @@ from ..running.consumers import is_convolution, out_axis, stored_transposed
 from ..running.experts import EXPERT, ExpertMap, Experts
 from ..running.tensors import hidden_of
 from ..running.twins import TWINS
-from ..space.units import KINDS, Argument, Cut, Gate, Tap, UnitGroup, UnitKind
+from ..space.removal import Argument, Cut
+from ..space.units import KINDS, Gate, Tap, UnitGroup, UnitKind
 from .found import Found, Group
 from .tracking import Tracking
 

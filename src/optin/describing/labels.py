@@ -21,6 +21,7 @@ from ..running.merging import all_tokens
 from ..running.modules import device_of, inference_mode_of
 from ..running.replay import check_replay
 from ..space.units import Product, UnitSpace
+from .absences import kept_for_caches, with_absences
 from .description import counted, described
 from .large import by_blocks, without_masks
 from .remembered import shaken, single, with_attributes
@@ -87,12 +88,13 @@ def _described(model: nn.Module, inputs: Mapping[str, object], architecture: str
             space = described(model, inputs, architecture)
             trial, inputs = shaken(model), {name: single(value) for name, value in inputs.items()}
             kept, whole = with_attributes(trial, space, inputs)
+            kept = with_absences(trial, kept, inputs)
             kept = dataclasses.replace(kept, tokens=token_space(trial, kept, inputs))
     if not len(kept):
         name, reason = next(iter(whole.items()))
         raise ArchitectureError(f"nothing can be cut from this {type(model).__name__}: {reason} ({name}).")
     products = tuple(product.without(whole) for product in kept.products)
-    kept = dataclasses.replace(kept, products=products, whole={**kept.whole, **whole})
+    kept = kept_for_caches(model, dataclasses.replace(kept, products=products, whole={**kept.whole, **whole}))
     if kept.chained or kept.of_maps:  # what is alive behind each block was followed
         return kept
     return dataclasses.replace(kept, chained=_chained(model, kept, inputs))

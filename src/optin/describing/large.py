@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ..running.modules import call, device_of, hooks, inference_mode_of
 from ..space.units import UnitGroup, UnitSpace, lies_in, pattern
 from ..support.untyped import Arguments, Hook
+from .absences import with_absences
 from .remembered import shaken, single, with_attributes
 
 STEP = 7  # places by which one row of a weight is moved against the one before
@@ -58,6 +59,7 @@ def by_blocks(model: nn.Module, space: UnitSpace, inputs: Mapping[str, object]) 
         module = model.get_submodule(first)
         trial = _drawn(module) if device_of(module).type == "meta" else shaken(module)
         kept, reasons = with_attributes(trial, part, given[first])
+        kept = with_absences(trial, kept, given[first])
         for block in blocks:
             for group, tried in zip(inside[block], part, strict=True):
                 if tried.name in reasons:
@@ -117,7 +119,10 @@ def _tried(group: UnitGroup, tried: UnitGroup, block: str) -> UnitGroup:
 
     attributes = tuple(dataclasses.replace(one, module=path(one.module)) for one in tried.attributes)
     twins = tuple(map(path, tried.twins))
-    return dataclasses.replace(group, attributes=attributes, twins=twins, min_keep=tried.min_keep)
+    absence = tried.absence and dataclasses.replace(
+        tried.absence, module=path(tried.absence.module), consumer=path(tried.absence.consumer)
+    )
+    return dataclasses.replace(group, attributes=attributes, twins=twins, min_keep=tried.min_keep, absence=absence)
 
 
 def _given(model: nn.Module, blocks: Sequence[str], inputs: Mapping[str, object]) -> dict[str, dict[str, object]]:

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from ..running.modules import forget, inference_mode_of
 from ..running.surgery import is_settings
 from ..running.twins import TWINS
-from ..space.units import Attribute, UnitGroup, UnitSpace, pattern
+from ..space.removal import Attribute
+from ..space.units import UnitGroup, UnitSpace, pattern
 from ..support.untyped import Foreign
 from .trial import Chosen, _outputs, _Trial
 
@@ -109,7 +110,7 @@ def shaken(model: nn.Module) -> nn.Module:
     with torch.no_grad():
         for parameter in trial.parameters():
             noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)
-            if parameter.dim() > 1:
+            if parameter.dim() > 1 and parameter.numel():
                 parameter.copy_(noise / parameter[0].numel() ** 0.5)
             else:
                 parameter.add_(0.1 * noise)

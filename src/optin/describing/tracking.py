@@ -24,7 +24,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ..running.cost import PRODUCTS
 from ..running.experts import Experts
 from ..running.twins import MultiheadAttention
-from ..space.units import Argument
+from ..space.removal import Argument
 from ..support.untyped import Hook
 from .classes import Classes, compressed, varying
 from .records import Call, Forbidden, Given, Made, Product, Step, Sum, Weight

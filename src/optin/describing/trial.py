@@ -15,20 +15,25 @@ from ..running.modules import call, device_of, inference_mode_of
 from ..running.surgery import read_count, shrink, write_count
 from ..running.tensors import tensors_of
 from ..space.plans import Cost, Plan
-from ..space.units import Attribute, UnitSpace
+from ..space.removal import Attribute
+from ..space.units import UnitSpace
 
 EQUAL = 1e-4  # of the largest output
 
+Keep = Mapping[str, tuple[int, ...]]
 Chosen = Mapping[str, Sequence[Attribute]]
 
 
 class _Trial:
-    """The network cut twice, to half of all units and to other numbers in every second group, beside itself gated.
+    """The network cut to some plans beside itself gated.
 
-    Of groups that lie in one parameter every second one is cut otherwise too: what splits it must follow each.
+    By default these are two, half of all units and other numbers in every second group. Of groups that lie in one
+    parameter every second one is cut otherwise too: what splits it must follow each.
     """
 
-    def __init__(self, model: nn.Module, space: UnitSpace, inputs: Mapping[str, object]) -> None:
+    def __init__(
+        self, model: nn.Module, space: UnitSpace, inputs: Mapping[str, object], keeps: Sequence[Keep] = ()
+    ) -> None:
         self.inputs = inputs
         self.cut: list[tuple[nn.Module, dict[str, int], list[Tensor]]] = []
         half = {group.name: tuple(range(0, group.size, 2)) for group in space}
@@ -37,7 +42,7 @@ class _Trial:
             group.name: tuple(range(group.size - 1 if place % 2 else min((group.size + 1) // 2 + 1, group.size - 1)))
             for group, place in zip(space, _turns(space), strict=True)
         }
-        for keep in (half, apart):
+        for keep in keeps or (half, apart):
             plan = _plan(space, keep)
             with inference_mode_of(model), gated(model, space, masks(model, plan)):
                 expected = _outputs(model, inputs)
@@ -92,7 +97,7 @@ def _turns(space: UnitSpace) -> Iterator[int]:
         yield turn
 
 
-def _plan(space: UnitSpace, keep: Mapping[str, tuple[int, ...]]) -> Plan:
+def _plan(space: UnitSpace, keep: Keep) -> Plan:
     return Plan(space.architecture, space.sizes, dict(keep), Cost(1, 1), Cost(1, 1), 1)
 
 

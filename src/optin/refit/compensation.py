@@ -52,6 +52,7 @@ def compensate(
         if weights is None:
             weights = sensitivities(job, store)
         made = makers(dense, space, job.first) if refit.makers else {}
+        made = {module: group for module, group in made.items() if keep[group.name]}
         outputs, tied = _outputs_kept(dense, space, keep, made), any(group.shared for group in space)
         of = _of_readers(weights, {module: group.gates[0].module for module, group in made.items()})
         whole = with_makers(space, made)
@@ -278,7 +279,7 @@ class _Walk:
     def _update(self, gate: Gate, folds: Folds) -> None:
         model, ridge = self.models["pruned"], self.options.ridge
         module = model.get_submodule(gate.module)
-        if self.options.kind == "scales":
+        if self.options.kind == "scales" and matrix(module).shape[1]:
             change = folds.rescaled(matrix(module), features_per_unit(module, gate), ridge)
             add(model, gate, change, change.new_zeros(len(change)))
         else:

@@ -15,7 +15,8 @@ from torch import nn
 from ..running.batch import Batch
 from ..running.modules import call, inference_mode_of
 from ..running.replay import Recorder
-from ..space.units import Cut, Gate, Tap, UnitGroup, UnitSpace
+from ..space.removal import Cut
+from ..space.units import Gate, Tap, UnitGroup, UnitSpace
 
 
 def makers(model: nn.Module, space: UnitSpace, batch: Batch) -> dict[str, UnitGroup]:

@@ -25,6 +25,8 @@ def refit(moments: Moments, ridge: float, *, bias: bool) -> tuple[Float[Tensor, 
     Returns:
         dW of shape (targets, features) and db of shape (targets,), zero without a bias.
     """
+    if not moments.features:  # of a part that is gone a constant is left
+        return moments.cross[:-1].mT, moments.cross[-1] * float(bias)
     size = None if bias else -1  # the leading block has the leading block of the factor
     factor = factored(moments.second, ridge)[:size, :size]
     solution = torch.cholesky_solve(moments.cross[:size], factor).mT

@@ -30,7 +30,9 @@ def cache_bytes(model: nn.Module, inputs: Batch) -> int | None:
     with inference_mode_of(model), contextlib.suppress(*FAILURES):  # a forward that takes no `use_cache`, say
         cache = getattr(call(model, {**inputs, "use_cache": True}), "past_key_values", None)
     layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", ())
-    kept = [value for layer in layers for value in (getattr(layer, "keys", None), getattr(layer, "values", None))]
+    # A layer whose attention is gone has a place in the cache that was never filled.
+    filled = [layer for layer in layers if getattr(layer, "is_initialized", True)]
+    kept = [value for layer in filled for value in (getattr(layer, "keys", None), getattr(layer, "values", None))]
     known = [value for value in kept if isinstance(value, Tensor) and value.dim() == 4]
     if not known or len(known) < len(kept):
         return None

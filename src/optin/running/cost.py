@@ -13,6 +13,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from ..errors import ArchitectureError, BudgetError
-from ..space.units import Tap, TokenSpace, UnitSpace
+from ..space.units import Tap, TokenSpace, UnitSpace, lies_in
 from .merging import all_tokens, merging_of, most
 from .modules import call, inference_mode_of, stored_tensors
 from .replay import Recorder
@@ -39,6 +40,7 @@ class Term:
     Attributes:
         block: the place, in the network's token space, of the block that it lies in.
         power: it also grows with this power of the tokens there.
+        there: a group without which there is none of it, whatever its share.
     """
 
     module: str
@@ -46,6 +48,7 @@ class Term:
     groups: tuple[str, ...]
     block: int | None = None
     power: int = 0
+    there: str | None = None
 
 
 @dataclass(frozen=True)
@@ -140,8 +143,17 @@ class CostModel:
             amount = amount // self.sizes[name] * kept[name]
         return amount * times
 
+    @cached_property
+    def entry(self) -> dict[str, int]:
+        """What the first unit of each group costs at most beside its share: that the part runs at all."""
+        costs = dict.fromkeys(self.sizes, 0)
+        for term in self.terms:
+            if term.there is not None:
+                costs[term.there] += term.amount
+        return costs
+
     def _scaled(self, term: Term, kept: Mapping[str, int]) -> int:
-        amount = term.amount
+        amount = term.amount if term.there is None or kept[term.there] else 0
         for group in term.groups:
             amount = amount // self.sizes[group] * kept[group]
         return amount
@@ -216,12 +228,13 @@ def mac_cost(model: nn.Module, space: UnitSpace, inputs: Mapping[str, object]) -
             f"{len(space.products)} at the size that it was described at: what it computes depends on lengths, "
             "padding or values, and its costs cannot be told. Try batches of inputs of one length, without padding."
         )
-    place = _places(space)
+    place, part = _places(space), _parts(space)
     found: dict[Term, int] = defaultdict(int)
     for amount, product in zip(amounts.macs, space.products, strict=True):
-        block, power = place(product.module), 2 if product.pairs else 1
+        block, power, there = place(product.module), 2 if product.pairs else 1, part(product.module)
         for term in _shared(product.module, amount, product.parts):
-            found[dataclasses.replace(term, amount=0, block=block, power=power)] += term.amount
+            beside = None if there in term.groups else there
+            found[dataclasses.replace(term, amount=0, block=block, power=power, there=beside)] += term.amount
     terms = [dataclasses.replace(term, amount=amount) for term, amount in found.items()]
     rest = counted - sum(amounts.macs)
     if rest < 0:
@@ -291,3 +304,13 @@ def _places(space: UnitSpace) -> Callable[[str], int | None]:
         return next((blocks[name] for name in blocks if module.startswith(f"{name}.")), None)
 
     return place
+
+
+def _parts(space: UnitSpace) -> Callable[[str], str | None]:
+    """The group without which a module does not run; None of those that always do."""
+    absences = {group.absence.module: group.name for group in space if group.absence is not None}
+
+    def part(module: str) -> str | None:
+        return next((name for path, name in absences.items() if lies_in(module, path)), None)
+
+    return part

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..space.plans import Plan
-from ..space.units import Argument, Attribute, UnitGroup, UnitSpace
+from ..space.removal import Argument, Attribute
+from ..space.units import UnitGroup, UnitSpace
 from ..support.untyped import Arguments, Foreign
+from .absent import can_pass_over, pass_over
 from .modules import forget, tensor_of
 from .twins import become_twin, twin_of
 
@@ -82,6 +84,9 @@ def _cut(model: nn.Module, name: str, dim: int, mask: Tensor) -> None:
 
 
 def _adjust(model: nn.Module, group: UnitGroup, units: tuple[int, ...]) -> None:
+    if group.absence is not None and not units:
+        pass_over(model, group.absence)
+        return
     for attribute in group.attributes:
         write_count(model, attribute, len(units) * attribute.per_unit)
         module: object = model.get_submodule(attribute.module)
@@ -168,6 +173,7 @@ def fits(model: nn.Module, space: UnitSpace) -> bool:
     held = [attribute.module for group in space for attribute in group.attributes]
     held += [argument.module for group in space for argument in group.arguments]
     held += [path for group in space for path in group.twins]
+    held += [path for group in space if group.absence for path in (group.absence.module, group.absence.consumer)]
     return tensors.issuperset(named) and modules.issuperset(held)
 
 
@@ -192,6 +198,8 @@ def check_description(model: nn.Module, space: UnitSpace) -> None:
                     f"the description sets {attribute.name!r:.40} of {attribute.module!r:.80}, which is no count of "
                     f"the units of {group.name!r:.80}."
                 )
+        if group.absence is not None and not can_pass_over(model, group, group.absence):
+            raise CheckpointError(f"the description passes over {group.absence.module!r:.80}, which is no part.")
         for path in group.twins:
             if type(model.get_submodule(path)).__module__.startswith("torch.") and not twin_of(
                 model.get_submodule(path)

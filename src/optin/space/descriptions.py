@@ -11,7 +11,8 @@ from dataclasses import astuple
 
 from ..errors import CheckpointError
 from ..support.untyped import Figures, Json
-from .units import Argument, Attribute, Cut, TokenSpace, UnitGroup, UnitSpace
+from .removal import Absence, Argument, Attribute, Cut
+from .units import TokenSpace, UnitGroup, UnitSpace
 
 MOST = 10**9  # entries of an axis
 AXES = 8
@@ -27,6 +28,8 @@ def to_dict(space: UnitSpace) -> Figures:
                 entry[name] = [_listed(value) for value in values]
         if group.twins:
             entry["twins"] = list(group.twins)
+        if group.absence is not None:
+            entry["absence"] = _listed(group.absence)
         groups[group.name] = entry
     tokens = space.tokens
     if tokens is None:
@@ -36,7 +39,7 @@ def to_dict(space: UnitSpace) -> Figures:
     return {"groups": groups, "tokens": places | rest}
 
 
-def _listed(value: Cut | Attribute | Argument) -> list[object]:
+def _listed(value: Cut | Attribute | Argument | Absence) -> list[object]:
     parts = astuple(value)
     return [list(part) if isinstance(part, tuple) else part for part in parts if part is not None]
 
@@ -74,7 +77,14 @@ def _group(name: str, data: Json, size: int) -> UnitGroup:
         for row in data.get("arguments", [])
     )
     twins = tuple(map(_text, data.get("twins", [])))
-    return UnitGroup(name, _text(data["kind"]), size, 0, cuts, (), attributes, arguments, twins=twins)
+    absence = _absence(data["absence"]) if "absence" in data else None
+    return UnitGroup(
+        name, _text(data["kind"]), size, 0, cuts, (), attributes, arguments, twins=twins, absence=absence
+    )
+
+
+def _absence(row: Json) -> Absence:
+    return Absence(_text(row[0]), _text(row[1]), _count(row[2], 0, AXES))
 
 
 def _cut(row: Json, size: int) -> Cut:

@@ -147,7 +147,7 @@ class Plan(Listed):
                 raise CheckpointError(
                     f"the plan's units of {name!r} must be distinct, ascending and below {group.size}."
                 )
-            if len(units) < group.min_keep:
+            if len(units) < group.min_keep and (units or group.least):
                 raise CheckpointError(f"the plan keeps {len(units)} units of {name!r}; {group.min_keep} must stay.")
 
         if not self.tokens:

@@ -13,11 +13,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from ..errors import InputError
 from ..support.listing import Listed, Listing
+from .removal import Absence, Argument, Attribute, Cut
 
 
 def lies_in(module: str, path: str) -> bool:
@@ -28,32 +26,6 @@ def lies_in(module: str, path: str) -> bool:
 def pattern(path: str) -> str:
     """The place of a module in its block: its path without the numbers of lists."""
     return re.sub(r"\b\d+\b", "N", path)
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """One axis of one parameter that shrinks with a group.
-
-    Unit `u` owns the indices `offset + u * block` up to `offset + (u + 1) * block` of that axis. A fused
-    query-key-value matrix is three cuts with three offsets. Where the units do not lie evenly, behind a shuffle of
-    channels, `entries` says which they own: `block` of each, unit by unit.
-    """
-
-    parameter: str
-    dim: int
-    block: int = 1
-    offset: int = 0
-    entries: tuple[int, ...] | None = None
-
-    def indices(self, size: int) -> Tensor:
-        """Which entries each of `size` units owns: shape (unit, block)."""
-        if self.entries is not None:
-            return torch.tensor(self.entries, device="cpu").view(size, self.block)
-        return self.offset + torch.arange(size * self.block, device="cpu").view(size, self.block)
-
-    def last(self, size: int) -> int:
-        """The last entry that any of `size` units owns."""
-        return self.offset + size * self.block - 1 if self.entries is None else max(self.entries)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,33 +56,6 @@ class Gate:
     shift: str | None = None
     examples: int = 0
     start: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Attribute:
-    """An integer attribute of a module that counts the units kept, times `per_unit`.
-
-    `place` is that of the integer in a tuple or list. A name with a dot is an entry of the settings that the module
-    holds, of which it gets a copy of its own.
-    """
-
-    module: str
-    name: str
-    per_unit: int = 1
-    place: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Argument:
-    """A tensor that a module is called with and that has one slice per unit along `dim`.
-
-    MPNet computes one position bias for all layers; each layer must pick the slices of its own heads.
-    """
-
-    module: str
-    name: str
-    position: int
-    dim: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +133,8 @@ class UnitGroup:
     `name` is that of the map that makes its units, or reads its heads. `layer` is the first block, in
     order of execution, in which the group works. `shared` says that it works in several blocks at once. `twins`
     are modules that compute with fewer units only as their twins (`running/twins.py`). What it keeps is a `multiple`,
-    where the kernels of its network take no other number.
+    where the kernels of its network take no other number. With an `absence` the whole of it may go, an attention or a
+    feed-forward layer.
     """
 
     name: str
@@ -203,6 +149,12 @@ class UnitGroup:
     min_keep: int = 1
     twins: tuple[str, ...] = ()
     multiple: int = 1
+    absence: Absence | None = None
+
+    @property
+    def least(self) -> int:
+        """The fewest units that a plan can keep."""
+        return self.min_keep if self.absence is None else 0
 
     @property
     def of(self) -> UnitKind:
@@ -300,6 +252,17 @@ class UnitSpace(Listed):
         if gone and len(gone) == len(self.groups):
             raise InputError("everything that could lose units is excluded: leave something out of 'exclude'.")
         return self._without(gone)
+
+    def by_parts(self, whole: Collection[str] = ()) -> UnitSpace:
+        """The description of a network that may lose whole parts.
+
+        Args:
+            whole: groups that keep units nonetheless.
+        """
+        groups = (
+            group if group.name in whole else dataclasses.replace(group, min_keep=group.least) for group in self
+        )
+        return dataclasses.replace(self, groups=tuple(groups))
 
     def _named(self, names: Iterable[str]) -> dict[str, str]:
         """The groups of some names, and those whose units modules of these names make or read."""
