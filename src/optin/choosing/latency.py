@@ -40,6 +40,7 @@ from .timed import keep_terms, kept_terms, key_of
 
 METHOD = 3  # which way of measuring and fitting stored times are of: to be counted up when that changes
 SIZES = 16  # networks that are timed
+PARTS = 2  # networks without parts of a kind, beside those
 SECONDS = 0.5  # that the forwards of each of them take together, about
 FEWEST = 3  # forwards of each of them at least
 PRIOR = 1e-2  # weight of times in proportion to the MACs, against one timed network
@@ -176,13 +177,19 @@ def _of_one_make(
 
 
 def sizes_to_time(space: UnitSpace) -> list[Plan]:
-    """The dense network, then others whose sizes are spread evenly over each group, in an order of its own."""
+    """The dense network, then others whose sizes are spread evenly over each group, in an order of its own.
+
+    Where whole parts may go, these too without all attentions and without all other parts, as often as `PARTS`.
+    """
     generator = torch.Generator().manual_seed(0)
     counts = {}
     for group in space:
         spread = torch.linspace(1, 0, SIZES)[1:][torch.randperm(SIZES - 1, generator=generator)]
         shares = [1.0, *spread.tolist()]
         counts[group.name] = [_count(group, share) for share in shares]
+        for attention in (True, False) * PARTS if any(not one.min_keep for one in space) else ():
+            gone = not group.min_keep and group.of.attention == attention
+            counts[group.name].append(0 if gone else group.size)
     return [
         Plan(
             space.architecture,
@@ -192,7 +199,7 @@ def sizes_to_time(space: UnitSpace) -> list[Plan]:
             Cost(0, 0),
             length=0,
         )
-        for index in range(SIZES)
+        for index in range(min(map(len, counts.values())))
     ]
 
 
