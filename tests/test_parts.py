@@ -36,7 +36,7 @@ WITHOUT = ("own:mlp", "own:unet")  # all that they have lies on the only way
 def plan_without(model, batches, which, others: float = 2 / 3) -> Plan:
     """A plan in which some parts are gone, of those that may go, and other groups keep some of their units."""
     scores = optin.score(model, batches, recipe=Recipe(criterion="magnitude"))
-    space = described_by(model, calibration_of(model, batches))
+    space = described_by(model, calibration_of(model, batches), parts=True)
     parts = [group.name for group in space if group.absence is not None]
     some = {group: int(others * group.size) // group.multiple * group.multiple for group in space}
     counts = {group.name: max(group.min_keep, count) for group, count in some.items()}
@@ -75,7 +75,7 @@ def test_networks_without_parts_are_pickled(bert, batches):
 @pytest.mark.parametrize("kind", ["bert", "vit", "mpnet", "distilbert"])
 def test_costs_are_those_that_torch_counts(kind):
     model = build(kind)
-    plan, space = plan_without(model, [inputs(model)], slice(None)), describe(model)
+    plan, space = plan_without(model, [inputs(model)], slice(None)), describe(model, parts=True)
     assert {group.kind for group in space if not plan.keep[group.name]} == {"head", "neuron"}
     shrink(model, space, plan)
     check_costs(model, plan)
@@ -86,7 +86,7 @@ def test_decoders_generate_with_their_caches_and_keep_less_in_them(kind):
     model, batch = built(kind), NETWORKS[kind].inputs()
     before = cache_bytes(model, batch)
     plan = plan_without(model, [batch], slice(None))
-    attentions = [group for group in describe(model, batch) if group.of.attention]
+    attentions = [group for group in describe(model, batch, parts=True) if group.of.attention]
     gone = [group for group in attentions if not plan.keep[group.name]]
     kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
     assert len(gone) >= len(attentions) - len(kinds) and plan.keep[attentions[0].name], "the first of a kind stays"
@@ -100,7 +100,7 @@ def test_decoders_generate_with_their_caches_and_keep_less_in_them(kind):
 
 
 def test_what_lies_on_the_only_way_is_no_part(bert, batches):
-    space = describe(bert, {name: value[:2] for name, value in batches[0].items()})
+    space = describe(bert, {name: value[:2] for name, value in batches[0].items()}, parts=True)
     assert space["bert.pooler.dense"].absence is None, "a classifier that reads nothing tells nothing apart"
     assert all(group.absence is not None for group in space if group.name != "bert.pooler.dense")
 
@@ -168,7 +168,7 @@ def test_a_stored_plan_reaches_nothing_but_parts(bert, batches, place, tmp_path)
 def test_a_part_that_takes_its_time_whatever_its_share_costs_that(bert, batches, monkeypatch):
     """Times of a made-up machine, on which each part takes 100 for being there and 1 for each of its units."""
     batch = {name: value[:2] for name, value in batches[0].items()}
-    space = describe(bert, batch).by_parts()
+    space = describe(bert, batch, parts=True).by_parts()
     macs, _ = costs(bert, space, 9)
 
     def times(model, space, plans, inputs, track):

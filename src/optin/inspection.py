@@ -112,17 +112,18 @@ def calibration_of(model: nn.Module, batches: Iterable[object]) -> Batches:
     return Batches.of(batches, device_of(model), forward_names(model), partial(completed, model))
 
 
-def described_by(model: nn.Module, calibration: Batches) -> UnitSpace:
+def described_by(model: nn.Module, calibration: Batches, *, parts: bool = False) -> UnitSpace:
     """The description of a network from two of its calibration inputs."""
     sample = calibration.sample()
     check_sample(model, sample, next(iter(calibration)))
-    return describe_network(model, sample)
+    return describe_network(model, sample, parts=parts)
 
 
 def described_for(model: nn.Module, plan: Plan, calibration: Batches | None) -> UnitSpace:
     """The network that a plan is for, without what was excluded from it."""
+    parts = not all(plan.keep.values())
     if calibration is None:
-        space = describe_network(model, planned_inputs(model, plan, 2))
+        space = describe_network(model, planned_inputs(model, plan, 2), parts=parts)
     else:
-        space = described_by(model, calibration)
+        space = described_by(model, calibration, parts=parts)
     return space.restricted(**limits_of(plan.provenance))

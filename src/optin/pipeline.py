@@ -223,7 +223,7 @@ def plan(
     recipe = budgeted(recipe_of(recipe, budget=budget))
     check_scores(model, scores)
     recipe = limited(recipe, scores.provenance)
-    space = describe_network(model, planned_inputs(model, scores, 2)).restricted(**recipe.limits)
+    space = describe_network(model, planned_inputs(model, scores, 2), parts=recipe.parts).restricted(**recipe.limits)
     check_fitting(scores, space)
     space = searched(space, recipe)
     target = cost_of(recipe.budget or "", "a plan without inputs")

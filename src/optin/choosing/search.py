@@ -95,6 +95,7 @@ def limit_of(budget: Budget, cost: CostModel, choices: Mapping[str, Choices]) ->
     least = {name: int(choice.counts[0]) for name, choice in choices.items()}
     if cost(least) > limit:
         share = 100 * cost(least) / cost.dense
+        stays = "one unit per group" if all(least.values()) else "what is no part"
         if share > 99.9:
             raise BudgetError(
                 f"a budget of {budget} cannot be reached: without its units this model costs no less "
@@ -103,7 +104,7 @@ def limit_of(budget: Budget, cost: CostModel, choices: Mapping[str, Choices]) ->
             )
         raise BudgetError(
             f"a budget of {budget} cannot be reached: this model keeps at least {shown(cost(least), cost.quantity)} "
-            f"({share:.1f}% of {shown(cost.dense, cost.quantity)}: embeddings, head and one unit per group). "
+            f"({share:.1f}% of {shown(cost.dense, cost.quantity)}: embeddings, head and {stays}). "
             f"Ask for {math.ceil(share * 10) / 10:g}% {cost.quantity} or more."
         )
     return limit

@@ -44,13 +44,14 @@ def architecture_of(model: nn.Module) -> str:
 
 
 @on_twins
-def describe(model: nn.Module, inputs: Mapping[str, object] | None = None) -> UnitSpace:
+def describe(model: nn.Module, inputs: Mapping[str, object] | None = None, *, parts: bool = False) -> UnitSpace:
     """What can be removed from a network.
 
     Args:
         model: any module, with its weights.
         inputs: keyword inputs of two examples; without them some are made by the network's configuration and the
             names of its arguments, where these say enough.
+        parts: say too which groups may go as a whole, which takes longer to find.
 
     Raises:
         InputError: no network, or one in a wrapper.
@@ -58,12 +59,12 @@ def describe(model: nn.Module, inputs: Mapping[str, object] | None = None) -> Un
             network's own; the message names what stands in the way.
     """
     check_network(model)
-    space = _describe(model, inputs)
+    space = _describe(model, inputs, parts)
     check_shared(model, space)
     return space
 
 
-def _describe(model: nn.Module, inputs: Mapping[str, object] | None) -> UnitSpace:
+def _describe(model: nn.Module, inputs: Mapping[str, object] | None, parts: bool) -> UnitSpace:
     known = architectures()
     name = next((name for name in (architecture_of(model), type(model).__name__) if name in known), None)
     # While a network without weights is made, ours are on the CPU still.
@@ -72,7 +73,7 @@ def _describe(model: nn.Module, inputs: Mapping[str, object] | None) -> UnitSpac
         if inputs is None:
             inputs = _made_up(real)
         if name is None:
-            return labels.describe(real, inputs, architecture_of(model))
+            return labels.describe(real, inputs, architecture_of(model), parts=parts)
         space = known[name](real, inputs)
         return (
             space if space.products else dataclasses.replace(space, products=labels.products_of(real, space, inputs))

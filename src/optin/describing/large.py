@@ -35,8 +35,10 @@ def without_masks(inputs: Mapping[str, object]) -> Arguments:
     }
 
 
-def by_blocks(model: nn.Module, space: UnitSpace, inputs: Mapping[str, object]) -> tuple[UnitSpace, dict[str, str]]:
-    """As `remembered.with_attributes`, of one block of every kind."""
+def by_blocks(
+    model: nn.Module, space: UnitSpace, inputs: Mapping[str, object], parts: bool = False
+) -> tuple[UnitSpace, dict[str, str]]:
+    """As `remembered.with_attributes`, and for `parts` as `absences.with_absences`, of one block of every kind."""
     inside: dict[str, list[UnitGroup]] = {block: [] for block in space.body}
     whole: dict[str, str] = {}
     for group in space:
@@ -59,7 +61,7 @@ def by_blocks(model: nn.Module, space: UnitSpace, inputs: Mapping[str, object]) 
         module = model.get_submodule(first)
         trial = _drawn(module) if device_of(module).type == "meta" else shaken(module)
         kept, reasons = with_attributes(trial, part, given[first])
-        kept = with_absences(trial, kept, given[first])
+        kept = with_absences(trial, kept, given[first]) if parts else kept
         for block in blocks:
             for group, tried in zip(inside[block], part, strict=True):
                 if tried.name in reasons:
