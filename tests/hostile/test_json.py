@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import optin
 from optin.app.commands import run_report
 from optin.app.placement import Placement
-from optin.choosing.latency import _stored
+from optin.choosing import timed
 from optin.describing import describe
 from optin.errors import CheckpointError, InputError, OptinError
 from optin.recipe import Recipe
@@ -314,23 +314,26 @@ def test_markers_list_nothing_outside(data, tmp_path):
         "x",
         [1],
         [["m", 1]],
-        [["m", -1, []]],
-        [["m", 1.5, []]],
-        [["m", True, []]],
-        [["m", 10**30, []]],
-        [["m", 1, "h"]],
-        [["m", 1, ["nowhere"]]],
-        [[None, 1, []]],
-        [["m", "1", []]],
+        [["m", -1, [], None]],
+        [["m", 1.5, [], None]],
+        [["m", True, [], None]],
+        [["m", 10**30, [], None]],
+        [["m", 1, "h", None]],
+        [["m", 1, ["nowhere"], None]],
+        [[None, 1, [], None]],
+        [["m", "1", [], None]],
+        [["m", 1, [], "nowhere"]],
+        [["m", 1, [], ["h"]]],
     ],
 )
-def test_latencies_of_wrong_types_are_measured_anew(terms, bert, tmp_path):
+def test_latencies_of_wrong_types_are_measured_anew(terms, bert, tmp_path, monkeypatch):
     file, space = tmp_path / "x.json", describe(bert)
-    file.write_text(json.dumps({"key": {"a": 1}, "terms": [["m", 5, [ATTENTION[0]]]]}))
-    assert _stored(file, {"a": 1}, space)[0].amount == 5
-    assert _stored(file, {"a": 2}, space) is None
+    monkeypatch.setattr(timed, "_file", lambda key: file)
+    file.write_text(json.dumps({"key": {"a": 1}, "terms": [["m", 5, [ATTENTION[0]], None]]}))
+    assert timed.kept_terms({"a": 1}, space)[0].amount == 5
+    assert timed.kept_terms({"a": 2}, space) is None
     file.write_text(json.dumps({"key": {"a": 1}, "terms": terms}))
-    assert _stored(file, {"a": 1}, space) is None
+    assert timed.kept_terms({"a": 1}, space) is None
 
 
 @pytest.fixture(scope="module")
