@@ -70,11 +70,13 @@ PIECES: dict[str, tuple[list[str], dict[str, Any]]] = {
     ),
     "segmentation": (["segformer"], {"segmentation.rows": lambda: row("main", "segmentation", 65)}),
     "shapes": (["deit-tiny"], {}),
+    "startup": ([], {"startup.ROUNDS": 1}),
     "text": (
         [],
         {
             "text.BUDGETS": (70, 50, 40),  # those that it sets bars for
             "text.SEEDS": (0,),
+            "text.LATENCIES": (50,),
             "text.EXAMPLES": (64,),
             "text.recipes": default_only,
         },

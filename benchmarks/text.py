@@ -1,7 +1,7 @@
 """The text tables: MiniLM on Rotten Tomatoes sentences, pruned by every criterion.
 
     python benchmarks/text.py                 everything
-    python benchmarks/text.py quality jobs    some parts of: quality, agreement, jobs, speed
+    python benchmarks/text.py quality jobs    some parts of: quality, agreement, jobs, speed, gone
 
 The dense network is fine-tuned first (benchmarks/finetune_text.py, cached). Calibration draws 256 unlabelled
 training sentences a seed; `exact`, which evaluates every unit, and the paper's preset score on 8 of them. Quality
@@ -28,9 +28,10 @@ from scipy.stats import spearmanr
 from text_tables import DEFAULT, render
 
 import optin
-from optin.app.benchmark import compare_speed
+from optin.app.benchmark import compare_speed, side_by_side
 from optin.app.demo_data import rotten_tomatoes
 from optin.describing import describe
+from optin.describing.inputs import example_inputs
 from optin.recipe import Recipe
 from optin.running.batch import split
 from optin.running.batches import Batches
@@ -50,6 +51,7 @@ from optin.tasks import Examples, load_model, load_tokenizer, task_spec
 from optin.tasks.text import calibration_batches, evaluate
 
 BUDGETS = (70, 60, 50, 40, 30)
+LATENCIES = (70, 50, 35)
 SEEDS = (0, 1, 2)
 CRITERIA = ("compensated", "sketch", "exact", "fisher", "magnitude", "random")
 # For criteria that evaluate every unit: eight sentences, in two micro-batches.
@@ -253,11 +255,34 @@ def speed(setting: Setting) -> dict[str, Any]:
     return {"rows": rows}
 
 
+def gone(setting: Setting) -> dict[str, Any]:
+    """Budgets of latency at batch 1, with units alone and where whole parts may go too."""
+    recipe, rows = Recipe(), []
+    batches = setting.calibration(recipe)
+    scores = optin.score(setting.model, batches, recipe=recipe)
+    inputs = example_inputs(setting.model, scores.length, 1)
+    for budget in LATENCIES:
+        for parts in (False, True):
+            plan = optin.plan(setting.model, scores, f"{budget}% latency", recipe=recipe.override(parts=parts))
+            small = optin.apply(setting.model, plan, batches, recipe=recipe, scores=scores).model
+            times = side_by_side([setting.model, small], inputs)
+            rows.append(
+                {
+                    "budget": budget,
+                    "parts": parts,
+                    "gone": sum(not units for units in plan.keep.values()),
+                    "share": statistics.median(after / before for before, after in times),
+                    **setting.measure(small),
+                }
+            )
+    return {"rows": rows}
+
+
 def _kind(space: UnitSpace, values: dict[str, torch.Tensor], kind: str) -> torch.Tensor:
     return torch.cat([value for name, value in values.items() if f"{space[name].kind}s" == kind])
 
 
-PARTS = {"quality": quality, "agreement": agreement, "jobs": jobs, "speed": speed}
+PARTS = {"quality": quality, "agreement": agreement, "jobs": jobs, "speed": speed, "gone": gone}
 
 
 def main() -> None:

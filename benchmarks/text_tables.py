@@ -143,6 +143,29 @@ def speed(found: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def gone(found: Mapping[str, Any]) -> list[str]:
+    """Whole parts that go, against units alone."""
+    return [
+        "",
+        "Budgets of latency at batch 1, with units alone and where whole parts (attentions, feed-forward layers) go:",
+        "",
+        *table(
+            ["budget", "parts", "gone", "measured share", "accuracy, %", "KL"],
+            (
+                [
+                    f"{row['budget']} % latency",
+                    "yes" if row["parts"] else "no",
+                    str(row["gone"]),
+                    f"{100 * row['share']:.1f} %",
+                    f"{100 * row['accuracy']:.1f}",
+                    f"{row['kl']:.4f}",
+                ]
+                for row in found["rows"]
+            ),
+        ),
+    ]
+
+
 def bars(results: Mapping[str, Any]) -> list[str]:
     """Every bar, what was measured, and whether it was reached."""
     found, matches, cost = results["quality"], results["agreement"], results["jobs"]["rows"][DEFAULT]
@@ -177,4 +200,4 @@ def _bold(name: str) -> str:
     return f"**{name}**" if name == DEFAULT else name
 
 
-TABLES = {"quality": quality, "agreement": agreement, "jobs": jobs, "speed": speed}
+TABLES = {"quality": quality, "agreement": agreement, "jobs": jobs, "speed": speed, "gone": gone}

@@ -119,9 +119,9 @@ def described_by(model: nn.Module, calibration: Batches, *, parts: bool = False)
     return describe_network(model, sample, parts=parts)
 
 
-def described_for(model: nn.Module, plan: Plan, calibration: Batches | None) -> UnitSpace:
+def described_for(model: nn.Module, plan: Plan, calibration: Batches | None, *, parts: bool = False) -> UnitSpace:
     """The network that a plan is for, without what was excluded from it."""
-    parts = not all(plan.keep.values())
+    parts = parts or not all(plan.keep.values())
     if calibration is None:
         space = describe_network(model, planned_inputs(model, plan, 2), parts=parts)
     else:

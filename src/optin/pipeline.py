@@ -179,7 +179,7 @@ def score(
     check_network(model)
     check_weights(model)
     calibration = calibration_of(model, batches)
-    space = described_by(model, calibration).restricted(**recipe.limits)
+    space = described_by(model, calibration, parts=recipe.parts).restricted(**recipe.limits)
     check_merging(model, recipe)
     with reading(output):
         scoring = Scoring(model, space, calibration, recipe, track, Path(resume) if resume else None, where)
@@ -320,7 +320,7 @@ def apply(
     if scores is not None:
         check_scores(model, scores)
     calibration = None if batches is None else calibration_of(model, batches)
-    space = described_for(model, plan, calibration)
+    space = described_for(model, plan, calibration, parts=recipe.parts)
     plan = plan.renamed(space)
     plan.validate(space)
     plan = dataclasses.replace(plan, description=plan.description or space)

@@ -106,7 +106,8 @@ def fitted(model: nn.Module, space: UnitSpace, macs: CostModel, inputs: Batch, t
     terms: list[Term] = []
     for make in _of_one_make(model, space, runs, groups, meetings):
         names = {block: dict(zip(groups[make[0]], groups[block], strict=True)) for block in make}
-        there = {f"{name}{THERE}": name for name in groups[make[0]] if not space[name].min_keep}
+        parts = [name for name in groups[make[0]] if any(not space[own[name]].min_keep for own in names.values())]
+        there = {f"{name}{THERE}": name for name in parts}
         found = coefficients(
             [
                 {name: share[own] for name, own in names[block].items()}
@@ -117,13 +118,12 @@ def fitted(model: nn.Module, space: UnitSpace, macs: CostModel, inputs: Batch, t
             [sum(spent[name] for name in runs[block]) for block in names for spent in times],
             meetings[make[0]] | {(mark,): 0 for mark in there},
         )
-        terms += [
-            Term(block, amount, (), there=own[there[together[0]]])
-            if together and together[0] in there
-            else Term(block, amount, tuple(own[name] for name in together))
-            for block, own in names.items()
-            for together, amount in found.items()
-        ]
+        entries = {name: found.pop((mark,), 0) for mark, name in there.items()}
+        for block, own in names.items():
+            terms += [
+                Term(block, amount, tuple(own[name] for name in together)) for together, amount in found.items()
+            ]
+            terms += [Term(block, amount, there=own[name]) for name, amount in entries.items() if amount]
     off = dense / sum(term.amount for term in terms)
     return [replace(term, amount=round(off * term.amount)) for term in terms]
 
@@ -194,12 +194,12 @@ def sizes_to_time(space: UnitSpace) -> list[Plan]:
         Plan(
             space.architecture,
             space.sizes,
-            {name: tuple(range(count[index])) for name, count in counts.items()},
+            {name: tuple(range(count)) for name, count in zip(counts, kept, strict=True)},
             Cost(0, 0),
             Cost(0, 0),
             length=0,
         )
-        for index in range(min(map(len, counts.values())))
+        for kept in zip(*counts.values(), strict=True)
     ]
 
 

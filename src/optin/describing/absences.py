@@ -132,13 +132,12 @@ def kept_for_caches(model: nn.Module, space: UnitSpace) -> UnitSpace:
         return space
     config: Foreign = getattr(model, "config", None)
     kinds = getattr(config.get_text_config() if hasattr(config, "get_text_config") else config, "layer_types", None)
-    places: dict[str, int] = defaultdict(int)
+    passed: dict[str, int] = defaultdict(int)
     first, groups = set[object](), []
     for group in space:
-        made = pattern(group.name)
-        place = places[made]
-        places[made] += 1
-        kind = (made, kinds[place] if kinds and place < len(kinds) else None)
+        alike = pattern(group.name)
+        place, passed[alike] = passed[alike], passed[alike] + 1
+        kind = (alike, kinds[place] if kinds and place < len(kinds) else None)
         stays = group.of.attention and kind not in first
         first.add(kind)
         groups.append(dataclasses.replace(group, absence=None) if stays else group)

@@ -95,7 +95,8 @@ def _described(model: nn.Module, inputs: Mapping[str, object], architecture: str
         name, reason = next(iter(whole.items()))
         raise ArchitectureError(f"nothing can be cut from this {type(model).__name__}: {reason} ({name}).")
     products = tuple(product.without(whole) for product in kept.products)
-    kept = kept_for_caches(model, dataclasses.replace(kept, products=products, whole={**kept.whole, **whole}))
+    kept = dataclasses.replace(kept, products=products, whole={**kept.whole, **whole})
+    kept = kept_for_caches(model, kept) if parts else kept
     if kept.chained or kept.of_maps:  # what is alive behind each block was followed
         return kept
     return dataclasses.replace(kept, chained=_chained(model, kept, inputs))

@@ -23,7 +23,7 @@ from ..running.modules import forget, inference_mode_of
 from ..running.surgery import is_settings
 from ..running.twins import TWINS
 from ..space.removal import Attribute
-from ..space.units import UnitGroup, UnitSpace, pattern
+from ..space.units import UnitGroup, UnitSpace, around, pattern
 from ..support.untyped import Foreign
 from .trial import Chosen, _outputs, _Trial
 
@@ -98,9 +98,8 @@ def _elastic(space: UnitSpace) -> UnitSpace:
     """Each group with an elastic twin of the module around all that it owns."""
     groups = []
     for group in space:
-        names = [cut.parameter.split(".")[:-1] for cut in group.cuts]
-        alike = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*names, strict=False))
-        groups.append(dataclasses.replace(group, twins=(".".join(parts[0] for parts in alike),)))
+        owners = [cut.parameter.rpartition(".")[0] for cut in group.cuts]
+        groups.append(dataclasses.replace(group, twins=(around(owners),)))
     return dataclasses.replace(space, groups=tuple(groups))
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import itertools
-from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from ..space.removal import Absence
-from ..space.units import UnitGroup, lies_in
+from ..space.units import UnitGroup, around, lies_in
 from ..support.untyped import Foreign
 from .consumers import out_axis, stored_transposed
 from .elastic import mixed
@@ -63,20 +61,15 @@ def pass_over(model: nn.Module, absence: Absence) -> None:
 
 
 def places(group: UnitGroup, consumer: str) -> list[str]:
-    """What may be passed over where a group is gone: the smallest module around all that makes and reads its units,
-    that around what makes them, and the map that reads them."""
-    makers = [cut.parameter.rpartition(".")[0] for cut in group.cuts]
-    makers = [path for path in makers if path != consumer]
-    return [path for path in (_around([*makers, consumer]), _around(makers)) if path not in ("", consumer)] + [
-        consumer
-    ]
+    """What may be passed over where a group is gone, the most first.
 
-
-def _around(paths: Sequence[str]) -> str:
-    """The smallest module around some; empty if that is the network."""
-    parts = [path.split(".") for path in paths]
-    alike = itertools.takewhile(lambda names: len(set(names)) == 1, zip(*parts, strict=False))
-    return ".".join(names[0] for names in alike)
+    That is the smallest module around all that makes and reads its units, that around what makes them, or what reads
+    them alone.
+    """
+    owners = [cut.parameter.rpartition(".")[0] for cut in group.cuts]
+    makers = [path for path in owners if path != consumer]
+    wider = [path for path in (around([*makers, consumer]), around(makers)) if path not in ("", consumer)]
+    return [*wider, consumer]
 
 
 def can_pass_over(model: nn.Module, group: UnitGroup, absence: Absence) -> bool:

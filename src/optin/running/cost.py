@@ -45,7 +45,7 @@ class Term:
 
     module: str
     amount: int
-    groups: tuple[str, ...]
+    groups: tuple[str, ...] = ()
     block: int | None = None
     power: int = 0
     there: str | None = None

@@ -7,8 +7,9 @@ without a network. `optin.describing` writes descriptions; everything else only 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -21,6 +22,13 @@ from .removal import Absence, Argument, Attribute, Cut
 def lies_in(module: str, path: str) -> bool:
     """Whether a module is the one at a path or inside it."""
     return f"{module}.".startswith(f"{path}.")
+
+
+def around(paths: Sequence[str]) -> str:
+    """The smallest module around some modules; empty if that is the network."""
+    parts = [path.split(".") for path in paths]
+    alike = itertools.takewhile(lambda names: len(set(names)) == 1, zip(*parts, strict=False))
+    return ".".join(names[0] for names in alike)
 
 
 def pattern(path: str) -> str:
