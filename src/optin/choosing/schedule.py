@@ -27,7 +27,7 @@ from ..space.budget import Budget
 from ..space.scores import Curve
 from ..space.units import TokenSpace, UnitSpace
 from .merging_costs import token_space
-from .search import Choices, cheapest, choices_of, fill, limit_of, total_cost
+from .search import Choices, cheapest, choices_of, fill, limit_of, spending, total_cost
 
 ROUNDS = 6  # turns of choosing units for a schedule and a schedule for units
 
@@ -156,12 +156,12 @@ def _in_turns(
     schedule: tuple[int, ...] = (0,) * len(tokens.blocks)
     kept: dict[str, int] = {}
     for _ in range(ROUNDS):
-        kept = cheapest(choices, cost.merged(schedule).prices(cost.sizes), mu, cost.entry)
+        kept = cheapest(choices, spending(choices, cost.merged(schedule).prices(cost.sizes), cost.entry), mu)
         chosen = _schedule(mu, kept, steps, cost, tokens)
         if chosen == schedule:
             break
         schedule = chosen
-    return cheapest(choices, cost.merged(schedule).prices(cost.sizes), mu, cost.entry), schedule
+    return cheapest(choices, spending(choices, cost.merged(schedule).prices(cost.sizes), cost.entry), mu), schedule
 
 
 def _schedule(

@@ -130,8 +130,10 @@ def lagrange(
 def _within(limit: int, choices: Mapping[str, Choices], prices: Mapping[str, int], cost: CostModel) -> dict[str, int]:
     """What is cheapest at the least multiplier that keeps to the limit, by bisection."""
 
+    spent = spending(choices, prices, cost.entry)
+
     def at(mu: float) -> dict[str, int]:
-        return cheapest(choices, prices, mu, cost.entry)
+        return cheapest(choices, spent, mu)
 
     low, high = 0.0, 1e-12
     while cost(at(high)) > limit:
@@ -147,21 +149,20 @@ def total_cost(kept: Mapping[str, int], choices: Mapping[str, Choices]) -> float
     return sum(float(choice.cost[int((choice.counts == kept[name]).nonzero())]) for name, choice in choices.items())
 
 
-def cheapest(
-    choices: Mapping[str, Choices], prices: Mapping[str, int], mu: float, entry: Mapping[str, int]
-) -> dict[str, int]:
-    """The count of each group that minimises its cost + mu * price.
+def spending(
+    choices: Mapping[str, Choices], prices: Mapping[str, int], entry: Mapping[str, int]
+) -> dict[str, Tensor]:
+    """What every count of each group costs: its units, and for the first of them the entry, see `CostModel.entry`."""
+    return {
+        name: prices[name] * choice.counts + entry[name] * (choice.counts > 0) for name, choice in choices.items()
+    }
 
-    Args:
-        prices: of a unit.
-        entry: of the first one beside that, see `CostModel.entry`.
-    """
 
-    def best(name: str, choice: Choices) -> int:
-        price = prices[name] * choice.counts + entry[name] * (choice.counts > 0)
-        return int(choice.counts[torch.argmin(choice.cost + mu * price)])
-
-    return {name: best(name, choice) for name, choice in choices.items()}
+def cheapest(choices: Mapping[str, Choices], spent: Mapping[str, Tensor], mu: float) -> dict[str, int]:
+    """The count of each group that minimises its cost + mu * what is `spent` on it."""
+    return {
+        name: int(choice.counts[torch.argmin(choice.cost + mu * spent[name])]) for name, choice in choices.items()
+    }
 
 
 def fill(kept: dict[str, int], choices: Mapping[str, Choices], cost: CostModel, limit: int) -> dict[str, int]:
