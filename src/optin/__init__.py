@@ -16,8 +16,10 @@ if TYPE_CHECKING:
         NumericalError,
         OptinError,
     )
+    from .exchanging import exchange
     from .inspection import describe, inspect
-    from .pipeline import apply, plan, prune, score, sweep
+    from .pipeline import apply, prune, score, sweep
+    from .planning import plan
     from .recipe import PRESETS, Recipe
     from .result import Result
     from .running.batches import Batches
@@ -53,6 +55,7 @@ __all__ = [
     "apply",
     "batches_of",
     "describe",
+    "exchange",
     "export",
     "inspect",
     "load",
@@ -76,7 +79,9 @@ _NAMES = {
     "storage.exporting": ("export",),
     "result": ("Result",),
     "inspection": ("describe", "inspect"),
-    "pipeline": ("apply", "plan", "prune", "score", "sweep"),
+    "exchanging": ("exchange",),
+    "pipeline": ("apply", "prune", "score", "sweep"),
+    "planning": ("plan",),
     "space.plans": ("Plan",),
     "tasks": ("batches_of",),
     "support.progress": ("rich_track", "silent"),

@@ -11,32 +11,33 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .accounting import cost_in, costs, figures_of
-from .checks import check_fitting, check_inputs, check_merging, check_scores, checked_before, planned, self_check
-from .choosing.allocation import allocate, kept_units, searched
-from .choosing.latency import milliseconds, multiple_of
+from .accounting import figures_of
+from .checks import check_inputs, check_merging, check_scores, checked_before, planned, self_check
+from .choosing.allocation import check_exchange
+from .choosing.latency import milliseconds
 from .choosing.merging_costs import token_costs
 from .choosing.within import smallest_within
-from .describing import describe as describe_network
-from .describing.inputs import inputs_like, planned_inputs
+from .describing.inputs import planned_inputs
 from .describing.refusals import check_network
 from .errors import InputError
+from .exchanging import exchange
 from .inspection import calibration_of, described_by, described_for
-from .recipe import Recipe, budgeted, limited, recipe_of
+from .planning import plan
+from .recipe import Recipe, budgeted, recipe_of
 from .refit.compensation import compensate
 from .result import Result, plan_figures
 from .running.batches import Batches
 from .running.job import Job
-from .running.modules import check_weights, device_of
+from .running.modules import check_weights
 from .running.outputs import Reader, reading
-from .running.twins import on_twins, plain_again, stage
+from .running.twins import plain_again, stage
 from .scoring.criteria import Scoring, engine_for, found_by
 from .scoring.engines import Engine
 from .scoring.loss import HeldOut, parted
 from .scoring.token_weights import drawn_before
-from .space.budget import PER_MS, Budget
+from .space.budget import Budget
 from .space.loss import Loss, cost_of
-from .space.plans import Cost, Latency, Plan
+from .space.plans import Plan
 from .space.scores import Scores
 from .storage.planned import cut_to_plan, record_plan
 from .support.clock import Clock
@@ -139,6 +140,8 @@ def sweep(
     scores = scores or score(model, calibration, recipe=recipes[0], output=output, track=track)
     plans = [plan(model, scores, recipe=one, track=track) for one in recipes]
     for one, chosen in zip(recipes, plans, strict=True):
+        if one.exchange:
+            chosen = exchange(model, chosen, calibration, scores=scores, recipe=one, output=output, track=track)
         yield apply(model, chosen, calibration, recipe=one, scores=scores, output=output, track=track)
 
 
@@ -181,6 +184,7 @@ def score(
     calibration = calibration_of(model, batches)
     space = described_by(model, calibration, parts=recipe.parts).restricted(**recipe.limits)
     check_merging(model, recipe)
+    check_exchange(space, recipe)
     with reading(output):
         scoring = Scoring(model, space, calibration, recipe, track, Path(resume) if resume else None, where)
         compared = check_inputs(scoring)
@@ -198,61 +202,6 @@ def score(
     )
 
 
-@on_twins
-def plan(
-    model: nn.Module,
-    scores: Scores,
-    budget: str | float | Budget | None = None,
-    *,
-    recipe: Recipe | str | Mapping[str, object] | None = None,
-    track: Track = automatic,
-) -> Plan:
-    """The units to keep under a budget; needs no data and, for any number of budgets, no rescoring.
-
-        plan = optin.plan(model, scores, "50%")
-
-    For a budget of latency the network is timed at many sizes first, once on every machine.
-
-    Args:
-        scores: of this network, from `score`; budget, recipe and track as in `prune`.
-
-    Raises:
-        BudgetError: the budget cannot be read or reached; the message says the smallest that can.
-        InputError: the scores are of another network.
-    """
-    recipe = budgeted(recipe_of(recipe, budget=budget))
-    check_scores(model, scores)
-    recipe = limited(recipe, scores.provenance)
-    space = describe_network(model, planned_inputs(model, scores, 2), parts=recipe.parts).restricted(**recipe.limits)
-    check_fitting(scores, space)
-    space = searched(space, recipe)
-    target = cost_of(recipe.budget or "", "a plan without inputs")
-    if recipe.tokens.merge != "none" and target.quantity != "MACs":
-        raise InputError(f"token schedules are chosen under a budget of MACs, not of {target.quantity}.")
-    check_merging(model, recipe)
-    length, width = (recipe.length, None) if recipe.length else (scores.length, scores.width)
-    macs, parameters = costs(model, space, length, width, scores)
-    inputs = inputs_like(model, scores, length, width, recipe.latency_batch)
-    cost = cost_in(target.quantity, model, space, macs, parameters, inputs, track)
-    even = target.quantity == "latency" or device_of(model).type == "cuda"
-    multiples = {g.name: recipe.round_to or (multiple_of(g) if even else 1) for g in space if not g.of.attention}
-    kept, schedule = allocate(space, scores, cost, target, recipe, multiples)
-    times = (recipe.latency_batch, cost.dense / PER_MS, cost(kept) / PER_MS)
-    return Plan(
-        architecture=space.architecture,
-        sizes=space.sizes,
-        keep=kept_units(scores, kept, recipe),
-        dense=Cost(macs.dense, parameters.dense),
-        pruned=Cost(macs.merged(schedule)(kept), parameters(kept)),
-        length=length,
-        width=width,
-        tokens=schedule,
-        latency=Latency(*times) if target.quantity == "latency" else None,
-        description=space,
-        provenance={**scores.provenance, "recipe": recipe.to_dict(), "budget": str(target)},
-    )
-
-
 def plan_within(
     model: nn.Module,
     scores: Scores,
@@ -262,18 +211,27 @@ def plan_within(
     recipe: Recipe,
     output: str | Reader | None = None,
     track: Track = automatic,
+    resume: Path | None = None,
 ) -> Plan:
-    """The plan for a budget, or where that is a loss, of a small network that loses no more on held-out inputs.
+    """The plan for a budget; units are exchanged if the recipe says so.
+
+    Where the budget is a loss, that of a small network that loses no more on held-out inputs.
 
     Args:
         batches: the calibration inputs that every network is refitted with.
         held_out: of `parted`; None for a budget of cost.
+        resume: as of `exchange`.
 
     Raises:
         BudgetError: as `plan`; no network that is smaller stays within the loss.
     """
     if held_out is None:
-        return plan(model, scores, recipe=recipe, track=track)
+        chosen = plan(model, scores, recipe=recipe, track=track)
+        if not recipe.exchange:
+            return chosen
+        return exchange(
+            model, chosen, batches, scores=scores, recipe=recipe, output=output, track=track, resume=resume
+        )
 
     def lost(chosen: Plan) -> float:
         # Forgotten once it is measured, and the one that is taken made again: two more copies would cost more.

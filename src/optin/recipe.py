@@ -16,6 +16,8 @@ from .support.checked import build, check_types, merge, require, within
 from .support.files import given, placed, write_text
 from .support.untyped import Figures
 
+ROUNDS = 8  # of exchanges, where they are asked for without a number
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -30,6 +32,8 @@ class Recipe:
         criterion: key of `CRITERIA` in `scoring/criteria.py`.
         search: key of `optin.choosing.search.SEARCHES`.
         parts: let whole attentions and feed-forward layers go where that is the better choice, not units alone.
+        exchange: rounds at most in which units move between groups, within the budget, by the loss of the refitted
+            network on held-out inputs.
         rearrange: choose the units of each group anew for the counts found, by how their removals add up; needs
             scores of the fisher criterion.
         round_to: kept counts of neurons and channels are multiples of this; None takes what processors like
@@ -46,6 +50,7 @@ class Recipe:
     criterion: str = "compensated"
     search: str = "lagrange"
     parts: bool = False
+    exchange: int = 0
     rearrange: bool = False
     round_to: int | None = None
     length: int | None = None
@@ -64,6 +69,7 @@ class Recipe:
         check_types(self, "")
         if self.round_to is not None:
             within("round_to", self.round_to, 1, MANY)
+        within("exchange", self.exchange, 0, MANY)
         within("latency_batch", self.latency_batch, 1, MANY)
         require("seed", self.seed, 0 <= self.seed < 2**63, "between 0 and 2^63")
         if self.length is not None:
@@ -142,6 +148,8 @@ PRESETS: Mapping[str, Recipe] = types.MappingProxyType(
         "default": Recipe(),
         # More time for the last bit of quality: more inputs, every ridge and every map fitted.
         "thorough": Recipe(refit=Refit(folds=2, makers=True, head=True), calibration=Calibration(examples=1024)),
+        # The allocation by what comes out: whole parts too, and units that move as the refitted network says.
+        "searched": Recipe(parts=True, exchange=ROUNDS),
         # Vision transformers: heads and neurons alone, or tokens too (where coupling made no difference); maps of
         # classes, which are read at their highest score.
         "beta": BETA,
@@ -168,6 +176,8 @@ PRESETS: Mapping[str, Recipe] = types.MappingProxyType(
 FOR: Mapping[str, str] = {  # what each preset is for, in a line
     "default": "texts, tables and whatever else: units chosen and refitted by 256 inputs without labels",
     "thorough": "the last bit of quality: 1,024 inputs, every map and every ridge fitted",
+    "searched": "the best allocation that can be had in a few times as long: parts too, and units exchanged by the "
+    "measured loss",
     "beta": "images: vision transformers and convolutional networks, heads, neurons and channels",
     "segmentation": "scenes: as beta, for maps of classes",
     "tau": "vision transformers whose tokens merge on the way too",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import InputError, OptinError, first_line
 from ..inspection import calibration_of, inspect
-from ..pipeline import apply, plan, plan_within, score, sweep
+from ..pipeline import apply, plan_within, score, sweep
+from ..planning import plan
 from ..recipe import FOR, PRESETS, Recipe
 from ..result import Result, plan_figures
 from ..scoring.loss import HeldOut, parted
@@ -158,8 +159,8 @@ def _pruned(
         laps["score"] = round(time.perf_counter() - start, 3)
     assert known is not None
     start = time.perf_counter()
-    calibration = calibration_of(job.model, job.batches)
-    chosen = plan_within(job.model, known, calibration, held_out, recipe=job.recipe, track=track)
+    calibration, rounds = calibration_of(job.model, job.batches), None if keep is None else keep.rounds
+    chosen = plan_within(job.model, known, calibration, held_out, recipe=job.recipe, track=track, resume=rounds)
     laps["search"] = round(time.perf_counter() - start, 3)
     result = apply(job.model, chosen, job.batches, recipe=job.recipe, scores=known, track=track)
     result.report["seconds"] = (laps if keep is not None else {}) | result.report["seconds"]
@@ -203,13 +204,12 @@ def run_sweep(
     recipe, examples = job.recipe, held_out_of(job)
     keep = Kept(place, job, budgets) if known is None else None
     known = known if keep is None else keep.found(track, say)
-    dense: Mapping[str, float] = {}
-    points = []
+    dense, points = dict[str, float](), []
     for result in sweep(job.model, job.batches, budgets, recipe=recipe, scores=known, track=track):
         quality = compared(job, result, track)
         points.append({"budget": result.report["budget"], **result.plan.shares, **quality.pruned})
-        dense = quality.dense
-    found = {"examples": len(examples), **job.overlap, "dense": dict(dense), "points": points}
+        dense = dict(quality.dense)
+    found = {"examples": len(examples), **job.overlap, "dense": dense, "points": points}
     with new_folder(place, SWEEP, overwrite) as work:
         write_text(work / "sweep.json", json_text(found, indent=1))
         if keep is not None and keep.scores is not None:

@@ -13,7 +13,8 @@ from typing import TypeVar
 from safetensors.torch import load_file
 from torch import nn
 
-from ..pipeline import apply, plan, score
+from ..pipeline import apply, score
+from ..planning import plan
 from ..recipe import Recipe
 from ..space.options import Calibration
 from ..storage.loading import load

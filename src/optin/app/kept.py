@@ -37,6 +37,7 @@ class Kept:
     def __init__(self, place: Path, job: Job, budgets: Sequence[str | None]) -> None:
         self.budgets = budgets
         self.folder, self.partial = (place.with_name(f"{place.name}.{part}") for part in (SCORES, "partial"))
+        self.rounds = place.with_name(f"{place.name}.rounds")
         self.job = job
         self.scores: Scores | None = None
         check_new(self.folder, SCORES, overwrite=True)
@@ -83,9 +84,10 @@ class Kept:
         """Once they lie in the result."""
         shutil.rmtree(self.folder, ignore_errors=True)
         forget(self.partial)
+        self.rounds.unlink(missing_ok=True)
 
 
 def scoring_options(recipe: object) -> Foreign:
     """The options that scores depend on."""
-    later = ("budget", "search", "parts", "round_to", "latency_batch", "model", "training")
+    later = ("budget", "search", "parts", "exchange", "round_to", "latency_batch", "model", "training")
     return {name: value for name, value in recipe.items() if name not in later} if isinstance(recipe, dict) else None

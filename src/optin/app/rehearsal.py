@@ -14,7 +14,7 @@ from ..choosing.latency import forward_ms
 from ..choosing.within import REFITS
 from ..errors import InputError
 from ..inspection import calibration_of, described_by
-from ..pipeline import plan
+from ..planning import plan
 from ..recipe import Recipe
 from ..running.batches import Batches
 from ..running.job import Job as Described

@@ -8,6 +8,7 @@ from ..errors import InputError, unknown
 from ..recipe import Recipe
 from ..running.cost import CostModel
 from ..space.budget import Budget
+from ..space.loss import Loss, aim_of
 from ..space.scores import Scores
 from ..space.units import UnitSpace
 from .merging_costs import token_space
@@ -41,6 +42,25 @@ def check_search(recipe: Recipe) -> None:
         raise InputError(unknown("search", recipe.search, SEARCHES))
     if recipe.tokens.merge == "search" and recipe.search != "lagrange":
         raise InputError(f"the search {recipe.search!r} chooses no tokens: take 'lagrange', or tokens.merge 'none'.")
+
+
+def check_exchange(space: UnitSpace, recipe: Recipe) -> None:
+    """Refuse an exchange that cannot be measured.
+
+    Raises:
+        InputError: says what to change.
+    """
+    reasons = {
+        "tokens that merge are chosen with the units: take tokens.merge 'none'": recipe.tokens.merge != "none",
+        "what is measured is the refitted network: leave refit.enabled true": not recipe.refit.enabled,
+        "it keeps to a budget of cost, such as '50%'": recipe.budget is not None
+        and isinstance(aim_of(recipe.budget), Loss),
+        "blocks of this network run more than once, or share their weights": any(group.shared for group in space)
+        or len(set(space.body)) < len(space.body),
+    }
+    if recipe.exchange and any(reasons.values()):
+        reason = next(text for text, holds in reasons.items() if holds)
+        raise InputError(f"units cannot be exchanged here ({reason}). Leave 'exchange' at 0.")
 
 
 def allocate(

@@ -56,15 +56,14 @@ def compensate(
         outputs, tied = _outputs_kept(dense, space, keep, made), any(group.shared for group in space)
         of = _of_readers(weights, {module: group.gates[0].module for module, group in made.items()})
         whole = with_makers(space, made)
-        walk, stages = _Walk(replace(job, space=whole), pruned, store, outputs), _stages(whole)
+        walk, stages = Walk(replace(job, space=whole), pruned, store, outputs), stages_of(whole)
         with inference_mode_of(dense), inference_mode_of(pruned), torch.no_grad():
             for gates in job.track(stages, "compensation", len(stages)):
                 (walk.tied if tied and outputs else walk.shared if tied else walk.block)(gates, of)
             maps = head_maps(dense, pruned, space, job.first) if refit.head else []
             maps += [Gate(name, total=Tap(name, "output")) for name in made if not space.in_body(name)]
-            if behind := _behind(space, keep, maps):
-                order = modules_run(dense, lambda: call(dense, job.first))
-                walk.head([behind[name] for name in order if name in behind])
+            if last := behind(job, keep, maps):
+                walk.head(last)
 
 
 def _of_readers(weights: WeightsOf, readers: Mapping[str, str]) -> WeightsOf:
@@ -89,7 +88,7 @@ def _outputs_kept(
     return {module: mask.nonzero().flatten().tolist() for module, mask in stays.items()}
 
 
-def _stages(space: UnitSpace) -> list[list[Gate]]:
+def stages_of(space: UnitSpace) -> list[list[Gate]]:
     """A gate of every consumer in every distinct block of the body, in network order; some blocks hold none."""
     stages: dict[str, dict[str, Gate]] = {block: {} for block in space.blocks}
     for group in space:
@@ -98,13 +97,16 @@ def _stages(space: UnitSpace) -> list[list[Gate]]:
     return [list(stages[block].values()) for block in dict.fromkeys(space.body)]
 
 
-def _behind(space: UnitSpace, keep: Mapping[str, Sequence[int]], maps: Sequence[Gate]) -> dict[str, Gate]:
-    """A gate of every map of the head that lost units, and of others, by module."""
+def behind(job: Job, keep: Mapping[str, Sequence[int]], maps: Sequence[Gate] = ()) -> list[Gate]:
+    """A gate of every map of the head that lost units, and of others, in the order in which they run."""
     found = {gate.module: gate for gate in maps}
-    for group in space:
+    for group in job.space:
         lost = len(keep[group.name]) < group.size
-        found |= {gate.module: gate for gate in group.gates if lost and not space.in_body(gate.module)}
-    return found
+        found |= {gate.module: gate for gate in group.gates if lost and not job.space.in_body(gate.module)}
+    if not found:
+        return []
+    order = modules_run(job.model, lambda: call(job.model, job.first))
+    return [found[name] for name in order if name in found]
 
 
 def sensitivities(job: Job, store: Store) -> TokenWeights:
@@ -115,7 +117,7 @@ def sensitivities(job: Job, store: Store) -> TokenWeights:
     return weights
 
 
-class _Walk:
+class Walk:
     """The refit on its way through the network, with the hidden states that both networks have reached."""
 
     def __init__(self, job: Job, pruned: nn.Module, store: Store, outputs: Mapping[str, Sequence[int]]) -> None:
@@ -156,7 +158,7 @@ class _Walk:
                 lack = total - rows_made(consumer, gate, reads.calls[_total(gate)][0])
                 read = rows_read(consumer, gate, reads.calls[_read(gate)][0])
                 self._add(folds, gate, batch, read, lack, weight)
-            self._update(gate, folds)
+            self.update(gate, folds)
         state: State = {}
         outputs = []
         for index, batch in enumerate(self.batches):
@@ -187,7 +189,7 @@ class _Walk:
                     lack = totals.calls[_total(gate)][run] - reads.calls[_total(gate)][-1]
                     read = reads.calls[_read(gate)][-1]
                     self._add(folds, gate, batch, read, lack, weights(index, gate.module)[run])
-            self._update(gate, folds)
+            self.update(gate, folds)
 
     def tied(self, gates: Sequence[Gate], weights: WeightsOf) -> None:
         """Refit consumers that run many times where what blocks hand on is cut too: both networks run as a whole."""
@@ -202,7 +204,7 @@ class _Walk:
                 for total, reached, read, weight in zip(*runs, weights(index, gate.module), strict=True):
                     total = total if kept is None else total[..., list(kept)]
                     self._add(folds, gate, batch, read, total - reached, weight)
-            self._update(gate, folds)
+            self.update(gate, folds)
 
     def head(self, gates: Sequence[Gate]) -> None:
         """Refit the maps behind the last block, in the order in which they run, every position alike.
@@ -226,7 +228,7 @@ class _Walk:
                 read = reads.calls[_read(gate)][0]
                 lack = self.store["total", index, place] - reads.calls[_total(gate)][0]
                 self._add(folds, gate, batch, read, lack, lack.new_ones(read.shape[:-1]))
-            self._update(gate, folds)
+            self.update(gate, folds)
 
     def _keep(self, which: str, index: int, hidden: Tensor) -> None:
         """Keep what a block returned: the last one's if they form a chain, else all."""
@@ -276,14 +278,19 @@ class _Walk:
             weights = padded(weights, mask.numel() // len(weights))
         folds.add(read, lack, weights.reshape(mask.shape), mask)
 
-    def _update(self, gate: Gate, folds: Folds) -> None:
-        model, ridge = self.models["pruned"], self.options.ridge
+    def update(self, gate: Gate, folds: Folds) -> None:
+        """Refit a consumer, of whose rows these are the moments."""
+        model = self.models["pruned"]
         module = model.get_submodule(gate.module)
-        if self.options.kind == "scales" and matrix(module).shape[1]:
-            change = folds.rescaled(matrix(module), features_per_unit(module, gate), ridge)
-            add(model, gate, change, change.new_zeros(len(change)))
-        else:
-            add(model, gate, *folds.refit(ridge, bias=can_shift(module, gate)))
+        add(model, gate, *self.refitted(folds, gate, matrix(module)))
+
+    def refitted(self, folds: Folds, gate: Gate, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """What is added to the weights of a consumer, which are given, and to its bias."""
+        module, ridge = self.models["pruned"].get_submodule(gate.module), self.options.ridge
+        if self.options.kind == "scales" and weight.shape[1]:
+            change = folds.rescaled(weight, features_per_unit(module, gate), ridge)
+            return change, change.new_zeros(len(change))
+        return folds.refit(ridge, bias=can_shift(module, gate))
 
 
 def _template(output: object) -> object:

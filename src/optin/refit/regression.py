@@ -79,6 +79,12 @@ class Folds:
             moments.add(x[turn][mask[turn]], e[turn][mask[turn]], weights[turn][mask[turn]])
         self._examples += len(x)
 
+    def without(self, gone: Tensor, change: Float[Tensor, "targets features"]) -> Folds:
+        """Those of the features that stay; see `Moments.without`."""
+        left = Folds(0, 0, 0, gone.device)
+        left.parts = [part.without(gone, change) for part in self.parts]
+        return left
+
     def rescaled(self, weight: Tensor, block: int, ridge: float) -> Tensor:
         """What only scales units, on all parts; see `rescaled`."""
         return rescaled(Moments.sum(self.parts), weight, block, ridge)

@@ -113,6 +113,20 @@ class Moments:
         self._flush()
         return self._sums[:, self.features + 1 :] / max(self.weight, 1e-300)
 
+    def without(self, gone: Tensor, change: Float[Tensor, "targets features"]) -> Moments:
+        """Those of the features that stay, where the map is changed by so much: what is lacking is then e - change x.
+
+        Args:
+            gone: shape (features,), bool.
+        """
+        self._flush()
+        left = Moments(self.features - int(gone.sum()), self.targets, self._sums.device)
+        stays, changed = torch.cat([~gone, gone.new_ones(1)]), change.any(0)
+        read, lacking = self._sums[stays].split([self.features + 1, self.targets], 1)
+        made = read[:, :-1][:, changed] @ change[:, changed].mT.to(read)
+        left._sums, left._weight = torch.cat([read[:, stays], lacking - made], 1), self._weight
+        return left
+
     def _flush(self) -> None:
         if self._waiting:
             rows = torch.cat([rows for rows, _ in self._waiting])

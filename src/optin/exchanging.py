@@ -1,0 +1,222 @@
+"""The exchange: an allocation is improved by the measured loss of the refitted network (docs/method.md, Exchange).
+
+In every round each consumer is refitted at three counts, the one that is kept and one step to either side
+(`refit.levels`), and each group is measured on held-out inputs at either side while all others stay. The exchanges
+that this promises are measured all together, half of them and a quarter; the best of these is refitted and measured
+in the next round. Where a round gains less than a hundredth, steps become half as large.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+
+from .choosing.allocation import check_exchange, kept_units
+from .choosing.exchanges import PARTS, exchanges, steps
+from .choosing.search import choices_of, fill, limit_of
+from .errors import CheckpointError, OptinError
+from .inspection import calibration_of
+from .planning import Room, room_for
+from .recipe import ROUNDS, Recipe, budgeted, recipe_of
+from .refit.compensation import sensitivities
+from .refit.levels import Levels, movable
+from .running.batches import Batches
+from .running.job import Job
+from .running.modules import fingerprint
+from .running.outputs import Reader, reading
+from .running.store import Store
+from .running.twins import stage
+from .scoring.loss import HeldOut
+from .space.loss import Loss
+from .space.plans import Plan
+from .space.scores import Scores
+from .support.files import json_text, read_json, write_text
+from .support.progress import Track, automatic, silent
+from .support.versions import versions
+
+GAIN = 0.01  # of the loss; less than that, and the step becomes finer
+SHARES = (1, 2, 4)  # all exchanges that promise a gain, half of them, a quarter
+
+
+@stage
+def exchange(
+    model: nn.Module,
+    plan: Plan,
+    batches: Iterable[Mapping[str, object]],
+    *,
+    scores: Scores,
+    recipe: Recipe | str | Mapping[str, object] | None = None,
+    output: str | Reader | None = None,
+    track: Track = automatic,
+    resume: str | Path | None = None,
+) -> Plan:
+    """A plan of the same budget whose refitted network loses less on inputs that are held out.
+
+        plan = optin.exchange(model, plan, batches, scores=scores)
+
+    Costs about as many forwards of a quarter of the inputs, in every round, as there are groups, twice.
+
+    Args:
+        plan: of `plan`, with these scores.
+        recipe: the plan's own, if not given; its `exchange` is the most rounds there are, 8 if it is 0.
+        output, track: as in `score`.
+        resume: a file in which rounds are kept, so that a killed run can continue.
+
+    Raises:
+        CheckpointError: the file is of another run.
+        InputError: fewer than four inputs, or a network whose blocks run more than once.
+    """
+    recipe = recipe_of(plan.provenance.get("recipe") if recipe is None else recipe, output=output)
+    recipe = budgeted(recipe.override(exchange=recipe.exchange or ROUNDS))
+    room = room_for(model, scores, recipe, silent)
+    check_exchange(room.space, recipe)
+    with reading(output):
+        path = None if resume is None else Path(resume)
+        return Exchange(model, room, plan, calibration_of(model, batches), output, path).run(track)
+
+
+@dataclass
+class _State:
+    """How far an exchange is.
+
+    Attributes:
+        identity: of the network, its inputs, the options and where it started.
+        kept: units of every group, which the next round refits.
+        best: those of the smallest loss so far, as refitted and measured.
+        place: of the step in `PARTS`.
+        rounds: that were done.
+        losses: of `best`, from the start on.
+    """
+
+    identity: str
+    kept: dict[str, int]
+    best: dict[str, int]
+    place: int = 0
+    rounds: int = 0
+    losses: list[float] = field(default_factory=list)
+
+    def settle(self, loss: float) -> bool:
+        """Take what was refitted if it is the best; whether to go on from it with the same step."""
+        if self.losses and self.kept == self.best:
+            return True
+        last = self.losses[-1] if self.losses else math.inf
+        if loss < last:
+            self.best = self.kept
+            self.losses.append(loss)
+        self.kept = self.best
+        if loss < (1 - GAIN) * last:
+            return True
+        self.place += 1
+        return False
+
+
+class Exchange:
+    """Units move between the groups of a plan.
+
+    Args:
+        room: the budget, and what choices cost.
+        plan: where it starts.
+        batches: calibration inputs, of which every fourth is held out.
+        path: a file in which rounds are kept, so that a run that was killed goes on.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        room: Room,
+        plan: Plan,
+        batches: Batches,
+        output: str | Reader | None,
+        path: Path | None,
+    ) -> None:
+        self.room, self.path = room, path
+        calibration, held_out = batches.parts()
+        self.job = Job(model, room.space, calibration, room.recipe, silent)
+        self.held_out = HeldOut(model, held_out, room.recipe, Loss(1.0, "loss"), output)
+        self.choices = choices_of(room.space, room.scores.curves, room.multiples)
+        self.limit = limit_of(room.budget, room.cost, self.choices)
+        self.groups = movable(self.job)
+        known = f"{fingerprint(model)} {batches.digest} {room.recipe.to_dict()} {plan.kept} {versions()}"
+        start = _State(hashlib.sha256(known.encode()).hexdigest(), plan.kept, plan.kept)
+        self.state = _earlier(path, start)
+
+    def run(self, track: Track) -> Plan:
+        """Exchange until nothing is gained, or there were as many rounds as the recipe allows."""
+        left = max(0, self.room.recipe.exchange - self.state.rounds)
+        measured = 2 * len(self.groups) + len(SHARES) + 1
+        with Store() as store:
+            self.weights = sensitivities(self.job, store)
+            for _ in track(self._rounds(), "exchange", left * measured):
+                pass
+        found, losses = self.room.plan(self.state.best), self.state.losses
+        said = {"rounds": self.state.rounds, "before": losses[0], "loss": losses[-1]}
+        return dataclasses.replace(found, provenance={**found.provenance, "exchange": said})
+
+    def _rounds(self) -> Iterator[None]:
+        state = self.state
+        while state.rounds < self.room.recipe.exchange and state.place < len(PARTS):
+            yield from self._round()
+            state.rounds += 1
+            if self.path is not None:
+                write_text(self.path, json_text(dataclasses.asdict(state)))
+
+    def _round(self) -> Iterator[None]:
+        """Refit what is kept and measure it; then its neighbours, and what they promise."""
+        state, cost = self.state, self.room.cost
+        offered = steps({name: self.choices[name] for name in self.groups}, state.kept, PARTS[state.place])
+        levels = Levels(self.job, state.kept, offered, self._units, self.weights)
+        now = self.held_out.lost(levels.network)
+        yield
+        if not state.settle(now):
+            return
+        losses: dict[str, dict[int, float]] = {name: {} for name in self.groups}
+        for name, counts in offered.items():
+            for count in counts:
+                losses[name][count] = self._lost(levels, {name: count})
+                yield
+        found = exchanges(losses, state.kept, now, cost, self.limit)
+        best = now
+        for share in SHARES:
+            if number := len(found) // share:
+                loss = self._lost(levels, found[number - 1])
+                yield
+                if loss < best:
+                    best, state.kept = loss, fill(found[number - 1], self.choices, cost, self.limit)
+        if best > (1 - GAIN) * now:
+            state.place += 1
+
+    def _units(self, group: str, count: int) -> Sequence[int]:
+        return kept_units(self.room.scores, {group: count}, self.room.recipe)[group]
+
+    def _lost(self, levels: Levels, counts: dict[str, int]) -> float:
+        """The loss where some groups are at other levels; they are put back."""
+        changed = [name for name, count in counts.items() if count != levels.kept[name]]
+        for name in changed:
+            levels.put(name, counts[name])
+        loss = self.held_out.lost(levels.network)
+        for name in changed:
+            levels.put(name, levels.kept[name])
+        return loss
+
+
+def _earlier(path: Path | None, start: _State) -> _State:
+    """How far an earlier run of the same came; the start, if there was none.
+
+    Raises:
+        CheckpointError: the file is damaged, or of another run.
+    """
+    if path is None or not path.exists():
+        return start
+    try:
+        found = _State(**read_json(path))
+    except (OptinError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}). Remove it to exchange from the start.") from error
+    if found.identity != start.identity:
+        raise CheckpointError(f"{path} holds the rounds of another run. Remove it or choose another file.")
+    return found
