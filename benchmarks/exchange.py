@@ -16,9 +16,9 @@ import statistics
 import time
 from typing import Any
 
+import dinov2
 import image_tables
 import text
-from dinov2 import DATA
 from measuring import Stored, forward_seconds
 from rich.console import Console
 from rich.progress import track as progress
@@ -36,7 +36,7 @@ def setting_of(network: str, data: str) -> tuple[Any, optin.Recipe]:
     """The dense network with its data, and the recipe that suits it."""
     if network == "MiniLM":
         return text.Setting(), optin.Recipe()
-    return image_tables.Setting(data), optin.PRESETS["beta"]
+    return image_tables.Setting.of_fashion(dinov2.classifier(data), data), optin.PRESETS["beta"]
 
 
 def measured(setting: Any, recipe: optin.Recipe, seed: int, budgets: list[int]) -> Any:
@@ -100,7 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", metavar="NETWORK", help=f"some of: {', '.join(NETWORKS)}")
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
-    parser.add_argument("--data", default=DATA, help="folder of the IDX files of Fashion-MNIST")
+    parser.add_argument("--data", default=dinov2.DATA, help="folder of the IDX files of Fashion-MNIST")
     given = parser.parse_args()
     results = Stored("exchange")
     wanted = [(network, seed) for network in given.networks or NETWORKS for seed in given.seeds]

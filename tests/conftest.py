@@ -54,12 +54,12 @@ def described_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
         return
     plain = labels._described
 
-    def described(model, inputs, architecture, parts=False):
+    def described(model, inputs, architecture, parts=False, queries=False):
         modules = list(model.modules())
         if not hasattr(model, "config") or any(m._forward_hooks or m._forward_pre_hooks for m in modules):
-            return plain(model, inputs, architecture, parts)
+            return plain(model, inputs, architecture, parts, queries)
         key = (
-            parts,
+            (parts, queries),
             type(model),
             architecture,
             model.config.to_json_string(use_diff=False),
@@ -69,7 +69,7 @@ def described_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
             tuple(sorted((name, getattr(value, "shape", value)) for name, value in inputs.items())),
         )
         if key not in DESCRIBED:
-            DESCRIBED[key] = plain(model, inputs, architecture, parts)
+            DESCRIBED[key] = plain(model, inputs, architecture, parts, queries)
         return DESCRIBED[key]
 
     monkeypatch.setattr(labels, "_described", described)

@@ -31,7 +31,7 @@ def test_scales_solve_their_least_squares(block):
     x, e, w, weight = torch.randn(300, 6), torch.randn(300, 4), torch.rand(300), torch.randn(4, 6)
     moments = Moments(6, 4, CPU)
     moments.add(x, e, w)
-    change = rescaled(moments, weight, block, 1e-12)
+    change = rescaled(moments, weight, torch.arange(6).view(-1, block), 1e-12)
     made = torch.einsum("tub,oub->tou", x.unflatten(1, (-1, block)), weight.unflatten(1, (-1, block)))
     root = w.sqrt()[:, None]
     design, wanted = (root[:, None] * made).flatten(0, 1), (root * e).flatten()

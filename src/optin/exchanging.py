@@ -73,8 +73,9 @@ def exchange(
         InputError: fewer than four inputs, or a network whose blocks run more than once.
     """
     recipe = recipe_of(plan.provenance.get("recipe") if recipe is None else recipe, output=output)
-    recipe = budgeted(recipe.override(exchange=recipe.exchange or ROUNDS))
-    room = room_for(model, scores, recipe, silent)
+    known = plan.provenance.get("budget") if recipe.budget is None else None
+    recipe = recipe.override(exchange=recipe.exchange or ROUNDS, budget=known)
+    room = room_for(model, scores, budgeted(recipe), silent)
     check_exchange(room.space, recipe)
     with reading(output):
         path = None if resume is None else Path(resume)

@@ -12,6 +12,7 @@ from .accounting import costs
 from .checks import check_sample
 from .describing import describe as describe_network
 from .describing.inputs import completed, default_length, forward_names, planned_inputs
+from .describing.queries import QUERIES
 from .describing.refusals import check_network
 from .recipe import limits_of
 from .result import shown
@@ -112,18 +113,19 @@ def calibration_of(model: nn.Module, batches: Iterable[object]) -> Batches:
     return Batches.of(batches, device_of(model), forward_names(model), partial(completed, model))
 
 
-def described_by(model: nn.Module, calibration: Batches, *, parts: bool = False) -> UnitSpace:
+def described_by(model: nn.Module, calibration: Batches, *, parts: bool = False, queries: bool = False) -> UnitSpace:
     """The description of a network from two of its calibration inputs."""
     sample = calibration.sample()
     check_sample(model, sample, next(iter(calibration)))
-    return describe_network(model, sample, parts=parts)
+    return describe_network(model, sample, parts=parts, queries=queries)
 
 
 def described_for(model: nn.Module, plan: Plan, calibration: Batches | None, *, parts: bool = False) -> UnitSpace:
     """The network that a plan is for, without what was excluded from it."""
     parts = parts or not all(plan.keep.values())
+    queries = any(name.endswith(QUERIES) for name in plan.keep)
     if calibration is None:
-        space = describe_network(model, planned_inputs(model, plan, 2), parts=parts)
+        space = describe_network(model, planned_inputs(model, plan, 2), parts=parts, queries=queries)
     else:
-        space = described_by(model, calibration, parts=parts)
+        space = described_by(model, calibration, parts=parts, queries=queries)
     return space.restricted(**limits_of(plan.provenance))

@@ -39,7 +39,7 @@ from .space.budget import Budget
 from .space.loss import Loss, cost_of
 from .space.plans import Plan
 from .space.scores import Scores
-from .storage.planned import cut_to_plan, record_plan
+from .storage.planned import check_heads, cut_to_plan, record_plan
 from .support.clock import Clock
 from .support.progress import Callback, Track, automatic, no_callback, silent
 from .tasks import batches_of, load_model
@@ -182,9 +182,10 @@ def score(
     check_network(model)
     check_weights(model)
     calibration = calibration_of(model, batches)
-    space = described_by(model, calibration, parts=recipe.parts).restricted(**recipe.limits)
+    space = described_by(model, calibration, parts=recipe.parts, queries=recipe.queries).restricted(**recipe.limits)
     check_merging(model, recipe)
     check_exchange(space, recipe)
+    check_heads(model, space)
     with reading(output):
         scoring = Scoring(model, space, calibration, recipe, track, Path(resume) if resume else None, where)
         compared = check_inputs(scoring)

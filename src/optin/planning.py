@@ -99,7 +99,8 @@ def room_for(model: nn.Module, scores: Scores, recipe: Recipe, track: Track) -> 
     """What the budget of a recipe leaves room for; see `plan`."""
     check_scores(model, scores)
     recipe = limited(recipe, scores.provenance)
-    space = describe(model, planned_inputs(model, scores, 2), parts=recipe.parts).restricted(**recipe.limits)
+    space = describe(model, planned_inputs(model, scores, 2), parts=recipe.parts, queries=recipe.queries)
+    space = space.restricted(**recipe.limits)
     check_fitting(scores, space)
     space = searched(space, recipe)
     budget = cost_of(recipe.budget or "", "a plan without inputs")

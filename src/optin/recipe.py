@@ -34,6 +34,8 @@ class Recipe:
         parts: let whole attentions and feed-forward layers go where that is the better choice, not units alone.
         exchange: rounds at most in which units move between groups, within the budget, by the loss of the refitted
             network on held-out inputs.
+        queries: where heads share keys and values, let equally many of every group go in place of whole groups, so
+            that the key-value cache stays as it is.
         rearrange: choose the units of each group anew for the counts found, by how their removals add up; needs
             scores of the fisher criterion.
         round_to: kept counts of neurons and channels are multiples of this; None takes what processors like
@@ -51,6 +53,7 @@ class Recipe:
     search: str = "lagrange"
     parts: bool = False
     exchange: int = 0
+    queries: bool = False
     rearrange: bool = False
     round_to: int | None = None
     length: int | None = None

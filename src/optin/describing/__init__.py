@@ -44,7 +44,9 @@ def architecture_of(model: nn.Module) -> str:
 
 
 @on_twins
-def describe(model: nn.Module, inputs: Mapping[str, object] | None = None, *, parts: bool = False) -> UnitSpace:
+def describe(
+    model: nn.Module, inputs: Mapping[str, object] | None = None, *, parts: bool = False, queries: bool = False
+) -> UnitSpace:
     """What can be removed from a network.
 
     Args:
@@ -52,6 +54,7 @@ def describe(model: nn.Module, inputs: Mapping[str, object] | None = None, *, pa
         inputs: keyword inputs of two examples; without them some are made by the network's configuration and the
             names of its arguments, where these say enough.
         parts: say too which groups may go as a whole, which takes longer to find.
+        queries: where heads share keys and values, equally many of every group are units, not whole groups.
 
     Raises:
         InputError: no network, or one in a wrapper.
@@ -59,12 +62,12 @@ def describe(model: nn.Module, inputs: Mapping[str, object] | None = None, *, pa
             network's own; the message names what stands in the way.
     """
     check_network(model)
-    space = _describe(model, inputs, parts)
+    space = _describe(model, inputs, parts, queries)
     check_shared(model, space)
     return space
 
 
-def _describe(model: nn.Module, inputs: Mapping[str, object] | None, parts: bool) -> UnitSpace:
+def _describe(model: nn.Module, inputs: Mapping[str, object] | None, parts: bool, queries: bool) -> UnitSpace:
     known = architectures()
     name = next((name for name in (architecture_of(model), type(model).__name__) if name in known), None)
     # While a network without weights is made, ours are on the CPU still.
@@ -73,7 +76,7 @@ def _describe(model: nn.Module, inputs: Mapping[str, object] | None, parts: bool
         if inputs is None:
             inputs = _made_up(real)
         if name is None:
-            return labels.describe(real, inputs, architecture_of(model), parts=parts)
+            return labels.describe(real, inputs, architecture_of(model), parts=parts, queries=queries)
         space = known[name](real, inputs)
         return (
             space if space.products else dataclasses.replace(space, products=labels.products_of(real, space, inputs))

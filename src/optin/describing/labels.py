@@ -24,6 +24,7 @@ from ..space.units import Product, UnitSpace
 from .absences import kept_for_caches, with_absences
 from .description import counted, described
 from .large import by_blocks, without_masks
+from .queries import by_queries, eager
 from .remembered import shaken, single, with_attributes
 from .rules import RULES
 from .tokens import token_space
@@ -33,21 +34,30 @@ LARGE = 5 * 10**8  # weights above which one block of every kind is tried, not t
 _known: weakref.WeakKeyDictionary[nn.Module, tuple[object, UnitSpace]] = weakref.WeakKeyDictionary()
 
 
-def describe(model: nn.Module, inputs: Mapping[str, object], architecture: str, *, parts: bool = False) -> UnitSpace:
+def describe(
+    model: nn.Module, inputs: Mapping[str, object], architecture: str, *, parts: bool = False, queries: bool = False
+) -> UnitSpace:
     """What can be removed from a network.
 
     Args:
         inputs: keyword inputs of two examples, few positions.
         parts: find too what takes the place of whole parts that are gone.
+        queries: see `queries.by_queries`.
 
     Raises:
         ArchitectureError: the forward cannot be followed, or nothing can be cut; names what stands in the way.
     """
     # Another length is described alike; other inputs, one tower of two, may reach other modules.
-    key = (sorted(inputs), parts, [(name, tensor.shape) for name, tensor in model.named_parameters()], dict(RULES))
+    key = (
+        sorted(inputs),
+        parts,
+        queries,
+        [(name, tensor.shape) for name, tensor in model.named_parameters()],
+        dict(RULES),
+    )
     known = _known.get(model)
     if known is None or known[0] != key:
-        known = _known[model] = (key, _described(model, inputs, architecture, parts))
+        known = _known[model] = (key, _described(model, inputs, architecture, parts, queries))
     return known[1]
 
 
@@ -80,13 +90,16 @@ def _followed(model: nn.Module, inputs: Mapping[str, object]) -> Iterator[tuple[
         ) from error
 
 
-def _described(model: nn.Module, inputs: Mapping[str, object], architecture: str, parts: bool = False) -> UnitSpace:
-    with _followed(model, inputs) as (model, inputs):
+def _described(
+    model: nn.Module, inputs: Mapping[str, object], architecture: str, parts: bool, queries: bool
+) -> UnitSpace:
+    with _followed(model, inputs) as (model, inputs), eager(model) if queries else contextlib.nullcontext():
+        space = described(model, inputs, architecture)
+        space = by_queries(space) if queries else space
         if device_of(model).type == "meta" or sum(value.numel() for value in model.parameters()) > LARGE:
             inputs = without_masks(inputs) if device_of(model).type == "meta" else inputs
-            kept, whole = by_blocks(model, described(model, inputs, architecture), inputs, parts)
+            kept, whole = by_blocks(model, space, inputs, parts)
         else:
-            space = described(model, inputs, architecture)
             trial, inputs = shaken(model), {name: single(value) for name, value in inputs.items()}
             kept, whole = with_attributes(trial, space, inputs)
             kept = with_absences(trial, kept, inputs) if parts else kept

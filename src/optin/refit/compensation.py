@@ -20,7 +20,17 @@ from torch import Tensor, nn
 
 from ..errors import ArchitectureError
 from ..running.batch import Batch, position_mask
-from ..running.consumers import add, can_shift, features_per_unit, matrix, out_axis, rows_made, rows_read, scale_of
+from ..running.consumers import (
+    add,
+    can_shift,
+    features_of_units,
+    features_per_unit,
+    matrix,
+    out_axis,
+    rows_made,
+    rows_read,
+    scale_of,
+)
 from ..running.job import Job
 from ..running.merging import State, merging_of
 from ..running.modules import call, inference_mode_of, modules_run
@@ -288,7 +298,9 @@ class Walk:
         """What is added to the weights of a consumer, which are given, and to its bias."""
         module, ridge = self.models["pruned"].get_submodule(gate.module), self.options.ridge
         if self.options.kind == "scales" and weight.shape[1]:
-            change = folds.rescaled(weight, features_per_unit(module, gate), ridge)
+            size = weight.shape[1] // features_per_unit(module, gate)
+            units = features_of_units(module, replace(gate, start=0), size).to(weight.device)
+            change = folds.rescaled(weight, units, ridge)
             return change, change.new_zeros(len(change))
         return folds.refit(ridge, bias=can_shift(module, gate))
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..running.consumers import add, features_per_unit, matrix
+from ..running.consumers import add, features_of_units, features_per_unit, matrix
 from ..running.job import Job
 from ..running.modules import inference_mode_of
 from ..running.store import Store
@@ -110,10 +110,9 @@ def features_kept(job: Job, consumer: str, kept: Mapping[str, int], units: Units
     for group in job.space:
         for gate in group.gates:
             if gate.module == consumer:
-                block = features_per_unit(module, gate)
-                own = stays[gate.start * block // gate.block :][: group.size * block].view(group.size, block)
-                own[:] = False
-                own[list(units(group.name, kept[group.name]))] = True
+                own = features_of_units(module, gate, group.size).to(stays.device)
+                stays[own] = False
+                stays[own[list(units(group.name, kept[group.name]))]] = True
     return stays
 
 

@@ -36,22 +36,23 @@ def refit(moments: Moments, ridge: float, *, bias: bool) -> tuple[Float[Tensor, 
 
 
 def rescaled(
-    moments: Moments, weight: Float[Tensor, "targets features"], block: int, ridge: float
+    moments: Moments, weight: Float[Tensor, "targets features"], units: Tensor, ridge: float
 ) -> Float[Tensor, "targets features"]:
     """The best dW that only scales each unit's columns of W: mask tuning (Kwon et al., NeurIPS 2022, section 4.3).
 
     min over s   sum_t w_t || sum_u s_u W_u x_u,t - e_t ||^2  +  ridge * ||s||^2,      dW_u = s_u W_u
 
     Args:
-        block: features per unit.
+        units: which features belong to each unit: shape (unit, feature).
         ridge: relative to the mean diagonal of the normal equations.
     """
     w, second, cross = weight.double(), moments.second[:-1, :-1], moments.cross[:-1]
-    products = ((w.mT @ w) * second).unflatten(1, (-1, block)).sum(2).unflatten(0, (-1, block)).sum(1)
-    wanted = (w.mT * cross).sum(1).unflatten(0, (-1, block)).sum(1)
+    products = ((w.mT @ w) * second)[:, units].sum(2)[units].sum(1)
+    wanted = (w.mT * cross).sum(1)[units].sum(1)
     products.diagonal().add_(ridge * products.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny))
     scales = torch.linalg.solve(products, wanted)
-    change: Tensor = w * scales.repeat_interleave(block)
+    change = torch.zeros_like(w)
+    change[:, units] = w[:, units] * scales[:, None]
     return change
 
 
@@ -85,9 +86,9 @@ class Folds:
         left.parts = [part.without(gone, change) for part in self.parts]
         return left
 
-    def rescaled(self, weight: Tensor, block: int, ridge: float) -> Tensor:
+    def rescaled(self, weight: Tensor, units: Tensor, ridge: float) -> Tensor:
         """What only scales units, on all parts; see `rescaled`."""
-        return rescaled(Moments.sum(self.parts), weight, block, ridge)
+        return rescaled(Moments.sum(self.parts), weight, units, ridge)
 
     def refit(self, ridge: float, *, bias: bool) -> tuple[Float[Tensor, "targets features"], Tensor]:
         """The refit on all parts: at `ridge` if there is one, else with the ridge that explains most elsewhere."""

@@ -47,9 +47,19 @@ def out_axis(module: nn.Module) -> int:
 
 
 def features_per_unit(module: nn.Module, gate: Gate) -> int:
-    """How many consecutive features of a row belong to a unit."""
+    """How many features of a row belong to a unit."""
+    return gate.block * gate.times * _each(module)
+
+
+def features_of_units(module: nn.Module, gate: Gate, size: int) -> Tensor:
+    """Which features of a row belong to each of `size` units: shape (unit, feature)."""
+    return gate.features(size, _each(module))
+
+
+def _each(module: nn.Module) -> int:
+    """Features of a row to a channel that is read."""
     weight: Foreign = module.weight
-    return gate.block * int(weight[0, 0].numel())
+    return int(weight[0, 0].numel())
 
 
 def is_convolution(module: nn.Module) -> bool:
@@ -79,11 +89,10 @@ def rows_made(module: nn.Module, gate: Gate, y: Tensor) -> Float[Tensor, "batch 
 
 
 def without_units(
-    module: nn.Module, gate: Gate, x: Tensor, y: Tensor, units: list[int]
+    module: nn.Module, gate: Gate, size: int, x: Tensor, y: Tensor, units: list[int]
 ) -> Float[Tensor, "unit_batch ..."]:
     """What the map makes without each of some units, y - W_u x_u, one after the other along the batch."""
-    index = gate.start + torch.tensor(units, device=x.device)[:, None] * gate.block
-    index = index + torch.arange(gate.block, device=x.device)
+    index = gate.features(size)[units].to(x.device)
     if is_convolution(module):
         plain, groups = _plain(module, x), len(units)
         kernel = _as_maps(module, _kernel(module))[:, index.flatten()]

@@ -53,7 +53,9 @@ class _Multiply:
 
     def __init__(self, gate: Gate, multiplier: Tensor) -> None:
         self.dim, self.examples, self.start = gate.dim, gate.examples, gate.start
-        self.multiplier = multiplier.repeat_interleave(gate.block, dim=-1)
+        self.multiplier = multiplier.repeat_interleave(gate.block, dim=-1).repeat(
+            *[1] * (multiplier.dim() - 1), gate.times
+        )
 
     def __call__(
         self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]

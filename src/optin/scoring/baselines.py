@@ -33,8 +33,7 @@ def magnitude(scoring: Scoring) -> Mapping[str, Curve]:
             if not isinstance(weight, nn.Parameter):
                 continue  # the statistics of a batch norm
             parameter = weight.detach().double().movedim(cut.dim, 0)
-            owned = parameter[cut.offset : cut.offset + group.size * cut.block]
-            total += owned.reshape(group.size, -1).square().sum(1).cpu()
+            total += parameter[cut.indices(group.size)].reshape(group.size, -1).square().sum(1).cpu()
         curves[group.name] = Curve.from_importance(total)
     return curves
 

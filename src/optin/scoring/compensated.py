@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..recipe import Recipe
-from ..running.consumers import features_per_unit, matrix
+from ..running.consumers import features_of_units, features_per_unit, matrix
 from ..space.scores import Curve
 from ..space.units import Gate, UnitGroup, UnitSpace
 from .draws import Weights, summed
@@ -130,9 +130,10 @@ class Sensitivities:
         sensitivity = sum(scales[part] * self.moments[part, name].total for part in PARTS) / self.units.draws
         weight, block = matrix(module).double(), features_per_unit(module, gate)
         second = self.moments[READ, name].second
-        if group.size * block < weight.shape[1]:  # of what else it reads nothing leaves: behind, as the constant is
-            first = gate.start * block // gate.block
-            own = torch.arange(first, first + group.size * block, device=weight.device)
+        own = features_of_units(module, gate, group.size).flatten().to(weight.device)
+        if (
+            len(own) < weight.shape[1] or gate.times > 1
+        ):  # unit by unit; what else it reads behind, as the constant is
             order = torch.cat([own, without(torch.arange(len(second), device=weight.device), own)])
             weight, second = weight[:, own], second[order][:, order]
         return Reader.of(weight, second, torch.as_tensor(sensitivity), block, self.recipe.refit.ridge)

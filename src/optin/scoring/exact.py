@@ -188,7 +188,7 @@ class Reference:
         """Skip everything before the consumer, and the consumer itself."""
         (gate,) = group.gates
         module, (x, y) = self.model.get_submodule(gate.module), self.consumers[gate.module]
-        without = without_units(module, gate, x, y, units)
+        without = without_units(module, gate, group.size, x, y, units)
         with contextlib.ExitStack() as patches:
             if group.layer:
                 before = self.blocks[: group.layer]

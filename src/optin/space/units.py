@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 from ..errors import InputError
 from ..support.listing import Listed, Listing
 from .removal import Absence, Argument, Attribute, Cut
@@ -53,7 +56,8 @@ class Gate:
     `scale` names what multiplies its output before that sum: a parameter (LayerScale) or a batch norm. `shift`
     names a buffer that is subtracted from its output, where a consumer without a bias can hold one. `examples` is
     the axis of what it reads and makes that runs over the examples. `start` is the first feature of the first unit,
-    where the consumer reads several groups one behind the other.
+    where the consumer reads several groups one behind the other. Where units lie in `times` runs, each run holds
+    `block` features of every unit.
     """
 
     module: str
@@ -64,6 +68,17 @@ class Gate:
     shift: str | None = None
     examples: int = 0
     start: int = 0
+    times: int = 1
+
+    def features(self, size: int, each: int = 1) -> Tensor:
+        """Which features of a row belong to each of `size` units: shape (unit, feature).
+
+        Args:
+            each: features of a row to one that is counted here, as in the patches of a convolution.
+        """
+        block = self.block * each
+        runs = torch.arange(self.times * size * block, device="cpu").view(self.times, size, block)
+        return self.start * each + runs.transpose(0, 1).reshape(size, -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +274,7 @@ class UnitSpace(Listed):
         gone |= {name: "left out by 'only'" for name in self.sizes if wanted and name not in wanted}
         if gone and len(gone) == len(self.groups):
             raise InputError("everything that could lose units is excluded: leave something out of 'exclude'.")
-        return self._without(gone)
+        return self.without(gone)
 
     def by_parts(self, whole: Collection[str] = ()) -> UnitSpace:
         """The description of a network that may lose whole parts.
@@ -291,7 +306,7 @@ class UnitSpace(Listed):
             found |= dict.fromkeys(touched, "excluded")
         return found
 
-    def _without(self, gone: Mapping[str, str]) -> UnitSpace:
+    def without(self, gone: Mapping[str, str]) -> UnitSpace:
         """The description without some groups; by their names the reasons."""
         tokens = self.tokens if self.tokens is None or not gone.keys() & set(self.tokens.heads) else None
         return dataclasses.replace(

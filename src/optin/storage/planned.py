@@ -11,7 +11,8 @@ from torch import nn
 
 from ..describing import architecture_of, describe
 from ..describing.inputs import default_length, planned_inputs
-from ..errors import ArchitectureError, CheckpointError
+from ..describing.queries import QUERIES
+from ..errors import ArchitectureError, CheckpointError, InputError
 from ..running.merging import Merging
 from ..running.modules import device_of
 from ..running.surgery import check_description, fits, shrink
@@ -117,6 +118,23 @@ def compose(first: Plan, second: Plan) -> Plan:
     )
 
 
+def check_heads(model: nn.Module, space: UnitSpace) -> None:
+    """Refuse heads that were units of another kind when the network was pruned before.
+
+    Raises:
+        InputError: says how they can go on.
+    """
+    section, kinds = section_of(model), (".heads", QUERIES)
+    before = set() if section is None else set(Plan.from_dict(section).sizes)
+    for group in space:
+        for own, other in (kinds, kinds[::-1]):
+            if group.name.endswith(own) and f"{group.name.removesuffix(own)}{other}" in before:
+                raise InputError(
+                    f"the heads of {group.name.removesuffix(own)!r} were pruned as {other[1:]} before: prune them so "
+                    f"again ({'with' if other == QUERIES else 'without'} 'queries'), or leave them whole (exclude)."
+                )
+
+
 @functools.cache
 def shrinking(name: str) -> type[nn.Module]:
     """A subclass of the transformers class `name` whose objects are cut to `config.optin` when they are made.
@@ -134,7 +152,8 @@ def shrinking_within(name: str, stored: Stored | None = None) -> type[nn.Module]
     """`shrinking`; with what the weights are, to refuse a configuration that asks for far more."""
     import transformers
 
-    base: object = getattr(transformers, name, None) if name.isidentifier() else None
+    parent: Foreign = getattr(transformers, name, None) if name.isidentifier() else None
+    base: object = parent
     if not (isinstance(base, type) and issubclass(base, transformers.PreTrainedModel)):
         raise ArchitectureError(f"transformers {transformers.__version__} has no model class {name!r}.")
 
@@ -147,9 +166,32 @@ def shrinking_within(name: str, stored: Stored | None = None) -> type[nn.Module]
         if stored is not None:
             stored.check_network(self)
 
+    def init_continuous_batching(self: Foreign, *args: object, **kwargs: object) -> object:
+        _check_equal_caches(self)
+        return parent.init_continuous_batching(self, *args, **kwargs)
+
     # Weights on disk have the names of the library's own class, which it translates for its own classes only.
-    own = {"is_custom_code": classmethod(lambda cls: False), "_auto_class": auto_class(base)}
+    own: dict[str, object] = {"is_custom_code": classmethod(lambda cls: False), "_auto_class": auto_class(base)}
+    if hasattr(parent, "init_continuous_batching"):
+        own["init_continuous_batching"] = init_continuous_batching
     return type(name, (base,), {"__init__": __init__, "__module__": modeling_optin.__name__, **own})
+
+
+def _check_equal_caches(model: nn.Module) -> None:
+    """Refuse a cache that has one size for all layers, where these lost different heads.
+
+    Raises:
+        InputError: says which caches there are.
+    """
+    plan = Plan.from_dict(section_of(model))
+    kinds = {} if plan.description is None else {group.name: group.kind for group in plan.description}
+    cut = [name for name, units in plan.keep.items() if len(units) < plan.sizes[name] and kinds.get(name) == "head"]
+    if any(not name.endswith(QUERIES) for name in cut):
+        raise InputError(
+            "continuous batching (generate_batch, cache_implementation='paged') keeps a cache of one size for all "
+            "layers, and this network lost heads of some. Generate with a dynamic or static cache, or prune with "
+            "'queries: true', which leaves the cache as it is."
+        )
 
 
 def auto_class(model: object) -> str | None:
