@@ -21,6 +21,7 @@ from optin.running.job import Job
 from optin.running.outputs import answers
 from optin.running.store import Store
 from optin.running.twins import stage
+from optin.scoring.loss import HeldOut
 from tests.networks import build, inputs
 from tests.zoo import NETWORKS, built
 
@@ -160,3 +161,24 @@ def test_what_cannot_be_exchanged_is_refused_before_any_work(name, change, said,
     monkeypatch.setattr("optin.pipeline.found_by", None)
     with pytest.raises(InputError, match=said):
         optin.prune(model, batches, None if "budget" in change else "50%", recipe=RECIPE.override(**change))
+
+
+@pytest.mark.parametrize("name", ["llama", "resnet", "t5"])
+def test_a_forward_that_begins_late_loses_what_a_whole_one_does(name, monkeypatch):
+    model, batches = given_of(name, 8)
+    recipe = RECIPE.override(exchange=1)
+    scores = optin.score(model, batches, recipe=recipe)
+    plan = optin.plan(model, scores, "50%", recipe=recipe)
+    losses: dict[str, list[float]] = {"late": [], "whole": []}
+    lost = HeldOut.lost
+
+    def both(self, network, entered=None):
+        whole = lost(self, network)
+        losses["whole"].append(whole)
+        losses["late"].append(lost(self, network, entered))
+        return whole
+
+    monkeypatch.setattr(HeldOut, "lost", both)
+    optin.exchange(model, plan, batches, scores=scores)
+    assert len(losses["late"]) > 4
+    assert losses["late"] == pytest.approx(losses["whole"], rel=1e-4)

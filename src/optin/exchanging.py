@@ -8,11 +8,13 @@ in the next round. Where a round gains less than a hundredth, steps become half 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -24,13 +26,15 @@ from .errors import CheckpointError, OptinError
 from .inspection import calibration_of
 from .planning import Room, room_for
 from .recipe import ROUNDS, Recipe, budgeted, recipe_of
-from .refit.compensation import sensitivities
+from .refit.compensation import sensitivities, template
 from .refit.levels import Levels, movable
 from .running.batches import Batches
 from .running.job import Job
 from .running.modules import fingerprint
 from .running.outputs import Reader, reading
+from .running.replay import recorded_blocks, resumed_at, with_last_state
 from .running.store import Store
+from .running.tensors import hidden_of
 from .running.twins import stage
 from .scoring.loss import HeldOut
 from .space.loss import Loss
@@ -172,7 +176,8 @@ class Exchange:
         state, cost = self.state, self.room.cost
         offered = steps({name: self.choices[name] for name in self.groups}, state.kept, PARTS[state.place])
         levels = Levels(self.job, state.kept, offered, self._units, self.weights)
-        now = self.held_out.lost(levels.network)
+        self.reached = _Reached(self.job, levels.network)
+        now = self.held_out.lost(levels.network, self.reached.recording)
         yield
         if not state.settle(now):
             return
@@ -200,10 +205,39 @@ class Exchange:
         changed = [name for name, count in counts.items() if count != levels.kept[name]]
         for name in changed:
             levels.put(name, counts[name])
-        loss = self.held_out.lost(levels.network)
+        first = min(self.job.space[name].layer for name in changed)
+        loss = self.held_out.lost(levels.network, partial(self.reached.behind, first))
         for name in changed:
             levels.put(name, levels.kept[name])
         return loss
+
+
+class _Reached:
+    """What the blocks of a network return on the held-out inputs: another that differs later goes on from there."""
+
+    def __init__(self, job: Job, network: nn.Module) -> None:
+        self.network, self.space, self.store = network, job.space, Store()
+        self.templates: dict[int, list[object]] = {}
+
+    @contextlib.contextmanager
+    def recording(self, index: int) -> Iterator[None]:
+        """Record one forward."""
+        outputs: list[object] = []
+        with recorded_blocks(self.network, self.space.blocks, outputs):
+            yield
+        self.templates[index] = list(map(template, outputs))
+        for place, output in enumerate(outputs):
+            self.store[index, place] = hidden_of(output)
+
+    @contextlib.contextmanager
+    def behind(self, layer: int, index: int) -> Iterator[None]:
+        """Have a forward begin with a block; where blocks form no chain it runs whole."""
+        if not self.space.chained or not layer:
+            yield
+            return
+        before = with_last_state(self.templates[index][:layer], self.store[index, layer - 1])
+        with resumed_at(self.network, self.space.blocks, before):
+            yield
 
 
 def _earlier(path: Path | None, start: _State) -> _State:

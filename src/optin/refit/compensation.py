@@ -153,7 +153,7 @@ class Walk:
                     total = total[..., list(self.outputs[gate.module])]
                 self.store["total", index, place] = total
             self._keep("dense", index, hidden_of(output))
-            outputs.append(_template(output))
+            outputs.append(template(output))
         self.templates["dense"].append(outputs)
         for place, gate in enumerate(gates):
             folds = self._folds(gate)
@@ -174,7 +174,7 @@ class Walk:
         for index, batch in enumerate(self.batches):
             output = self._run("pruned", index, batch)
             self._keep("pruned", index, hidden_of(output))
-            outputs.append(_template(output))
+            outputs.append(template(output))
             state = {} if self.merging is None else self.merging.state
             for name, value in state.items():
                 self.store["merged", name, index] = value
@@ -305,7 +305,7 @@ class Walk:
         return folds.refit(ridge, bias=can_shift(module, gate))
 
 
-def _template(output: object) -> object:
+def template(output: object) -> object:
     """What a block returned, its hidden state without values."""
     return with_hidden(output, hidden_of(output).to("meta"))
 

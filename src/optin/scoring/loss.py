@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,12 @@ from ..running.outputs import Output, Reader, reading
 from ..space.loss import Loss, aim_of
 from .probe import read_final
 from .trajectory import Positions, output_loss
+
+Entered = Callable[[int], contextlib.AbstractContextManager[object]]
+
+
+def _from_the_start(index: int) -> contextlib.AbstractContextManager[object]:
+    return contextlib.nullcontext()
 
 
 class HeldOut:
@@ -44,13 +52,16 @@ class HeldOut:
             )
         _check_measurable(aim, batches.examples)
 
-    def lost(self, pruned: nn.Module) -> float:
+    def lost(self, pruned: nn.Module, entered: Entered = _from_the_start) -> float:
         """The loss of a network, on average over all rows that are compared.
+
+        Args:
+            entered: what its forward on the batch of a number runs in.
 
         Raises:
             NumericalError: it is not finite.
         """
-        pairs = list(zip(self._outputs(pruned), self.known, strict=True))
+        pairs = list(zip(self._outputs(pruned, entered), self.known, strict=True))
         rows = [reference.values.shape[1] for _, reference in pairs]
         losses = [float(self._loss(output, reference)) for output, reference in pairs]
         found = sum(loss * count for loss, count in zip(losses, rows, strict=True)) / sum(rows)
@@ -59,12 +70,13 @@ class HeldOut:
         return max(found, 0.0)  # which rounding may fall below
 
     @torch.inference_mode()
-    def _outputs(self, network: nn.Module) -> list[Output]:
+    def _outputs(self, network: nn.Module, entered: Entered = _from_the_start) -> list[Output]:
         found = []
         with inference_mode_of(network), reading(self.output):
-            for batch, positions in zip(self.batches, self.positions, strict=True):
+            for index, (batch, positions) in enumerate(zip(self.batches, self.positions, strict=True)):
                 try:
-                    said = call(network, batch)
+                    with entered(index):
+                        said = call(network, batch)
                 except FAILURES as error:
                     raise refused(f"the network does not take the inputs {shapes_of(batch)}", error) from error
                 found.append(read_final(network, said, positions, self.recipe.trajectory))
