@@ -263,7 +263,7 @@ class _Walk:
     def _folds(self, gate: Gate, least: int = 1) -> Folds:
         weight = matrix(self.models["pruned"].get_submodule(gate.module))
         targets, features = weight.shape
-        return Folds(max(least, self.options.folds), features, targets, weight.device)
+        return Folds(max(least, self.options.folds), features, targets, weight.device, weight.dtype)
 
     def _add(self, folds: Folds, gate: Gate, batch: Batch, read: Tensor, lack: Tensor, weights: Tensor) -> None:
         """Add the positions of one batch; what multiplies the output before the sum is divided out."""

@@ -51,8 +51,11 @@ def compensated(scoring: Scoring) -> Found:
 
 def moment_bytes(model: nn.Module, space: UnitSpace) -> int:
     """What the moments of all consumers take, with the rows that wait to be added: most of a scoring's memory."""
-    matrices = [matrix(model.get_submodule(name)).shape for name in _consumers(space)]
-    return sum(Moments.bytes(read) + len(PARTS) * Moments.bytes(made) for made, read in matrices)
+    matrices = [matrix(model.get_submodule(name)) for name in _consumers(space)]
+    return sum(
+        Moments.bytes(weight.shape[1], weight.dtype) + len(PARTS) * Moments.bytes(weight.shape[0], weight.dtype)
+        for weight in matrices
+    )
 
 
 def _consumers(space: UnitSpace) -> list[str]:
@@ -69,9 +72,9 @@ class Sensitivities:
         self.consumers = _consumers(space)
         for name in self.consumers:
             weight = matrix(model.get_submodule(name))
-            self.moments[READ, name] = Moments(weight.shape[1], 0, weight.device)
+            self.moments[READ, name] = Moments(weight.shape[1], 0, weight.device, weight.dtype)
             for part in PARTS:
-                self.moments[part, name] = Moments(weight.shape[0], 0, weight.device)
+                self.moments[part, name] = Moments(weight.shape[0], 0, weight.device, weight.dtype)
 
     def add(self, probe: Probe, weights: Weights) -> None:
         """Add one draw, its tokens weighted."""
