@@ -175,7 +175,7 @@ def score(
         InputError: no calibration inputs, an unknown criterion, or an engine that cannot be had.
     """
     recipe = recipe_of(recipe, output=output, exclude=exclude, only=only)
-    where = engine_for(recipe.criterion, engine, address, output)
+    where = engine_for(recipe, engine, address, output)
     check_network(model)
     check_weights(model)
     calibration = calibration_of(model, batches)

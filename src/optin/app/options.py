@@ -57,6 +57,13 @@ Parts = Annotated[
     bool | None,
     typer.Option("--parts/--no-parts", help="Let whole attentions and feed-forward layers go, where that is better."),
 ]
+Offload = Annotated[
+    bool | None,
+    typer.Option(
+        "--offload/--no-offload",
+        help="For models that are large for this machine: score block by block, with what waits on disk.",
+    ),
+]
 PerBatch = Annotated[
     int | None, typer.Option("--batch-size", help="Examples of a calibration or evaluation batch; 32 by default.")
 ]
@@ -107,6 +114,7 @@ OF_RECIPES: Mapping[str, tuple[str, Any]] = {
     "only": ("only", _text("Modules and groups that alone may lose units, with commas between.")),
     "search": ("search", _text("How the budget is spent: lagrange (by default) or paper.")),
     "parts": ("parts", Parts),
+    "offload": ("offload", Offload),
     "compensate": ("refit__enabled", Compensate),
     "round_to": ("round_to", _count("Kept neurons and channels are multiples of this.")),
     "latency_batch": ("latency_batch", _count("Examples in the forward that a budget of latency is for.")),
@@ -151,7 +159,7 @@ PANELS: Mapping[str, str] = {  # under which heading the help shows an option
         "Budget": "budget parts round_to latency_batch",
         "Method": "recipe preset criterion exclude only search compensate seed"
         " epochs batch_size learning_rate head_only",
-        "Hardware": "device threads dtype batch engine address",
+        "Hardware": "device threads dtype offload batch engine address",
         "Output": "out to dry_run evaluate sweep count overwrite as_json quiet",
     }.items()
     for name in names.split()

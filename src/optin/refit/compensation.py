@@ -24,7 +24,7 @@ from ..running.consumers import add, can_shift, features_per_unit, matrix, out_a
 from ..running.job import Job
 from ..running.merging import State, merging_of
 from ..running.modules import call, inference_mode_of, modules_run
-from ..running.replay import Recorder, recorded_blocks, resumed_at, run_block, run_until, with_last_state
+from ..running.replay import Recorder, recorded_blocks, resumed_at, run_block, run_until, template, with_last_state
 from ..running.store import Store
 from ..running.tensors import hidden_of, with_hidden
 from ..scoring.probe import draw_probes
@@ -141,7 +141,7 @@ class _Walk:
                     total = total[..., list(self.outputs[gate.module])]
                 self.store["total", index, place] = total
             self._keep("dense", index, hidden_of(output))
-            outputs.append(_template(output))
+            outputs.append(template(output))
         self.templates["dense"].append(outputs)
         for place, gate in enumerate(gates):
             folds = self._folds(gate)
@@ -162,7 +162,7 @@ class _Walk:
         for index, batch in enumerate(self.batches):
             output = self._run("pruned", index, batch)
             self._keep("pruned", index, hidden_of(output))
-            outputs.append(_template(output))
+            outputs.append(template(output))
             state = {} if self.merging is None else self.merging.state
             for name, value in state.items():
                 self.store["merged", name, index] = value
@@ -284,11 +284,6 @@ class _Walk:
             add(model, gate, change, change.new_zeros(len(change)))
         else:
             add(model, gate, *folds.refit(ridge, bias=can_shift(module, gate)))
-
-
-def _template(output: object) -> object:
-    """What a block returned, its hidden state without values."""
-    return with_hidden(output, hidden_of(output).to("meta"))
 
 
 def _read(gate: Gate) -> Tap:

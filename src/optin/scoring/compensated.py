@@ -28,11 +28,13 @@ from ..recipe import Recipe
 from ..running.consumers import features_per_unit, matrix
 from ..space.scores import Curve
 from ..space.units import Gate, UnitGroup, UnitSpace
-from .draws import Weights, summed
+from .blockwise import sums_of
+from .draws import Weights
 from .job import Found, Scoring
 from .moments import Moments, factored
 from .probe import PARTS, Probe
-from .sketch import UnitTotals, part_scales
+from .sketch import part_scales
+from .totals import Parts, UnitTotals
 
 READ = "read"
 COMPACT = 0.75  # share of a reader's features from which those that are gone are cut out
@@ -43,10 +45,14 @@ CHUNK = 16  # neurons that leave between two updates of C^-1; of maps this part 
 def compensated(scoring: Scoring) -> Found:
     """Removal curves under compensation. Cost: the sketch, one second moment per consumer, one elimination."""
     model, space, recipe = scoring.model, scoring.space, scoring.recipe
-    moments, weights = summed(scoring, partial(Sensitivities, model, space, recipe), "score")
-    scales = moments.scales
-    groups = scoring.track(space, "removal curves", len(space))
-    return Found({group.name: moments.curve(model, group, scales) for group in groups}, scales, weights=weights)
+    found = sums_of(scoring, partial(Sensitivities, model, recipe=recipe), "score")
+    scales = part_scales(found.mean, recipe.trajectory.balance)
+    every = ((group, moments) for part, moments in found.parts() for group in part)
+    curves = {
+        group.name: moments.curve(model, group, scales)
+        for group, moments in scoring.track(every, "removal curves", len(space))
+    }
+    return Found({group.name: curves[group.name] for group in space}, scales, weights=found.weights)
 
 
 def moment_bytes(model: nn.Module, space: UnitSpace) -> int:
@@ -110,9 +116,9 @@ class Sensitivities:
             moments.restore({part: state[key] for part in parts if (key := _place(name, part)) in state})
 
     @property
-    def scales(self) -> dict[str, float]:
-        """What each part of the trajectory is multiplied by."""
-        return part_scales(self.units.mean, self.recipe.trajectory.balance)
+    def mean(self) -> Parts:
+        """See `Sums`."""
+        return self.units.mean
 
     def curve(self, model: nn.Module, group: UnitGroup, scales: Mapping[str, float]) -> Curve:
         """The removal curve of one group, in the currency of the balanced trajectory."""
