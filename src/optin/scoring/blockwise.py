@@ -52,12 +52,12 @@ class Summed(Generic[S]):
     Attributes:
         mean: what the sketch says of each unit, per part and group.
         weights: of all tokens.
-        parts: gives the sums of the network, or of its blocks one after the other, each with its groups.
+        of: gives the sums of a group, with or without those of others.
     """
 
     mean: Parts
     weights: TokenWeights
-    parts: Callable[[], Iterator[tuple[UnitSpace, S]]]
+    of: Callable[[UnitGroup], S]
 
 
 def sums_of(scoring: Scoring, empty: Callable[[UnitSpace], S], description: str) -> Summed[S]:
@@ -72,7 +72,7 @@ def sums_of(scoring: Scoring, empty: Callable[[UnitSpace], S], description: str)
     if scoring.recipe.offload:
         return _by_blocks(scoring, empty, description)
     total, weights = summed(scoring, partial(empty, scoring.space), description)
-    return Summed(total.mean, weights, partial(iter, [(scoring.space, total)]))
+    return Summed(total.mean, weights, lambda group: total)
 
 
 def check_by_blocks(model: nn.Module, space: UnitSpace, recipe: Recipe) -> None:
@@ -121,7 +121,7 @@ def _by_blocks(scoring: Scoring, empty: Callable[[UnitSpace], S], description: s
     walk = _Walk(scoring)
     for _ in scoring.track(walk.steps(empty), description, walk.count):
         pass
-    return Summed(walk.mean(), walk.weights(scoring.space), partial(walk.parts, empty))
+    return Summed(walk.mean(), walk.weights(scoring.space), partial(walk.of, empty))
 
 
 class _Walk:
@@ -164,13 +164,11 @@ class _Walk:
                     found[part] |= groups
         return {part: {name: groups[name] for name in self.space.sizes} for part, groups in found.items()}
 
-    def parts(self, empty: Callable[[UnitSpace], S]) -> Iterator[tuple[UnitSpace, S]]:
-        """The sums of one block after the other, when all are done."""
-        for place, space in self.spaces.items():
-            if space.groups:
-                sums = empty(space)
-                sums.restore(self.shelf[f"sums {place}"])
-                yield space, sums
+    def of(self, empty: Callable[[UnitSpace], S], group: UnitGroup) -> S:
+        """The sums of one group, when all blocks are done."""
+        sums = empty(dataclasses.replace(self.space, groups=(group,)))
+        sums.restore(self.shelf[f"sums {_place(self.space, group.gates[0].module)}"])
+        return sums
 
     def steps(self, empty: Callable[[UnitSpace], Sums]) -> Iterator[None]:
         """Go through all blocks; of those that an earlier run finished only the states are made again."""
@@ -188,13 +186,16 @@ class _Walk:
                 for key, value in self.shelf[f"arriving {place + 1}"].items():
                     draw, _, part = key.partition("/")
                     self.states["arriving", int(draw), part] = value.to(device_of(self.model))
-            sums = self._empty(place, empty)
-            for number, micro in enumerate(self.micros()):
-                watched = self._differentiated(place, number, micro)
-                if sums is not None:
-                    add_draw(micro, watched.probe(), sums, weights)
-                yield None
-            self._finish(place, sums, weights)
+            yield from self._through(place, self._empty(place, empty), weights)
+
+    def _through(self, place: int, sums: Sums | None, weights: TokenWeights) -> Iterator[None]:
+        """Every draw through one block; its sums are gone when the next are made."""
+        for number, micro in enumerate(self.micros()):
+            watched = self._differentiated(place, number, micro)
+            if sums is not None:
+                add_draw(micro, watched.probe(), sums, weights)
+            yield None
+        self._finish(place, sums, weights)
 
     def _forward(self, empty: Callable[[UnitSpace], Sums]) -> Iterator[None]:
         """Every draw through the network without a graph, and what lies behind the last block differentiated."""
@@ -232,7 +233,8 @@ class _Walk:
             leaves.append(cut.leaf)
             for part, gradients in derivatives(objectives, [*leaves, *watched.by]):
                 for place in range(self.first, self.behind):
-                    self.states["direct", number, place, part] = gradients[place]
+                    if place == last or gradients[place].any():  # the output is reached from the last block alone
+                        self.states["direct", number, place, part] = gradients[place]
                 watched.take(part, gradients[self.behind :])
         for place in range(max(self.first - 1, 0), last):
             self.states["state", number, place] = leaves[place].detach()
@@ -259,8 +261,9 @@ class _Walk:
 
     def _arrived(self, place: int, number: int, part: str) -> Tensor:
         """The derivative of a part of the objective by what a block returned."""
-        direct = self.states["direct", number, place, part]
-        return direct if place == self.behind - 1 else direct + self.states["arriving", number, part]
+        keys = [("direct", number, place, part), ("arriving", number, part)]
+        first, *rest = (self.states[key] for key in keys if key in self.states)
+        return sum(rest, first)
 
     def _finish(self, place: int, sums: Sums | None, weights: TokenWeights) -> None:
         """Write away the sums of a block, and what a run that goes on after a kill needs beside."""

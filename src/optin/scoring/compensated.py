@@ -47,12 +47,9 @@ def compensated(scoring: Scoring) -> Found:
     model, space, recipe = scoring.model, scoring.space, scoring.recipe
     found = sums_of(scoring, partial(Sensitivities, model, recipe=recipe), "score")
     scales = part_scales(found.mean, recipe.trajectory.balance)
-    every = ((group, moments) for part, moments in found.parts() for group in part)
-    curves = {
-        group.name: moments.curve(model, group, scales)
-        for group, moments in scoring.track(every, "removal curves", len(space))
-    }
-    return Found({group.name: curves[group.name] for group in space}, scales, weights=found.weights)
+    groups = scoring.track(space, "removal curves", len(space))
+    curves = {group.name: found.of(group).curve(model, group, scales) for group in groups}
+    return Found(curves, scales, weights=found.weights)
 
 
 def moment_bytes(model: nn.Module, space: UnitSpace) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -35,8 +37,9 @@ class Shelf:
         self.path = path
         self._partial = Partial.open(path, {}, identity, parts)
         if path is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="optin-")
-            self._folder = Path(self._temporary.name)
+            with disk_errors(Path(tempfile.gettempdir())):
+                self._folder = Path(tempfile.mkdtemp(prefix="optin-"))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         else:
             self._folder = blocks_beside(path)
 
