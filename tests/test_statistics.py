@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import strategies
 
 from optin.running.store import Store
+from optin.scoring.compensated import Reader, eliminate
 from optin.scoring.moments import Moments, ridged
 
 CPU = torch.device("cpu")
@@ -25,7 +28,7 @@ def test_memory_does_not_grow_with_the_rows():
     moments = Moments(4, 2, CPU)
     for _ in range(50):
         moments.add(torch.randn(500, 4), torch.randn(500, 2))
-        assert moments._rows <= 1024
+        assert moments._rows <= 512
 
 
 def test_weights_default_to_one_and_half_precision_is_summed_in_single():
@@ -34,6 +37,50 @@ def test_weights_default_to_one_and_half_precision_is_summed_in_single():
     moments.add(x)
     assert float(moments.second[0, 0]) == pytest.approx(float(x[0, 0]) ** 2, rel=1e-3)
     assert float(moments.second[-1, -1]) == 1
+
+
+def curve(second, weight, sensitivity, ridge):
+    order, steps = eliminate([Reader.of(weight, second, sensitivity, 1, ridge)], torch.ones(weight.shape[1]))
+    return order, steps.cumsum(0)
+
+
+@hypothesis.settings(max_examples=8)
+@hypothesis.given(strategies.integers(0, 2**31), strategies.sampled_from([3e-2, 1e-3]))
+def test_sums_in_single_precision_give_the_curves_of_double(seed, ridge):
+    """Of many rows with a few features a thousand times as large as the others, with means and correlations."""
+    generator, size = torch.Generator().manual_seed(seed), 48
+    scale = torch.ones(size)
+    scale[torch.randperm(size, generator=generator)[:3]] = 1e3
+    mix = torch.randn(size, size, generator=generator) / size**0.5
+    moments, exact, total = Moments(size, 0, CPU), torch.zeros(size + 1, size + 1, dtype=torch.float64), 0.0
+    for _ in range(8):
+        x = (torch.randn(4000, size, generator=generator) @ mix + 0.5) * scale
+        w = torch.rand(4000, generator=generator)
+        moments.add(x, weights=w)
+        ones = torch.cat([x, torch.ones(len(x), 1)], 1).double()
+        exact, total = exact + (ones * w[:, None]).mT @ ones, total + float(w.double().sum())
+    weight = torch.randn(20, size, generator=generator, dtype=torch.float64) / scale
+    root = torch.randn(20, 20, generator=generator, dtype=torch.float64)
+    order, cost = curve(exact / total, weight, root.mT @ root, ridge)
+    got, found = curve(moments.second, weight, root.mT @ root, ridge)
+    assert moments._sums.dtype == torch.float32 and moments.second.dtype == torch.float64
+    assert float((found - cost).abs().max()) < 1e-4 * float(cost.max())
+    assert float((got == order).double().mean()) > 0.9
+
+
+def test_networks_in_double_precision_are_summed_in_it():
+    x = torch.randn(700, 5, dtype=torch.float64)
+    moments = Moments(5, 0, CPU, torch.float64)
+    moments.add(x)
+    torch.testing.assert_close(moments.total, x.mT @ x, rtol=1e-13, atol=1e-12)
+    assert moments.tensors()["sums"].dtype == torch.float64
+
+
+@pytest.mark.parametrize("features", [3, 900])
+def test_moments_take_what_is_said_of_them(features):
+    moments = Moments(features, 0, CPU)
+    kept = [value for value in vars(moments).values() if isinstance(value, torch.Tensor)]
+    assert sum(value.nbytes for value in kept) == pytest.approx(Moments.bytes(features), abs=8 + 4 * 512)
 
 
 def test_the_ridge_spares_the_constant():

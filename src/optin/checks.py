@@ -27,6 +27,7 @@ from .running.outputs import answers, distance, tolerance_of
 from .running.reading import one_example
 from .running.replay import check_replay, recorded_blocks
 from .running.twins import plain
+from .scoring.blockwise import check_by_blocks
 from .scoring.criteria import criterion
 from .scoring.probe import check_activations, read_final, states
 from .scoring.trajectory import Positions
@@ -44,12 +45,14 @@ def check_inputs(job: Job) -> str:
 
     Raises:
         InputError: too few examples, too many tokens, ids beyond the vocabulary, nothing but padding, or
-            images of a size that it does not accept.
+            images of a size that it does not accept; or a network that cannot be scored block by block, if it is to.
         ArchitectureError: an output that cannot be read, a hook that changes values, or a network that does not go on
             from its blocks.
         NumericalError: an output that is not finite.
     """
     model, space, recipe = job.model, job.space, job.recipe
+    if recipe.offload:
+        check_by_blocks(model, space, recipe)
     check_examples(job.batches.examples)
     seen, compared = set[object](), ""
     for batch in job.batches:
@@ -71,7 +74,8 @@ def check_inputs(job: Job) -> str:
     sample = next(split(job.first, 2))
     check_hooks(model, sample)
     _check_work(model, job.first)
-    if recipe.refit.enabled or criterion(recipe.criterion).resumes or recipe.tokens.merge == "search":
+    resumes = recipe.refit.enabled or criterion(recipe.criterion).resumes or recipe.offload
+    if resumes or recipe.tokens.merge == "search":
         with inference_mode_of(model), torch.inference_mode(), all_tokens(model):
             check_replay(model, space.blocks, sample, space.chained)
     return compared

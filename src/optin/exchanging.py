@@ -26,13 +26,13 @@ from .errors import CheckpointError, OptinError
 from .inspection import calibration_of
 from .planning import Room, room_for
 from .recipe import ROUNDS, Recipe, budgeted, recipe_of
-from .refit.compensation import sensitivities, template
+from .refit.compensation import sensitivities
 from .refit.levels import Levels, movable
 from .running.batches import Batches
 from .running.job import Job
 from .running.modules import fingerprint
 from .running.outputs import Reader, reading
-from .running.replay import recorded_blocks, resumed_at, with_last_state
+from .running.replay import recorded_blocks, resumed_at, template, with_last_state
 from .running.store import Store
 from .running.tensors import hidden_of
 from .running.twins import stage

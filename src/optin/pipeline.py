@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -28,6 +27,7 @@ from .refit.compensation import compensate
 from .result import Result, plan_figures
 from .running.batches import Batches
 from .running.job import Job
+from .running.mapped import copied, into_files
 from .running.modules import check_weights
 from .running.outputs import Reader, reading
 from .running.twins import plain_again, stage
@@ -178,7 +178,7 @@ def score(
         InputError: no calibration inputs, an unknown criterion, or an engine that cannot be had.
     """
     recipe = recipe_of(recipe, output=output, exclude=exclude, only=only)
-    where = engine_for(recipe.criterion, engine, address, output)
+    where = engine_for(recipe, engine, address, output)
     check_network(model)
     check_weights(model)
     calibration = calibration_of(model, batches)
@@ -290,9 +290,10 @@ def apply(
             with reading(output):
                 check_inputs(job)
     # The dense network is the teacher of the refit, so in place it is the copy that stays dense.
-    other = copy.deepcopy(model)
+    other = copied(model, recipe.offload)
     dense, pruned = (other, model) if inplace else (model, other)
     cut_to_plan(pruned, plan, space)
+    into_files(pruned, recipe.offload)
     if calibration is not None:
         self_check(dense, pruned, space, plan, job.first)
         clock.lap("shrink")
@@ -304,6 +305,5 @@ def apply(
     report = {**plan_figures(plan), **figures_of(dense, pruned, space, plan, scores), "seconds": clock.laps}
     record_plan(pruned, plan, report.get("original"))
     if plan.latency is not None:
-        inputs = planned_inputs(pruned, plan, plan.latency.batch)
-        report["latency"]["measured_ms"] = milliseconds(pruned, inputs)
+        report["latency"]["measured_ms"] = milliseconds(pruned, planned_inputs(pruned, plan, plan.latency.batch))
     return Result(pruned, plan, report, recipe)

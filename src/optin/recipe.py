@@ -42,6 +42,7 @@ class Recipe:
             under a budget of latency and on a GPU, and 1 otherwise.
         length: tokens per example at which MACs are counted; None takes the calibration set's mean.
         latency_batch: examples of that length in the forward that a budget of latency is for.
+        offload: for models that are large for this machine: score block by block, with what waits on disk.
         seed: of every random draw.
         exclude: modules and groups that stay whole, by their names, with commas between.
         only: those that alone may lose units, likewise.
@@ -58,6 +59,7 @@ class Recipe:
     round_to: int | None = None
     length: int | None = None
     latency_batch: int = 1
+    offload: bool = False
     seed: int = 0
     exclude: str = ""
     only: str = ""

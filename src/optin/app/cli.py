@@ -46,7 +46,7 @@ app = typer.Typer(
 )
 
 DATA = "recipe task data text text_pair label"
-SCORING = f"{DATA} share limit preset criterion queries exclude only examples per_batch max_length seed"
+SCORING = f"{DATA} share limit preset criterion queries exclude only examples per_batch max_length offload seed"
 CHOOSING = "search parts round_to latency_batch"
 PLACE = "device threads dtype"
 IMAGES = "image-classification"

@@ -89,5 +89,5 @@ class Kept:
 
 def scoring_options(recipe: object) -> Foreign:
     """The options that scores depend on."""
-    later = ("budget", "search", "parts", "exchange", "round_to", "latency_batch", "model", "training")
+    later = ("budget", "search", "parts", "exchange", "round_to", "latency_batch", "offload", "model", "training")
     return {name: value for name, value in recipe.items() if name not in later} if isinstance(recipe, dict) else None

@@ -64,6 +64,13 @@ Queries = Annotated[
         help="Where heads share keys and values, let equally many of every group go: the cache stays as it is.",
     ),
 ]
+Offload = Annotated[
+    bool | None,
+    typer.Option(
+        "--offload/--no-offload",
+        help="For models that are large for this machine: score block by block, with what waits on disk.",
+    ),
+]
 PerBatch = Annotated[
     int | None, typer.Option("--batch-size", help="Examples of a calibration or evaluation batch; 32 by default.")
 ]
@@ -115,6 +122,7 @@ OF_RECIPES: Mapping[str, tuple[str, Any]] = {
     "search": ("search", _text("How the budget is spent: lagrange (by default) or paper.")),
     "parts": ("parts", Parts),
     "queries": ("queries", Queries),
+    "offload": ("offload", Offload),
     "compensate": ("refit__enabled", Compensate),
     "round_to": ("round_to", _count("Kept neurons and channels are multiples of this.")),
     "latency_batch": ("latency_batch", _count("Examples in the forward that a budget of latency is for.")),
@@ -159,7 +167,7 @@ PANELS: Mapping[str, str] = {  # under which heading the help shows an option
         "Budget": "budget parts round_to latency_batch",
         "Method": "recipe preset criterion queries exclude only search compensate seed"
         " epochs batch_size learning_rate head_only",
-        "Hardware": "device threads dtype batch engine address",
+        "Hardware": "device threads dtype offload batch engine address",
         "Output": "out to dry_run evaluate sweep count overwrite as_json quiet",
     }.items()
     for name in names.split()

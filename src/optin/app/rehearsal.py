@@ -20,6 +20,7 @@ from ..running.batches import Batches
 from ..running.job import Job as Described
 from ..running.modules import inference_mode_of, weight_bytes
 from ..running.twins import twinned
+from ..scoring.blockwise import by_blocks
 from ..scoring.compensated import moment_bytes
 from ..scoring.criteria import CRITERIA, criterion
 from ..scoring.loss import parted
@@ -102,7 +103,8 @@ def rehearse(job: Job, budgets: Sequence[str]) -> Figures:
         passes = SCORE * max(1, recipe.trajectory.draws / calibration.examples)
         passes += REFIT * refits if recipe.refit.enabled else 0
         found["until it is saved, seconds, about"] = round(seconds * passes, 1)
-        memory = weight_bytes(job.model) + moment_bytes(job.model, space)
+        parts = by_blocks(space).values() if recipe.offload else [space]
+        memory = weight_bytes(job.model) + max(moment_bytes(job.model, part) for part in parts)
         found["memory above the network, MB, about"] = round(memory / 1e6)
     return found
 

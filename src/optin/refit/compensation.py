@@ -34,7 +34,7 @@ from ..running.consumers import (
 from ..running.job import Job
 from ..running.merging import State, merging_of
 from ..running.modules import call, inference_mode_of, modules_run
-from ..running.replay import Recorder, recorded_blocks, resumed_at, run_block, run_until, with_last_state
+from ..running.replay import Recorder, recorded_blocks, resumed_at, run_block, run_until, template, with_last_state
 from ..running.store import Store
 from ..running.tensors import hidden_of, with_hidden
 from ..scoring.probe import draw_probes
@@ -275,7 +275,7 @@ class Walk:
     def _folds(self, gate: Gate, least: int = 1) -> Folds:
         weight = matrix(self.models["pruned"].get_submodule(gate.module))
         targets, features = weight.shape
-        return Folds(max(least, self.options.folds), features, targets, weight.device)
+        return Folds(max(least, self.options.folds), features, targets, weight.device, weight.dtype)
 
     def _add(self, folds: Folds, gate: Gate, batch: Batch, read: Tensor, lack: Tensor, weights: Tensor) -> None:
         """Add the positions of one batch; what multiplies the output before the sum is divided out."""
@@ -303,11 +303,6 @@ class Walk:
             change = folds.rescaled(weight, units, ridge)
             return change, change.new_zeros(len(change))
         return folds.refit(ridge, bias=can_shift(module, gate))
-
-
-def template(output: object) -> object:
-    """What a block returned, its hidden state without values."""
-    return with_hidden(output, hidden_of(output).to("meta"))
 
 
 def _read(gate: Gate) -> Tap:

@@ -9,7 +9,6 @@ level:
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from ..running.consumers import add, features_of_units, features_per_unit, matrix
 from ..running.job import Job
+from ..running.mapped import copied
 from ..running.modules import inference_mode_of
 from ..running.store import Store
 from ..space.units import Gate
@@ -50,7 +50,7 @@ class Levels(Walk):
         units: UnitsOf,
         weights: WeightsOf,
     ) -> None:
-        self.network, self.job = copy.deepcopy(job.model), job
+        self.network, self.job = copied(job.model, job.recipe.offload), job
         self.kept, self.offered, self.units = kept, offered, units
         self.gates = {gate.module: gate for group in job.space for gate in group.gates}
         self.levels = Store()

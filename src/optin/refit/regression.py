@@ -64,8 +64,10 @@ class Folds:
         features, targets: as for `Moments`.
     """
 
-    def __init__(self, count: int, features: int, targets: int, device: torch.device) -> None:
-        self.parts = [Moments(features, targets, device) for _ in range(count)]
+    def __init__(
+        self, count: int, features: int, targets: int, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.parts = [Moments(features, targets, device, dtype) for _ in range(count)]
         self._examples = 0
 
     def add(self, x: Tensor, e: Tensor, weights: Tensor, mask: Tensor) -> None:

@@ -125,6 +125,12 @@ def with_last_state(outputs: Sequence[object], hidden: Tensor, times: int = 1) -
     return [*replaced, with_hidden(outputs[-1], hidden.clone())]  # what follows may change it in place
 
 
+def template(output: object) -> object:
+    """What a block returned, its hidden state without values: see `with_last_state`."""
+    stripped: object = with_hidden(output, hidden_of(output).to("meta"))
+    return stripped
+
+
 def check_replay(model: nn.Module, blocks: Sequence[str], batch: Batch, chained: bool) -> None:
     """Refuse a network that computes something else when it goes on from behind one of its blocks.
 

@@ -28,11 +28,13 @@ from ..recipe import Recipe
 from ..running.consumers import features_of_units, features_per_unit, matrix
 from ..space.scores import Curve
 from ..space.units import Gate, UnitGroup, UnitSpace
-from .draws import Weights, summed
+from .blockwise import sums_of
+from .draws import Weights
 from .job import Found, Scoring
 from .moments import Moments, factored
 from .probe import PARTS, Probe
-from .sketch import UnitTotals, part_scales
+from .sketch import part_scales
+from .totals import Parts, UnitTotals
 
 READ = "read"
 COMPACT = 0.75  # share of a reader's features from which those that are gone are cut out
@@ -43,16 +45,20 @@ CHUNK = 16  # neurons that leave between two updates of C^-1; of maps this part 
 def compensated(scoring: Scoring) -> Found:
     """Removal curves under compensation. Cost: the sketch, one second moment per consumer, one elimination."""
     model, space, recipe = scoring.model, scoring.space, scoring.recipe
-    moments, weights = summed(scoring, partial(Sensitivities, model, space, recipe), "score")
-    scales = moments.scales
+    found = sums_of(scoring, partial(Sensitivities, model, recipe=recipe), "score")
+    scales = part_scales(found.mean, recipe.trajectory.balance)
     groups = scoring.track(space, "removal curves", len(space))
-    return Found({group.name: moments.curve(model, group, scales) for group in groups}, scales, weights=weights)
+    curves = {group.name: found.of(group).curve(model, group, scales) for group in groups}
+    return Found(curves, scales, weights=found.weights)
 
 
 def moment_bytes(model: nn.Module, space: UnitSpace) -> int:
     """What the moments of all consumers take, with the rows that wait to be added: most of a scoring's memory."""
-    matrices = [matrix(model.get_submodule(name)).shape for name in _consumers(space)]
-    return sum(Moments.bytes(read) + len(PARTS) * Moments.bytes(made) for made, read in matrices)
+    matrices = [matrix(model.get_submodule(name)) for name in _consumers(space)]
+    return sum(
+        Moments.bytes(weight.shape[1], weight.dtype) + len(PARTS) * Moments.bytes(weight.shape[0], weight.dtype)
+        for weight in matrices
+    )
 
 
 def _consumers(space: UnitSpace) -> list[str]:
@@ -69,9 +75,9 @@ class Sensitivities:
         self.consumers = _consumers(space)
         for name in self.consumers:
             weight = matrix(model.get_submodule(name))
-            self.moments[READ, name] = Moments(weight.shape[1], 0, weight.device)
+            self.moments[READ, name] = Moments(weight.shape[1], 0, weight.device, weight.dtype)
             for part in PARTS:
-                self.moments[part, name] = Moments(weight.shape[0], 0, weight.device)
+                self.moments[part, name] = Moments(weight.shape[0], 0, weight.device, weight.dtype)
 
     def add(self, probe: Probe, weights: Weights) -> None:
         """Add one draw, its tokens weighted."""
@@ -107,9 +113,9 @@ class Sensitivities:
             moments.restore({part: state[key] for part in parts if (key := _place(name, part)) in state})
 
     @property
-    def scales(self) -> dict[str, float]:
-        """What each part of the trajectory is multiplied by."""
-        return part_scales(self.units.mean, self.recipe.trajectory.balance)
+    def mean(self) -> Parts:
+        """See `Sums`."""
+        return self.units.mean
 
     def curve(self, model: nn.Module, group: UnitGroup, scales: Mapping[str, float]) -> Curve:
         """The removal curve of one group, in the currency of the balanced trajectory."""

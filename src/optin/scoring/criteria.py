@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 
 from ..errors import InputError, NumericalError, unknown
+from ..recipe import Recipe
 from ..space.scores import Curve
 from . import baselines
 from .compensated import compensated
@@ -33,6 +34,7 @@ class Criterion:
         gradients: it keeps the gradients of units, by which those that cancel can be found (`rearrange`).
         resumes: it runs the network from recorded blocks on.
         spread: it has work for many machines.
+        by_blocks: it scores block by block, if the recipe offloads.
     """
 
     find: Callable[[Scoring], Found | Mapping[str, Curve]]
@@ -40,11 +42,12 @@ class Criterion:
     gradients: bool = False
     resumes: bool = False
     spread: bool = False
+    by_blocks: bool = False
 
 
 CRITERIA: Mapping[str, Criterion] = {
-    "compensated": Criterion(compensated, spread=True),
-    "sketch": Criterion(sketch, spread=True),
+    "compensated": Criterion(compensated, spread=True, by_blocks=True),
+    "sketch": Criterion(sketch, spread=True, by_blocks=True),
     "exact": Criterion(exact, resumes=True, spread=True),
     "magnitude": Criterion(baselines.magnitude),
     "fisher": Criterion(baselines.fisher, labels=True, gradients=True),
@@ -67,16 +70,16 @@ def criterion(name: str) -> Criterion:
     raise InputError(unknown("criterion", name, [*CRITERIA, *published]))
 
 
-def engine_for(name: str, engine: str | Engine, address: str | None, output: object) -> Engine:
-    """Where a scoring by a criterion is done.
+def engine_for(recipe: Recipe, engine: str | Engine, address: str | None, output: object) -> Engine:
+    """Where a scoring is done.
 
     Args:
         output: how outputs are read, which not every place can do.
 
     Raises:
-        InputError: no such criterion or engine, or one that is not for the other.
+        InputError: no such criterion or engine, or one that is not for the other or for `offload`.
     """
-    asked = criterion(name)
+    name, asked = recipe.criterion, criterion(recipe.criterion)
     where = find_engine(engine, address) if isinstance(engine, str) else engine
     if where is not local and callable(output):
         raise InputError("a function that reads outputs reaches no other machine: name a field of the output.")
@@ -85,6 +88,13 @@ def engine_for(name: str, engine: str | Engine, address: str | None, output: obj
             f"{name!r} has no work for many machines: score it here, without an engine. "
             f"Others have: {', '.join(name for name, one in CRITERIA.items() if one.spread)}."
         )
+    if recipe.offload and where is not local:
+        raise InputError(
+            "'offload' scores block by block on this machine: leave it out where an engine does the work."
+        )
+    if recipe.offload and not asked.by_blocks:
+        known = ", ".join(name for name, one in CRITERIA.items() if one.by_blocks)
+        raise InputError(f"{name!r} is not scored block by block, as {known} are. Leave out 'offload'.")
     return where
 
 

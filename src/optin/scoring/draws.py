@@ -26,6 +26,7 @@ from .job import Scoring
 from .probe import Micro, Objective, Probe, differentiate, micro_batches_of, passes, states, trajectory_objective
 from .resume import Partial
 from .token_weights import TokenWeights
+from .totals import Parts
 
 Weights = Callable[[], Mapping[str, list[Tensor]]]
 
@@ -45,6 +46,10 @@ class Sums(Protocol):
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what `state` gave."""
+
+    @property
+    def mean(self) -> Parts:
+        """What the sketch says of each unit, per part and group."""
 
 
 S = TypeVar("S", bound=Sums)
@@ -101,7 +106,7 @@ def _draws_here(scoring: Scoring, total: Sums, weights: TokenWeights) -> Iterato
         for index, batch in enumerate(scoring.batches):
             for micro in micro_batches_of(batch, index, size, number > 0, stack):
                 if done >= partial.done:
-                    _add(micro, _probe(scoring.model, scoring.space, micro, objective), total, weights)
+                    add_draw(micro, _probe(scoring.model, scoring.space, micro, objective), total, weights)
                 yield from [None] * stack
             done += 1
             last = done == len(stacks) * len(scoring.batches)
@@ -123,7 +128,8 @@ def _probe(model: nn.Module, space: UnitSpace, micro: Micro, objective: Objectiv
     return differentiate(model, space, micro.batch, objective, micro.stack)
 
 
-def _add(micro: Micro, probe: Probe, sums: Sums, token_weights: TokenWeights) -> None:
+def add_draw(micro: Micro, probe: Probe, sums: Sums, token_weights: TokenWeights) -> None:
+    """Add one draw, or several that were made at once, to the sums, and its weights if it is the first of them."""
     weights = functools.cache(lambda: token_weights.of(probe))
     sums.add(probe, weights)
     if not micro.again:
@@ -163,7 +169,7 @@ class BatchSums:
         objective = trajectory_objective(self.model, self.space, self.recipe.trajectory, generator)
         sums, weights = self.empty(), TokenWeights(self.space, self.recipe, Store())
         for micro in micro_batches_of(self.batches[index], index, self.size, again, stack):
-            _add(micro, _probe(self.model, self.space, micro, objective), sums, weights)
+            add_draw(micro, _probe(self.model, self.space, micro, objective), sums, weights)
         found = sums.tensors()
         if not again:
             found |= {f"weights/{index}/{name}": torch.stack(weights(index, name)) for name in weights.consumers}

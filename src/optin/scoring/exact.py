@@ -28,7 +28,8 @@ from ..space.units import Tap, UnitGroup, UnitSpace
 from .job import Found, Scoring
 from .probe import PARTS, check_activations, read_final, states
 from .resume import Partial
-from .sketch import balanced, flat, part_scales
+from .sketch import balanced, part_scales
+from .totals import flat
 from .trajectory import Positions, manifold_loss, output_loss
 
 SIDES: tuple[Literal["input", "output"], ...] = ("input", "output")

@@ -10,26 +10,29 @@ from torch import Tensor
 
 from ..errors import NumericalError
 
-WAITING = 1024  # rows at least that are multiplied at once
+WAITING = 512  # rows that are multiplied at once: with fewer it takes longer, with more no less
 HIGHEST = 100.0  # ridge that is of any use
 
 
 class Moments:
     """Weighted sums of x x^T and x e^T over rows, x with a constant 1 appended.
 
-    Rows are gathered until there are about as many as features, then multiplied at once in their own
-    precision and added in float64: memory is a few times n^2, whatever the number of rows.
+    Rows are gathered, then multiplied and added many at once, in their own precision but in single at least: memory
+    is little more than n^2, whatever the number of rows. What is read of the sums is in float64.
 
     Args:
         features: n, length of x without the constant.
         targets: m, length of e; 0 for second moments alone.
+        dtype: of the network.
     """
 
-    def __init__(self, features: int, targets: int, device: torch.device) -> None:
+    def __init__(self, features: int, targets: int, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self.features, self.targets = features, targets
+        width, own = features + 1 + targets, _summed_in(dtype)
         self._weight = torch.zeros((), dtype=torch.float64, device=device)
-        self._sums = torch.zeros(features + 1, features + 1 + targets, dtype=torch.float64, device=device)
-        self._waiting: list[tuple[Tensor, Tensor]] = []
+        self._sums = torch.zeros(features + 1, width, dtype=own, device=device)
+        self._waiting = torch.empty(WAITING, width, dtype=own, device=device)
+        self._weights = torch.empty(WAITING, dtype=own, device=device)
         self._rows = 0
 
     def add(
@@ -39,24 +42,30 @@ class Moments:
         weights: Float[Tensor, " row"] | None = None,
     ) -> None:
         """Add rows, each with its weight (1 by default)."""
-        x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        w = x.new_ones(len(x)) if weights is None else weights.to(x)
-        parts = [x, x.new_ones(len(x), 1)] + ([] if e is None else [e.to(x)])
-        self._weight += w.sum()
-        self._waiting.append((torch.cat(parts, 1), w))
-        self._rows += len(x)
-        if self._rows > max(self.features, WAITING):
-            self._flush()
+        self._weight += len(x) if weights is None else weights.to(self._weights).sum()
+        begin = 0
+        while begin < len(x):
+            end = min(begin + WAITING - self._rows, len(x))
+            rows = slice(self._rows, self._rows + end - begin)
+            self._waiting[rows, : self.features] = x[begin:end]
+            self._waiting[rows, self.features] = 1
+            if e is not None:
+                self._waiting[rows, self.features + 1 :] = e[begin:end]
+            self._weights[rows] = 1 if weights is None else weights[begin:end].to(self._weights)
+            self._rows, begin = rows.stop, end
+            if self._rows == WAITING:
+                self._flush()
 
     @staticmethod
-    def bytes(features: int) -> int:
-        """What second moments of so many features take at most, with the rows that wait (in float32)."""
-        return 8 * (features + 1) ** 2 + 4 * max(features, WAITING) * (features + 1)
+    def bytes(features: int, dtype: torch.dtype = torch.float32) -> int:
+        """What second moments of so many features take at most, with the rows that wait."""
+        return _summed_in(dtype).itemsize * (features + 1 + WAITING) * (features + 1)
 
     @classmethod
     def sum(cls, parts: Sequence[Moments]) -> Moments:
         """The moments of all rows together."""
-        total = cls(parts[0].features, parts[0].targets, parts[0]._sums.device)
+        first = parts[0]
+        total = cls(first.features, first.targets, first._sums.device, first._sums.dtype)
         for part in parts:
             part._flush()
             total._sums += part._sums
@@ -76,9 +85,8 @@ class Moments:
     def state(self) -> dict[str, Tensor]:
         """The sums and the rows that wait, as they are: adding goes on from there to the same bits."""
         found = {"sums": self._sums, "weight": self._weight}
-        if self._waiting:
-            found["rows"] = torch.cat([rows for rows, _ in self._waiting])
-            found["weights"] = torch.cat([weights for _, weights in self._waiting])
+        if self._rows:
+            found["rows"], found["weights"] = self._waiting[: self._rows], self._weights[: self._rows]
         return found
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -90,28 +98,30 @@ class Moments:
         self._sums.copy_(state["sums"])
         self._weight.copy_(state["weight"])
         if "rows" in state:
-            rows, weights = state["rows"].to(self._sums.device), state["weights"].to(self._sums.device)
-            if rows.dim() != 2 or rows.shape[1] != self._sums.shape[1] or weights.shape != rows.shape[:1]:
+            rows, weights = state["rows"], state["weights"]
+            fits = rows.dim() == 2 and len(rows) < WAITING and rows.shape[1] == self._sums.shape[1]
+            if not fits or weights.shape != rows.shape[:1] or rows.dtype != self._sums.dtype:
                 raise ValueError("rows of another length")
-            self._waiting, self._rows = [(rows, weights)], len(rows)
+            self._rows = len(rows)
+            self._waiting[: self._rows], self._weights[: self._rows] = rows, weights
 
     @property
     def second(self) -> Float[Tensor, "extended extended"]:
         """E[x x^T] over all rows added, the constant last; float64."""
         self._flush()
-        return self._sums[:, : self.features + 1] / max(self.weight, 1e-300)
+        return self._sums[:, : self.features + 1].double() / max(self.weight, 1e-300)
 
     @property
     def total(self) -> Float[Tensor, "features features"]:
         """The sum of x x^T over all rows added, without the constant; float64."""
         self._flush()
-        return self._sums[: self.features, : self.features]
+        return self._sums[: self.features, : self.features].double()
 
     @property
     def cross(self) -> Float[Tensor, "extended target"]:
         """E[x e^T]; float64."""
         self._flush()
-        return self._sums[:, self.features + 1 :] / max(self.weight, 1e-300)
+        return self._sums[:, self.features + 1 :].double() / max(self.weight, 1e-300)
 
     def without(self, gone: Tensor, change: Float[Tensor, "targets features"]) -> Moments:
         """Those of the features that stay, where the map is changed by so much: what is lacking is then e - change x.
@@ -120,20 +130,23 @@ class Moments:
             gone: shape (features,), bool.
         """
         self._flush()
-        left = Moments(self.features - int(gone.sum()), self.targets, self._sums.device)
+        left = Moments(self.features - int(gone.sum()), self.targets, self._sums.device, torch.float64)
         stays, changed = torch.cat([~gone, gone.new_ones(1)]), change.any(0)
-        read, lacking = self._sums[stays].split([self.features + 1, self.targets], 1)
+        read, lacking = self._sums[stays].double().split([self.features + 1, self.targets], 1)
         made = read[:, :-1][:, changed] @ change[:, changed].mT.to(read)
         left._sums, left._weight = torch.cat([read[:, stays], lacking - made], 1), self._weight
         return left
 
     def _flush(self) -> None:
-        if self._waiting:
-            rows = torch.cat([rows for rows, _ in self._waiting])
-            weights = torch.cat([weights for _, weights in self._waiting])
-            x = rows[:, : self.features + 1]
-            self._sums += ((x * weights[:, None]).mT @ rows).double()
-            self._waiting, self._rows = [], 0
+        if self._rows:
+            rows, weights = self._waiting[: self._rows], self._weights[: self._rows]
+            self._sums.addmm_((rows[:, : self.features + 1] * weights[:, None]).mT, rows)
+            self._rows = 0
+
+
+def _summed_in(dtype: torch.dtype) -> torch.dtype:
+    """Single precision, but for networks in double: their products have no more digits (docs/adr/0030)."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def ridged(second: Float[Tensor, "extended extended"], ridge: float) -> Float[Tensor, "extended extended"]:

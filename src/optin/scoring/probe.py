@@ -7,8 +7,9 @@ by its output, token by token. No weight needs a gradient.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -203,15 +204,18 @@ def states(space: UnitSpace, outputs: Sequence[object]) -> list[Tensor]:
     return [hidden_of(output).transpose(0, run.examples) for run, output in zip(space.runs, outputs, strict=True)]
 
 
-def _gradients(part: str, scalar: Tensor, by: Sequence[Tensor], again: bool) -> tuple[Tensor, ...]:
-    """The gradients of a part of an objective.
-
-    Args:
-        again: the graph is needed for another part.
+def derivatives(objectives: Mapping[str, Tensor], by: Sequence[Tensor]) -> Iterator[tuple[str, tuple[Tensor, ...]]]:
+    """The gradients of every part of an objective, one part after the other; zeros by what it does not depend on.
 
     Raises:
         InputError: the forward does something that no gradient goes through; says what to change.
     """
+    for index, (part, scalar) in enumerate(objectives.items()):
+        yield part, _gradients(part, scalar, by, index + 1 < len(objectives))
+
+
+def _gradients(part: str, scalar: Tensor, by: Sequence[Tensor], again: bool) -> tuple[Tensor, ...]:
+    """Of a part of an objective; the graph is kept if it is needed for another part."""
     try:
         return torch.autograd.grad(scalar, by, retain_graph=again, materialize_grads=True)
     except CheckpointError as error:
@@ -230,49 +234,83 @@ def _gradients(part: str, scalar: Tensor, by: Sequence[Tensor], again: bool) -> 
         ) from error
 
 
+class Watched:
+    """A batch on its way through the consumers of some groups: gates that are 1, and what each reads and makes.
+
+    Args:
+        space: of these groups.
+        stack: copies of the batch that are drawn for at once, see `passes`.
+
+    Attributes:
+        batch: all copies.
+    """
+
+    def __init__(self, model: nn.Module, space: UnitSpace, batch: Batch, stack: int = 1) -> None:
+        like, copies = next(model.parameters()), () if stack == 1 else (stack,)
+        self.model, self.space, self.batch = model, space, tile(batch, stack)
+        self.multipliers = {group.name: like.new_ones((*copies, group.size)).requires_grad_() for group in space}
+        self._given = {
+            name: m if stack == 1 else m.repeat_interleave(size_of(batch), 0) for name, m in self.multipliers.items()
+        }
+        self.gates = {gate.module: gate for group in space for gate in group.gates}
+        self.modules = {name: model.get_submodule(name) for name in self.gates}
+        self.recorder = Recorder([Tap(name, side) for name in self.modules for side in ("input", "output")])
+        self._units, self._outputs = dict[str, dict[str, Tensor]](), dict[str, dict[str, list[Tensor]]]()
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Watch what runs until the block ends."""
+        with gated(self.model, self.space, self._given), self.recorder.recording(self.model):
+            yield
+
+    def _made(self) -> dict[str, list[Tensor]]:
+        return {name: self.recorder.calls[Tap(name, "output")] for name in self.modules}
+
+    @property
+    def by(self) -> list[Tensor]:
+        """What is to be differentiated by: multipliers, then what consumers made."""
+        return [*self.multipliers.values(), *(value for values in self._made().values() for value in values)]
+
+    def take(self, part: str, gradients: Sequence[Tensor]) -> None:
+        """Be given the gradients of a part of the objective, by `by`."""
+        rest = iter(gradients)
+        self._units[part] = {name: next(rest) for name in self.multipliers}
+        self._outputs[part] = {
+            name: [rows_made(self.modules[name], self.gates[name], next(rest)) for _ in values]
+            for name, values in self._made().items()
+        }
+
+    def probe(self) -> Probe:
+        """All of it."""
+        inputs = {
+            name: [
+                rows_read(module, self.gates[name], value.detach())
+                for value in self.recorder.calls[Tap(name, "input")]
+            ]
+            for name, module in self.modules.items()
+        }
+        masks, real = dict[str, Tensor](), dict[str, Tensor]()
+        known: dict[torch.Size, tuple[Tensor, Tensor]] = {}  # found once for every shape
+        for name, values in inputs.items():
+            shape = values[0].shape[:-1]
+            if shape not in known:
+                mask = position_mask(self.batch, values[0])
+                known[shape] = mask, mask.flatten().nonzero().squeeze(1)
+            masks[name], real[name] = known[shape]
+        return Probe(masks, real, inputs, self._units, self._outputs)
+
+
 def differentiate(model: nn.Module, space: UnitSpace, batch: Batch, objective: Objective, stack: int = 1) -> Probe:
     """One forward, and one backward for each part of the objective.
 
     Args:
         stack: copies of the batch that are drawn for at once, see `passes`.
     """
-    like, copies = next(model.parameters()), () if stack == 1 else (stack,)
-    multipliers = {group.name: like.new_ones((*copies, group.size)).requires_grad_() for group in space}
-    given = {name: m if stack == 1 else m.repeat_interleave(size_of(batch), 0) for name, m in multipliers.items()}
-    whole = tile(batch, stack)
-    gates = {gate.module: gate for group in space for gate in group.gates}
-    modules = {name: model.get_submodule(name) for name in gates}
-    recorder = Recorder([Tap(name, side) for name in modules for side in ("input", "output")])
-    blocks: list[object] = []
+    watched, blocks = Watched(model, space, batch, stack), list[object]()
     with inference_mode_of(model), torch.enable_grad():
-        with (
-            gated(model, space, given),
-            recorder.recording(model),
-            recorded_blocks(model, space.blocks, blocks),
-        ):
-            output = call(model, whole)
-        objectives = objective(batch, output, states(space, blocks), *copies)
-        calls = {name: recorder.calls[Tap(name, "output")] for name in modules}
-        flat = [value for values in calls.values() for value in values]
-        units, outputs = {}, {}
-        for index, (part, scalar) in enumerate(objectives.items()):
-            gradients = _gradients(part, scalar, [*multipliers.values(), *flat], index + 1 < len(objectives))
-            units[part] = dict(zip(multipliers, gradients, strict=False))
-            rest = iter(gradients[len(multipliers) :])
-            outputs[part] = {
-                name: [rows_made(modules[name], gates[name], next(rest)) for _ in values]
-                for name, values in calls.items()
-            }
-    inputs = {
-        name: [rows_read(module, gates[name], value.detach()) for value in recorder.calls[Tap(name, "input")]]
-        for name, module in modules.items()
-    }
-    masks, real = dict[str, Tensor](), dict[str, Tensor]()
-    known: dict[torch.Size, tuple[Tensor, Tensor]] = {}  # found once for every shape
-    for name, values in inputs.items():
-        shape = values[0].shape[:-1]
-        if shape not in known:
-            mask = position_mask(whole, values[0])
-            known[shape] = mask, mask.flatten().nonzero().squeeze(1)
-        masks[name], real[name] = known[shape]
-    return Probe(masks, real, inputs, units, outputs)
+        with watched.running(), recorded_blocks(model, space.blocks, blocks):
+            output = call(model, watched.batch)
+        objectives = objective(batch, output, states(space, blocks), *(() if stack == 1 else (stack,)))
+        for part, gradients in derivatives(objectives, watched.by):
+            watched.take(part, gradients)
+    return watched.probe()

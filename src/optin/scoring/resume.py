@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -101,10 +102,16 @@ def tokens_beside(path: Path) -> Path:
     return path.with_name(f"{path.name}-tokens")
 
 
+def blocks_beside(path: Path) -> Path:
+    """Where the sums of single blocks are kept: a folder beside the file that says which are done."""
+    return path.with_name(f"{path.name}-blocks")
+
+
 def forget(path: Path) -> None:
     """Remove what a scoring kept in `path`, once its scores are kept elsewhere."""
     for kept in (path, tokens_beside(path)):
         kept.unlink(missing_ok=True)
+    shutil.rmtree(blocks_beside(path), ignore_errors=True)
 
 
 def _checked(found: Mapping[str, Tensor], metadata: Mapping[str, str], sums: Mapping[str, Tensor], parts: int) -> int:

@@ -5,72 +5,20 @@ I(u) = E[ (d <v, phi> / d m_u)^2 ],   m_u the unit's multiplier        (docs/met
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
-
 import torch
 from torch import Tensor
 
 from ..space.scores import Curve
-from ..space.units import UnitSpace
-from .draws import Weights, summed
+from .blockwise import sums_of
 from .job import Found, Scoring
-from .probe import PARTS, Probe
-
-Parts = dict[str, dict[str, Tensor]]
+from .totals import Parts, UnitTotals
 
 
 def sketch(scoring: Scoring) -> Found:
     """Removal curves from independent unit scores. Cost: one forward and two backward passes per draw."""
-    total, weights = summed(scoring, partial(UnitTotals, scoring.space), "sketch")
-    balance = scoring.recipe.trajectory.balance
-    curves = {name: Curve.from_importance(value) for name, value in balanced(total.mean, balance).items()}
-    return Found(curves, part_scales(total.mean, balance), weights=weights)
-
-
-class UnitTotals:
-    """Running mean of the squared derivatives, per part and group."""
-
-    def __init__(self, space: UnitSpace) -> None:
-        self.draws = torch.zeros((), dtype=torch.float64)
-        self.sums: Parts = {
-            part: {group.name: torch.zeros(group.size, dtype=torch.float64) for group in space} for part in PARTS
-        }
-
-    def add(self, probe: Probe, weights: Weights | None = None) -> None:
-        """Add one draw, or several that were made at once; tokens count alike, whatever their weights."""
-        first = next(iter(next(iter(probe.units.values())).values()))
-        self.draws += 1 if first.dim() == 1 else len(first)
-        for part, groups in probe.units.items():
-            for name, derivative in groups.items():
-                squares = derivative.double().square()
-                self.sums[part][name] += (squares if squares.dim() == 1 else squares.sum(0)).cpu()
-
-    def tensors(self) -> dict[str, Tensor]:
-        """See `Sums`."""
-        return {"draws": self.draws, **flat(self.sums)}
-
-    def state(self) -> dict[str, Tensor]:
-        """See `Sums`."""
-        return self.tensors()
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """See `Sums`."""
-        for name, value in self.tensors().items():
-            value.copy_(state[name])
-
-    @property
-    def mean(self) -> Parts:
-        """I(u) of each part: shape (size,) per group."""
-        return {
-            part: {name: value / self.draws.clamp_min(1) for name, value in groups.items()}
-            for part, groups in self.sums.items()
-        }
-
-
-def flat(parts: Parts) -> dict[str, Tensor]:
-    """By PART/GROUP."""
-    return {f"{part}/{name}": value for part, groups in parts.items() for name, value in groups.items()}
+    found, balance = sums_of(scoring, UnitTotals, "sketch"), scoring.recipe.trajectory.balance
+    curves = {name: Curve.from_importance(value) for name, value in balanced(found.mean, balance).items()}
+    return Found(curves, part_scales(found.mean, balance), weights=found.weights)
 
 
 def balanced(parts: Parts, balance: float) -> dict[str, Tensor]:

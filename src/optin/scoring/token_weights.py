@@ -59,7 +59,7 @@ class TokenWeights:
     def add(self, micro: Micro, weights: Mapping[str, list[Tensor]]) -> None:
         """Keep those of a first draw; the micro-batches of a batch come one after the other."""
         if micro.index != self.index:
-            self._finish()
+            self.finish()
             self.index, self.parts = micro.index, {name: [] for name in self.consumers}
         tokens = token_mask(micro.batch)
         for name, parts in self.parts.items():
@@ -70,15 +70,16 @@ class TokenWeights:
 
     def put(self, index: int, weights: Mapping[str, Tensor]) -> None:
         """Keep those of a whole batch: per consumer, shape (call, batch, token)."""
-        self._finish()
+        self.finish()
         self.index, self.parts = index, {name: [value] for name, value in weights.items()}
 
     def __call__(self, index: int, consumer: str) -> list[Tensor]:
         """For every call of a consumer in a batch, shape (batch, token)."""
-        self._finish()
+        self.finish()
         return list(self.store["weights", index, consumer])
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Keep what was added last: no micro-batch of its batch is to come."""
         for name, parts in self.parts.items():
             longest = max(part.shape[-1] for part in parts)
             # Some are of fewer positions, since padding that none of their texts needs is cut.
