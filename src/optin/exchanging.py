@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from .choosing.allocation import check_exchange, kept_units
 from .choosing.exchanges import PARTS, exchanges, steps
@@ -97,6 +98,7 @@ class _State:
         place: of the step in `PARTS`.
         rounds: that were done.
         losses: of `best`, from the start on.
+        reached: the loss of `best` on every batch.
     """
 
     identity: str
@@ -105,17 +107,18 @@ class _State:
     place: int = 0
     rounds: int = 0
     losses: list[float] = field(default_factory=list)
+    reached: list[float] = field(default_factory=list)
 
-    def settle(self, loss: float) -> bool:
+    def settle(self, losses: Tensor, held_out: HeldOut) -> bool:
         """Take what was refitted if it is the best; whether to go on from it with the same step."""
         if self.losses and self.kept == self.best:
             return True
-        last = self.losses[-1] if self.losses else math.inf
-        if loss < last:
-            self.best = self.kept
+        loss, last = float(losses @ held_out.shares), self.losses[-1] if self.losses else math.inf
+        if not self.losses or held_out.rise(losses, torch.tensor(self.reached).double()) < 0:
+            self.best, self.reached = self.kept, losses.tolist()
             self.losses.append(loss)
         self.kept = self.best
-        if loss < (1 - GAIN) * last:
+        if self.losses[-1] < (1 - GAIN) * last:
             return True
         self.place += 1
         return False
@@ -177,39 +180,38 @@ class Exchange:
         offered = steps({name: self.choices[name] for name in self.groups}, state.kept, PARTS[state.place])
         levels = Levels(self.job, state.kept, offered, self._units, self.weights)
         self.reached = _Reached(self.job, levels.network)
-        now = self.held_out.lost(levels.network, self.reached.recording)
+        now = self.held_out.by_batch(levels.network, self.reached.recording)
         yield
-        if not state.settle(now):
+        if not state.settle(now, self.held_out):
             return
-        losses: dict[str, dict[int, float]] = {name: {} for name in self.groups}
+        rises: dict[str, dict[int, float]] = {name: {} for name in self.groups}
         for name, counts in offered.items():
             for count in counts:
-                losses[name][count] = self._lost(levels, {name: count})
+                rises[name][count] = self._rise(levels, {name: count}, now)
                 yield
-        found = exchanges(losses, state.kept, now, cost, self.limit)
-        best = now
+        found, best = exchanges(rises, state.kept, cost, self.limit), 0.0
         for share in SHARES:
             if number := len(found) // share:
-                loss = self._lost(levels, found[number - 1])
+                rise = self._rise(levels, found[number - 1], now)
                 yield
-                if loss < best:
-                    best, state.kept = loss, fill(found[number - 1], self.choices, cost, self.limit)
-        if best > (1 - GAIN) * now:
+                if rise < best:
+                    best, state.kept = rise, fill(found[number - 1], self.choices, cost, self.limit)
+        if -best < GAIN * float(now @ self.held_out.shares):
             state.place += 1
 
     def _units(self, group: str, count: int) -> Sequence[int]:
         return kept_units(self.room.scores, {group: count}, self.room.recipe)[group]
 
-    def _lost(self, levels: Levels, counts: dict[str, int]) -> float:
-        """The loss where some groups are at other levels; they are put back."""
+    def _rise(self, levels: Levels, counts: Mapping[str, int], before: Tensor) -> float:
+        """How much more is lost where some groups are at other levels; they are put back."""
         changed = [name for name, count in counts.items() if count != levels.kept[name]]
         for name in changed:
             levels.put(name, counts[name])
         first = min(self.job.space[name].layer for name in changed)
-        loss = self.held_out.lost(levels.network, partial(self.reached.behind, first))
+        losses = self.held_out.by_batch(levels.network, partial(self.reached.behind, first))
         for name in changed:
             levels.put(name, levels.kept[name])
-        return loss
+        return self.held_out.rise(losses, before)
 
 
 class _Reached:

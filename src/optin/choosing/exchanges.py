@@ -29,20 +29,19 @@ def steps(choices: Mapping[str, Choices], kept: Mapping[str, int], part: int) ->
 
 
 def exchanges(
-    losses: Mapping[str, Mapping[int, float]], kept: Mapping[str, int], now: float, cost: CostModel, limit: int
+    rises: Mapping[str, Mapping[int, float]], kept: Mapping[str, int], cost: CostModel, limit: int
 ) -> list[dict[str, int]]:
     """The counts after the best exchange, after the two best, and so on, as long as one promises a gain.
 
     Args:
-        losses: of every group at its other counts.
-        now: the loss of what is kept.
+        rises: of the loss, of every group at its other counts; below zero it falls.
     """
     free = cost(kept)
     rates: list[tuple[float, str, int]] = []  # what a step gains, or loses, by what it costs, or frees
-    for name, at in losses.items():
-        for count, loss in at.items():
+    for name, at in rises.items():
+        for count, rise in at.items():
             price = abs(cost({**kept, name: count}) - free)
-            rates.append(((loss - now) / max(price, 1), name, count))
+            rates.append((rise / max(price, 1), name, count))
     takers = sorted(rate for rate in rates if rate[2] > kept[rate[1]] and rate[0] < 0)
     givers = sorted(rate for rate in rates if rate[2] < kept[rate[1]])
     counts, moved = dict(kept), set[str]()
@@ -55,13 +54,13 @@ def exchanges(
     for _, taker, more in takers:
         if taker in moved:
             continue
-        trial, promised = {**counts, taker: more}, now - losses[taker][more]
+        trial, promised = {**counts, taker: more}, -rises[taker][more]
         for _, giver, fewer in givers:
             if cost(trial) <= limit:
                 break
             if giver not in moved and giver != taker:
                 trial[giver] = fewer
-                promised -= losses[giver][fewer] - now
+                promised -= rises[giver][fewer]
         if cost(trial) <= limit and promised > 0:
             moved |= {name for name, count in trial.items() if count != counts[name]}
             counts = trial

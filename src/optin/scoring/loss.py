@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import FAILURES, BudgetError, NumericalError, refused
@@ -52,8 +53,16 @@ class HeldOut:
             )
         _check_measurable(aim, batches.examples)
 
-    def lost(self, pruned: nn.Module, entered: Entered = _from_the_start) -> float:
+    def lost(self, pruned: nn.Module) -> float:
         """The loss of a network, on average over all rows that are compared.
+
+        Raises:
+            NumericalError: it is not finite.
+        """
+        return max(float(self.by_batch(pruned) @ self.shares), 0.0)  # which rounding may fall below
+
+    def by_batch(self, pruned: nn.Module, entered: Entered = _from_the_start) -> Float[Tensor, " batch"]:
+        """The loss of a network on every batch; float64.
 
         Args:
             entered: what its forward on the batch of a number runs in.
@@ -61,13 +70,27 @@ class HeldOut:
         Raises:
             NumericalError: it is not finite.
         """
-        pairs = list(zip(self._outputs(pruned, entered), self.known, strict=True))
-        rows = [reference.values.shape[1] for _, reference in pairs]
-        losses = [float(self._loss(output, reference)) for output, reference in pairs]
-        found = sum(loss * count for loss, count in zip(losses, rows, strict=True)) / sum(rows)
-        if not math.isfinite(found):
+        pairs = zip(self._outputs(pruned, entered), self.known, strict=True)
+        losses = torch.tensor([float(self._loss(output, reference)) for output, reference in pairs]).double()
+        if not losses.isfinite().all():
             raise NumericalError("the outputs for the inputs that were held out are not finite.")
-        return max(found, 0.0)  # which rounding may fall below
+        return losses
+
+    @property
+    def shares(self) -> Float[Tensor, " batch"]:
+        """Of all rows that are compared, those of every batch."""
+        rows = torch.tensor([reference.values.shape[1] for reference in self.known], dtype=torch.float64)
+        return rows / rows.sum()
+
+    def rise(self, losses: Float[Tensor, " batch"], before: Float[Tensor, " batch"]) -> float:
+        """How much more one network loses than another, as far as that can be told: a standard error is added.
+
+        Batches are what varies.
+        """
+        shares, apart = self.shares, losses - before
+        mean, count = float(shares @ apart), len(apart)
+        spread = float((shares * (apart - mean)).square().sum()) * count / max(count - 1, 1)
+        return mean + math.sqrt(spread)
 
     @torch.inference_mode()
     def _outputs(self, network: nn.Module, entered: Entered = _from_the_start) -> list[Output]:
