@@ -14,12 +14,14 @@ from optin.running.gating import gated, masks
 from optin.running.outputs import answers
 from optin.running.surgery import shrink
 from optin.running.twins import twinned
+from tests import zoo
 from tests.networks import build, inputs
 from tests.test_cnn import NETWORKS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
 KINDS = ("bert", "albert", "deberta-v2", "distilbert", "vit", "dinov2-gated", "beit", "swin", "clip", "timm-vit")
+DECODERS = ("llama", "gpt2", "t5", "whisper")  # of the zoo; the heads of the first share keys
 DTYPES = {"float32": 1e-4, "bfloat16": 4e-2}  # of the largest output
 RECIPE = optin.Recipe().override(trajectory__draws=8, refit__folds=2)
 
@@ -30,6 +32,9 @@ def made(kind: str) -> tuple[torch.nn.Module, list[dict[str, torch.Tensor]]]:
         model = NETWORKS[kind]().eval()
         generator = torch.Generator().manual_seed(0)
         return model, [{image_input(model): torch.randn(4, 3, 28, 28, generator=generator)} for _ in range(8)]
+    if kind in DECODERS:
+        torch.manual_seed(0)
+        return zoo.built(kind), [zoo.NETWORKS[kind].inputs() for _ in range(8)]
     model = build(kind)
     return model, [inputs(model, seed=seed) for seed in range(8)]
 
@@ -53,7 +58,7 @@ def exact_products(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", [*KINDS, *NETWORKS])
+@pytest.mark.parametrize("kind", [*KINDS, *DECODERS, *NETWORKS])
 def test_pruned_shrunk_saved_and_loaded(kind, dtype, tmp_path):
     share, precision = DTYPES[dtype], getattr(torch, dtype)
     model, calibration = made(kind)
@@ -66,7 +71,7 @@ def test_pruned_shrunk_saved_and_loaded(kind, dtype, tmp_path):
     assert {parameter.device.type for parameter in result.model.parameters()} == {"cuda"}
     assert {parameter.dtype for parameter in result.model.parameters()} == {precision}
 
-    cut, space = copy.deepcopy(model), describe(model)
+    cut, space = copy.deepcopy(model), describe(model, batches[0])
     with twinned(model), gated(model, space, masks(model, result.plan)):
         expected = run(model, batches[0])
     shrink(cut, space, result.plan)
@@ -82,7 +87,7 @@ def test_pruned_shrunk_saved_and_loaded(kind, dtype, tmp_path):
     near(run(loaded.to("cuda"), batches[0]), answered, share)
 
 
-@pytest.mark.parametrize("kind", ["bert", "vit", "residual"])
+@pytest.mark.parametrize("kind", ["bert", "vit", "residual", "llama"])
 def test_scores_are_those_of_the_processor(kind):
     model, batches = made(kind)
     expected = optin.score(model, batches, recipe=RECIPE)
