@@ -8,10 +8,12 @@ import tempfile
 from pathlib import Path
 from unittest.mock import patch
 
+import accelerate
 import pytest
 import torch
 
 import optin
+from tests.slow import slow_but
 from tests.zoo import NETWORKS, built
 
 ROOT = Path(__file__).parent.parent
@@ -49,6 +51,36 @@ def whole_job(kind: str) -> None:
             assert (loaded[name] - wanted).abs().max() <= 1e-2 * wanted.abs().max(), name
 
 
+def spread_job() -> None:
+    """The job on a network whose blocks lie in two places, as a `device_map` of accelerate spreads them."""
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
+    from optin.describing import refusals
+    from tests.elsewhere import DEVICE, device
+
+    torch.manual_seed(0)
+    recipe = optin.Recipe(exchange=1).override(trajectory__draws=8)
+    model, batches = built("llama"), [NETWORKS["llama"].inputs() for _ in range(4)]
+    expected = optin.prune(model, batches, "70%", recipe=recipe, track=optin.silent)
+    plain = patch.object(refusals, "_check_parameters", lambda model: None)
+    with device(), plain, tempfile.TemporaryDirectory() as folder:
+        for layer in model.model.layers[1:]:
+            add_hook_to_module(layer.to(DEVICE), AlignDevicesHook(DEVICE))
+        add_hook_to_module(model.model.norm, AlignDevicesHook("cpu"))
+        add_hook_to_module(model, AlignDevicesHook("cpu", io_same_device=True))
+        model.hf_device_map = {"model.layers.0": "cpu", "model.layers.1": DEVICE}
+        result = optin.prune(model, batches, "70%", recipe=recipe, track=optin.silent)
+        assert result.plan.keep == expected.plan.keep
+        places = {name: value.device for name, value in model.state_dict().items()}
+        assert {name: value.device for name, value in result.model.state_dict().items()} == places
+        result.save(f"{folder}/small")
+        loaded = optin.load(f"{folder}/small").state_dict()
+        for name, value in result.model.state_dict().items():
+            assert torch.equal(value.cpu(), loaded[name]), name
+            wanted = expected.model.state_dict()[name]
+            assert (loaded[name] - wanted).abs().max() <= 1e-2 * wanted.abs().max(), name
+
+
 def mixing() -> None:
     """What a GPU refuses and what it takes."""
     from optin.describing import refusals
@@ -74,10 +106,21 @@ def mixing() -> None:
         assert (x.cpu() + here).tolist() == [2, 2, 2] and (x + here.to(there)).sum().item() == 6
 
 
-@pytest.mark.parametrize("kind", ["bert", "llama", "resnet"])
+@pytest.mark.parametrize("kind", slow_but(("llama",), ("bert", "llama", "resnet")))
 def test_the_whole_job(kind):
     done = alone(f"whole_job({kind!r})")
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_a_network_in_two_places():
+    done = alone("spread_job()")
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_weights_that_accelerate_loads_at_every_forward_are_refused():
+    model = accelerate.cpu_offload(built("llama"), execution_device=torch.device("cpu"))
+    with pytest.raises(optin.ArchitectureError, match="offload: true"):
+        optin.score(model, [NETWORKS["llama"].inputs()])
 
 
 def test_a_tensor_in_the_wrong_place_shows():

@@ -82,12 +82,27 @@ def _check_modules(model: nn.Module) -> None:
                 raise ArchitectureError(f"{where} is {what}. {remedy}.")
         if getattr(module, "grad_checkpointing", False) is True:
             raise ArchitectureError(f"{where} checkpoints its gradients: call set_grad_checkpointing(False) first.")
-        if "forward" in vars(module):
+        if "forward" in vars(module) and not is_placed(module, where):
             raise ArchitectureError(
-                f"the forward of {where} was replaced on the object, as accelerate's device_map does. Load the "
-                "network on one device without it, or write a class with that forward."
+                f"the forward of {where} was replaced on the object: write a class with that forward."
             )
         _check_weights_of(module, where)
+
+
+def is_placed(module: nn.Module, where: str) -> bool:
+    """Whether a forward was replaced by accelerate's, which moves what comes to the device of the weights.
+
+    Raises:
+        ArchitectureError: the weights are not there between forwards.
+    """
+    hook: Foreign = getattr(module, "_hf_hook", None)
+    hooks = getattr(hook, "hooks", (hook,))
+    if any(getattr(one, "offload", False) for one in hooks):
+        raise ArchitectureError(
+            f"accelerate loads the weights of {where} at every forward: load the network on the CPU without a "
+            "device_map, and score block by block (offload: true, --offload)."
+        )
+    return all(type(one).__name__ in ("AlignDevicesHook", "CpuOffload") for one in hooks)
 
 
 def _check_weights_of(module: nn.Module, where: str) -> None:

@@ -54,7 +54,7 @@ def position_mask(batch: Batch, hidden: Tensor) -> Tensor:
     if _text_of(batch) is not None and image_sides(batch) is None:
         mask, shape = token_mask(batch), hidden.shape[:-1]
         if mask.shape == shape or (len(shape) == 1 and mask.numel() == shape[0]):
-            return mask.reshape(shape)  # some modules read all tokens of all examples in a row
+            return mask.reshape(shape).to(hidden.device)  # some modules read all tokens of all examples in a row
     return torch.ones(hidden.shape[:-1], dtype=torch.bool, device=hidden.device)
 
 

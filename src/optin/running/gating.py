@@ -69,4 +69,4 @@ class _Multiply:
         if multiplier.dim() == 2:  # windows of one example follow each other: there may be several rows to each
             multiplier = multiplier.repeat_interleave(value.shape[self.examples] // len(multiplier), 0)
             shape[self.examples] = len(multiplier)
-        return with_first(module, args, kwargs, value * multiplier.view(shape))
+        return with_first(module, args, kwargs, value * multiplier.view(shape).to(value.device))

@@ -200,8 +200,9 @@ def draw_probes(job: Job, description: str = "sketch", once: bool = False) -> It
 
 
 def states(space: UnitSpace, outputs: Sequence[object]) -> list[Tensor]:
-    """The hidden state in what each block returned, the examples first."""
-    return [hidden_of(output).transpose(0, run.examples) for run, output in zip(space.runs, outputs, strict=True)]
+    """The hidden state in what each block returned, the examples first; all where the first lies."""
+    found = [hidden_of(output).transpose(0, run.examples) for run, output in zip(space.runs, outputs, strict=True)]
+    return [state.to(found[0].device) for state in found]
 
 
 def derivatives(objectives: Mapping[str, Tensor], by: Sequence[Tensor]) -> Iterator[tuple[str, tuple[Tensor, ...]]]:
@@ -290,13 +291,13 @@ class Watched:
             for name, module in self.modules.items()
         }
         masks, real = dict[str, Tensor](), dict[str, Tensor]()
-        known: dict[torch.Size, tuple[Tensor, Tensor]] = {}  # found once for every shape
+        known: dict[object, tuple[Tensor, Tensor]] = {}  # found once for every shape and device
         for name, values in inputs.items():
-            shape = values[0].shape[:-1]
-            if shape not in known:
+            place = values[0].shape[:-1], values[0].device
+            if place not in known:
                 mask = position_mask(self.batch, values[0])
-                known[shape] = mask, mask.flatten().nonzero().squeeze(1)
-            masks[name], real[name] = known[shape]
+                known[place] = mask, mask.flatten().nonzero().squeeze(1)
+            masks[name], real[name] = known[place]
         return Probe(masks, real, inputs, self._units, self._outputs)
 
 
