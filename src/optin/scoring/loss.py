@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -45,7 +45,7 @@ class HeldOut:
         self.aim, self.batches, self.recipe, self.output = aim, batches, recipe, output
         generator = torch.Generator().manual_seed(recipe.seed)
         self.positions = [Positions(batch, recipe.trajectory.rows, generator) for batch in batches]
-        self.known = self._outputs(dense)
+        self.known = [output for _, output in self._outputs(dense)]
         if aim.kind != "loss" and self.known[0].kind != "distribution":
             raise BudgetError(
                 f"the outputs of this network are compared as {self.known[0].said}: they are no classes. "
@@ -61,19 +61,23 @@ class HeldOut:
         """
         return max(float(self.by_batch(pruned) @ self.shares), 0.0)  # which rounding may fall below
 
-    def by_batch(self, pruned: nn.Module, entered: Entered = _from_the_start) -> Float[Tensor, " batch"]:
+    def by_batch(
+        self, pruned: nn.Module, entered: Entered = _from_the_start, chosen: Sequence[int] | None = None
+    ) -> Float[Tensor, " batch"]:
         """The loss of a network on every batch; float64.
 
         Args:
             entered: what its forward on the batch of a number runs in.
+            chosen: the numbers of some batches; of the others the loss is NaN.
 
         Raises:
             NumericalError: it is not finite.
         """
-        pairs = zip(self._outputs(pruned, entered), self.known, strict=True)
-        losses = torch.tensor([float(self._loss(output, reference)) for output, reference in pairs]).double()
-        if not losses.isfinite().all():
-            raise NumericalError("the outputs for the inputs that were held out are not finite.")
+        losses = torch.full((len(self.batches),), math.nan, dtype=torch.float64)
+        for index, output in self._outputs(pruned, entered, chosen):
+            losses[index] = float(self._loss(output, self.known[index]))
+            if not losses[index].isfinite():
+                raise NumericalError("the outputs for the inputs that were held out are not finite.")
         return losses
 
     @property
@@ -82,27 +86,21 @@ class HeldOut:
         rows = torch.tensor([reference.values.shape[1] for reference in self.known], dtype=torch.float64)
         return rows / rows.sum()
 
-    def rise(self, losses: Float[Tensor, " batch"], before: Float[Tensor, " batch"]) -> float:
-        """How much more one network loses than another, as far as that can be told: a standard error is added.
-
-        Batches are what varies.
-        """
-        shares, apart = self.shares, losses - before
-        mean, count = float(shares @ apart), len(apart)
-        spread = float((shares * (apart - mean)).square().sum()) * count / max(count - 1, 1)
-        return mean + math.sqrt(spread)
-
     @torch.inference_mode()
-    def _outputs(self, network: nn.Module, entered: Entered = _from_the_start) -> list[Output]:
+    def _outputs(
+        self, network: nn.Module, entered: Entered = _from_the_start, chosen: Sequence[int] | None = None
+    ) -> list[tuple[int, Output]]:
         found = []
         with inference_mode_of(network), reading(self.output):
             for index, (batch, positions) in enumerate(zip(self.batches, self.positions, strict=True)):
+                if chosen is not None and index not in chosen:
+                    continue
                 try:
                     with entered(index):
                         said = call(network, batch)
                 except FAILURES as error:
                     raise refused(f"the network does not take the inputs {shapes_of(batch)}", error) from error
-                found.append(read_final(network, said, positions, self.recipe.trajectory))
+                found.append((index, read_final(network, said, positions, self.recipe.trajectory)))
         return found
 
     def _loss(self, output: Output, reference: Output) -> Tensor:
