@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import weakref
 
 import pytest
@@ -20,6 +19,7 @@ from optin.scoring.moments import Moments
 from optin.scoring.resume import forget
 from optin.storage.networks import resnet
 from tests.networks import HEADS_OF, build, inputs
+from tests.slow import slow_but
 from tests.zoo import NETWORKS, built
 
 RECIPE = Recipe().override(trajectory__rows=12, trajectory__draws=40)
@@ -53,7 +53,10 @@ def assert_same(got, expected, batches):
 
 
 # The classifier of BERT has a head with neurons; Llama's keys are grouped.
-@pytest.mark.parametrize("name", ["bert", "vit", "llama", "timm-swin", "own:torch-transformer"])
+KINDS = ("bert", "vit", "llama", "timm-swin", "own:torch-transformer")
+
+
+@pytest.mark.parametrize("name", slow_but(("bert", "llama"), KINDS))
 def test_blocks_one_by_one_give_the_scores_of_all_at_once(name):
     model, batches = network(name)
     expected = optin.score(model, batches, recipe=RECIPE)
@@ -88,7 +91,6 @@ def most_bytes(monkeypatch, model, batches, recipe):
 
     def counted(self, *arguments):
         make(self, *arguments)
-        gc.collect()
         alive.add(self)
         kept = [value for one in alive for value in vars(one).values() if isinstance(value, torch.Tensor)]
         most[0] = max(most[0], sum(value.nbytes for value in kept))
@@ -137,7 +139,7 @@ def test_what_offload_does_not_go_with(options, said):
         optin.score(model, batches, **options)
 
 
-@pytest.mark.parametrize("number", [10, 33, 61, 89])
+@pytest.mark.parametrize("number", slow_but((61,), (10, 33, 61, 89)))
 def test_finished_blocks_are_not_run_again_after_a_kill(number, tmp_path, monkeypatch):
     """Killed among the states, in the last block, in the one before it, and in the first: 28 draws a block."""
     model, batches = network("bert")

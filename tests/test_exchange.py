@@ -23,6 +23,7 @@ from optin.running.store import Store
 from optin.running.twins import stage
 from optin.scoring.loss import HeldOut
 from tests.networks import build, inputs
+from tests.slow import slow_but
 from tests.zoo import NETWORKS, built
 
 RECIPE = optin.Recipe().override(trajectory__draws=8, exchange=4)
@@ -64,11 +65,11 @@ def levels_and_refit(model, batches, recipe, budget="70%"):
     return found, expected, again, offered
 
 
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("name", KINDS)
+CASES = [(name, "plain") for name in KINDS] + [("llama", change) for change in CHANGES if change != "plain"]
+
+
+@pytest.mark.parametrize(("name", "change"), slow_but([("resnet", "plain"), ("llama", "validated")], CASES))
 def test_the_levels_that_are_kept_are_the_refit(name, change):
-    if change != "plain" and name != "llama":
-        pytest.skip("one of each sort is enough")
     model, batches = given_of(name)
     found, expected, again, offered = levels_and_refit(model, batches, RECIPE.override(**CHANGES[change]))
     assert offered
@@ -105,7 +106,7 @@ def test_an_exchange_that_pays_is_found():
     assert exchanges(rises, {"a": 4, "b": 4}, cost, 80) == [{"a": 6, "b": 2}]
 
 
-@pytest.mark.parametrize("name", ["bert", "llama"])
+@pytest.mark.parametrize("name", slow_but(("bert",), ("bert", "llama")))
 def test_what_comes_out_loses_no_more_and_keeps_to_the_budget(name, tmp_path):
     model, batches = given_of(name, 8)
     scores = optin.score(model, batches, recipe=RECIPE)
@@ -163,7 +164,7 @@ def test_what_cannot_be_exchanged_is_refused_before_any_work(name, change, said,
         optin.prune(model, batches, None if "budget" in change else "50%", recipe=RECIPE.override(**change))
 
 
-@pytest.mark.parametrize("name", ["llama", "resnet", "t5"])
+@pytest.mark.parametrize("name", slow_but(("llama",), ("llama", "resnet", "t5")))
 def test_a_forward_that_begins_late_loses_what_a_whole_one_does(name, monkeypatch):
     model, batches = given_of(name, 8)
     recipe = RECIPE.override(exchange=1)

@@ -31,7 +31,7 @@ def macs_of(model, batch) -> int:
     return counter.get_total_flops() // 2
 
 
-@pytest.mark.parametrize("name", slow_but(("llama", "phi3"), KINDS))
+@pytest.mark.parametrize("name", slow_but(("phi3",), KINDS))
 def test_queries_go_and_the_cache_stays(name, tmp_path):
     model, batches = built(name), [NETWORKS[name].inputs() for _ in range(4)]
     space = describe(model, queries=True)
@@ -64,7 +64,7 @@ def test_generation_with_the_cache_is_that_without():
     assert ROTARY["num_attention_heads"] == 2 * ROTARY["num_key_value_heads"]
 
 
-@pytest.mark.parametrize("criterion", ["sketch", "exact", "magnitude"])
+@pytest.mark.parametrize("criterion", slow_but(("exact",), ("sketch", "exact", "magnitude")))
 def test_other_criteria_know_which_features_are_of_a_query(criterion):
     """With the queries of one place silenced, it is they that go."""
     model, batches = built("llama"), [NETWORKS["llama"].inputs() for _ in range(4)]
@@ -79,7 +79,7 @@ def test_other_criteria_know_which_features_are_of_a_query(criterion):
     assert all(units in ((1,), (0, 1)) for units in plan.keep.values())
 
 
-@pytest.mark.parametrize("kind", ["weights", "scales"])
+@pytest.mark.parametrize("kind", slow_but(("scales",), ("weights", "scales")))
 def test_the_refit_helps(kind):
     model, batches = built("llama"), [NETWORKS["llama"].inputs() for _ in range(6)]
     recipe = RECIPE.override(refit__kind=kind)
