@@ -64,12 +64,14 @@ PIECES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "networks": (["bert", "--large"], {}),
     "outlook": (["minilm"], {}),
     "peers": (["minilm", "--rows", "optin", "torch-pruning, magnitude", "--seeds", "0"], {}),
+    "reversal": ([], {"reversal.BUDGETS": (90,), "reversal.SEEDS": (0,), "reversal.HELD_OUT": 64}),
     "scaling": (
         ["base", "examples", "profile"],
         {"scaling.BASE": "bert 6x384", "scaling.EXAMPLES": (32,)},
     ),
     "segmentation": (["segformer"], {"segmentation.rows": lambda: row("main", "segmentation", 65)}),
     "shapes": (["deit-tiny"], {}),
+    "speech": (["--rows", "encoder", "--budgets", "50", "--recordings", "2"], {}),
     "startup": ([], {"startup.ROUNDS": 1}),
     "text": (
         [],
