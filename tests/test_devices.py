@@ -117,6 +117,16 @@ def test_a_network_in_two_places():
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.parametrize("name", ["llama", "mixtral"])
+def test_forwards_on_the_object_change_no_description(name):
+    model, batch = built(name), NETWORKS[name].inputs()
+    expected = optin.describe(model, batch, parts=True)
+    placed = accelerate.dispatch_model(built(name), {"": "cpu"}, force_hooks=True)
+    found = optin.describe(placed, batch, parts=True)
+    assert found.sizes == expected.sizes
+    assert [group.absence for group in found] == [group.absence for group in expected]
+
+
 def test_weights_that_accelerate_loads_at_every_forward_are_refused():
     model = accelerate.cpu_offload(built("llama"), execution_device=torch.device("cpu"))
     with pytest.raises(optin.ArchitectureError, match="offload: true"):

@@ -143,6 +143,9 @@ def test_a_killed_exchange_goes_on(tmp_path):
     assert optin.exchange(model, plan, batches, scores=scores, resume=rounds) == expected
     with pytest.raises(CheckpointError, match="another run"):
         optin.exchange(model, plan, batches[:-1], scores=scores, resume=rounds)
+    others = optin.score(model, batches, recipe=RECIPE.override(criterion="magnitude"))
+    with pytest.raises(CheckpointError, match="another run"):
+        optin.exchange(model, plan, batches, scores=others, resume=rounds)
     rounds.write_text("{")
     with pytest.raises(CheckpointError, match="damaged"):
         optin.exchange(model, plan, batches, scores=scores, resume=rounds)
@@ -184,3 +187,36 @@ def test_a_forward_that_begins_late_loses_what_a_whole_one_does(name, monkeypatc
     torch.testing.assert_close(
         torch.stack(losses["late"]), torch.stack(losses["whole"]), rtol=1e-4, atol=1e-6, equal_nan=True
     )
+
+
+def test_a_plan_that_the_budget_or_the_options_do_not_allow_is_refused():
+    model, batches = given_of("bert", 8)
+    scores = optin.score(model, batches, recipe=RECIPE)
+    plan = optin.plan(model, scores, "50%", recipe=RECIPE)
+    with pytest.raises(InputError, match="costs more than 30%"):
+        optin.exchange(model, plan, batches, scores=scores, recipe=RECIPE.override(budget="30%"))
+    with pytest.raises(InputError, match="Make the plan with them"):
+        optin.exchange(model, plan, batches, scores=scores, recipe=RECIPE.override(round_to=7))
+    with pytest.raises(InputError, match="needs 8: 4 are too few"):
+        optin.exchange(model, plan, batches[:1], scores=scores)
+
+
+def test_what_the_last_round_chose_is_refitted_and_measured(monkeypatch):
+    """A round finds something, and one is all there is."""
+    model, batches = given_of("bert", 8)
+    recipe = RECIPE.override(exchange=1)
+    scores = optin.score(model, batches, recipe=recipe)
+    plan = optin.plan(model, scores, "50%", recipe=recipe)
+    chosen = []
+
+    def first(rises, kept, cost, limit):
+        found = exchanges({name: dict.fromkeys(at, -1.0) for name, at in rises.items()}, kept, cost, limit)
+        chosen.extend(found[-1:])
+        return found
+
+    monkeypatch.setattr("optin.exchanging.exchanges", first)
+    monkeypatch.setattr("optin.exchanging.Exchange._rise", lambda *_: -1.0)
+    monkeypatch.setattr("optin.scoring.loss.HeldOut.lost", lambda *_: 0.0)
+    better = optin.exchange(model, plan, batches, scores=scores)
+    assert chosen and better.kept != plan.kept
+    assert better.provenance["exchange"]["loss"] == 0.0

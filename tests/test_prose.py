@@ -292,3 +292,12 @@ def test_one_source_twice(run, library, tmp_path):
     data = ("--data", library / "novel.txt", "--data", library / "novel.txt")
     code, _, error = run("prune", library / "dense", *data, "--budget", "80%", "--out", tmp_path / "small", *FEW)
     assert code == 2 and "given twice" in error
+
+
+@pytest.mark.parametrize("options", [["--queries"], ["--preset", "searched"], ["--offload"]])
+def test_ways_to_prune_on_the_command_line(run, library, tmp_path, options):
+    data = ["--data", library / "novel.txt", "--task", "language-modelling", "--budget", "90%"]
+    for more in (["--dry-run"], []):
+        code, _, error = run("prune", library / "dense", *data, "--out", tmp_path / "small", *FEW, *options, *more)
+        assert code == 0, error
+    assert not list(tmp_path.glob("small.*")), "what was kept for a kill is gone"

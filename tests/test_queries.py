@@ -114,3 +114,11 @@ def test_a_cache_of_one_size_for_all_layers_is_refused_where_heads_went():
     with pytest.raises(InputError, match="queries: true"):
         fewer.generate(**batches[0], max_new_tokens=2, cache_implementation="paged")
     assert len(fewer.generate(**batches[0], max_new_tokens=2, cache_implementation="static")) == 4
+
+
+def test_all_of_them_can_be_left_whole_by_their_names():
+    model, batches = built("llama"), [NETWORKS["llama"].inputs() for _ in range(4)]
+    names = [group.name for group in optin.describe(model, batches[0], queries=True) if group.kind == "head"]
+    assert all(name.endswith(QUERIES) for name in names)
+    result = optin.prune(model, batches, "80%", recipe=RECIPE, exclude=names)
+    assert not set(names) & result.plan.keep.keys()

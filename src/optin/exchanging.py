@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .choosing.allocation import check_exchange, kept_units
 from .choosing.exchanges import PARTS, exchanges, steps
 from .choosing.search import choices_of, fill, limit_of
-from .errors import CheckpointError, OptinError
+from .errors import CheckpointError, InputError, OptinError
 from .inspection import calibration_of
 from .planning import Room, room_for
 from .recipe import ROUNDS, Recipe, budgeted, recipe_of
@@ -74,16 +74,17 @@ def exchange(
 
     Raises:
         CheckpointError: the file is of another run.
-        InputError: fewer than four inputs, or a network whose blocks run more than once.
+        InputError: fewer than eight inputs, a network whose blocks run more than once, or a plan that costs more than
+            the budget or is not of these scores and options.
     """
     recipe = recipe_of(plan.provenance.get("recipe") if recipe is None else recipe, output=output)
     known = plan.provenance.get("budget") if recipe.budget is None else None
     recipe = recipe.override(exchange=recipe.exchange or ROUNDS, budget=known)
     room = room_for(model, scores, budgeted(recipe), silent)
-    check_exchange(room.space, recipe)
+    calibration = calibration_of(model, batches)
+    check_exchange(room.space, recipe, calibration.examples)
     with reading(output):
-        path = None if resume is None else Path(resume)
-        return Exchange(model, room, plan, calibration_of(model, batches), output, path).run(track)
+        return Exchange(model, room, plan, calibration, output, None if resume is None else Path(resume)).run(track)
 
 
 @dataclass
@@ -147,9 +148,29 @@ class Exchange:
         self.choices = choices_of(room.space, room.scores.curves, room.multiples)
         self.limit = limit_of(room.budget, room.cost, self.choices)
         self.groups = movable(self.job)
-        known = f"{fingerprint(model)} {batches.digest} {room.recipe.to_dict()} {plan.kept} {versions()}"
-        start = _State(hashlib.sha256(known.encode()).hexdigest(), plan.kept, plan.kept)
+        self._check(plan)
+        curves = [(name, curve.order.tolist(), curve.cost.tolist()) for name, curve in room.scores.curves.items()]
+        options = {name: value for name, value in room.recipe.to_dict().items() if name != "offload"}
+        known = (fingerprint(model), batches.digest, options, versions(), dict(plan.keep), curves)
+        limits = (self.limit, dict(room.multiples))
+        start = _State(hashlib.sha256(repr((known, limits)).encode()).hexdigest(), plan.kept, plan.kept)
         self.state = _earlier(path, start)
+
+    def _check(self, plan: Plan) -> None:
+        """Refuse a plan that the budget or the options do not allow.
+
+        Raises:
+            InputError: says which.
+        """
+        strange = plan.kept.keys() ^ self.choices.keys()
+        strange |= {name for name in plan.kept.keys() - strange if plan.kept[name] not in self.choices[name].counts}
+        if strange:
+            raise InputError(
+                f"the plan and these scores and options do not fit: {min(strange)!r} keeps a number that they do not "
+                "offer. Make the plan with them."
+            )
+        if self.room.cost(plan.kept) > self.limit:
+            raise InputError(f"the plan costs more than {self.room.budget}. Plan for that budget first.")
 
     def run(self, track: Track) -> Plan:
         """Exchange until nothing is gained, or there were as many rounds as the recipe allows."""
@@ -165,11 +186,19 @@ class Exchange:
 
     def _rounds(self) -> Iterator[None]:
         state = self.state
-        while state.rounds < self.room.recipe.exchange and state.place < len(PARTS):
+        while self.groups and state.rounds < self.room.recipe.exchange and state.place < len(PARTS):
             yield from self._round()
             state.rounds += 1
-            if self.path is not None:
-                write_text(self.path, json_text(dataclasses.asdict(state)))
+            self._keep()
+        if state.kept != state.best or not state.losses:  # what the last round chose is refitted and measured too
+            levels = Levels(self.job, state.kept, {}, self._units, self.weights)
+            state.settle(self.held_out.lost(levels.network))
+            self._keep()
+            yield
+
+    def _keep(self) -> None:
+        if self.path is not None:
+            write_text(self.path, json_text(dataclasses.asdict(self.state)))
 
     def _round(self) -> Iterator[None]:
         """Refit what is kept and measure it; then its neighbours, and what they promise."""

@@ -26,7 +26,9 @@ from .support.listing import Listed, Listing
 from .support.untyped import Figures
 
 
-def describe(model: nn.Module, inputs: Mapping[str, object] | None = None) -> UnitSpace:
+def describe(
+    model: nn.Module, inputs: Mapping[str, object] | None = None, *, parts: bool = False, queries: bool = False
+) -> UnitSpace:
     """What can be removed from a network: groups of heads, neurons and channels, and why the rest stays (`whole`).
 
         space = optin.describe(model, batch)
@@ -35,12 +37,15 @@ def describe(model: nn.Module, inputs: Mapping[str, object] | None = None) -> Un
     Args:
         model: any module with its weights; left untouched.
         inputs: a batch of its keyword inputs; without one, random inputs are made as its configuration says.
+        parts, queries: as in `Recipe`.
 
     Raises:
         InputError: no network, or inputs that it does not take.
         ArchitectureError: a forward that cannot be followed, or nothing that can be cut; names what is in the way.
     """
-    return describe_network(model) if inputs is None else described_by(model, calibration_of(model, [inputs]))
+    if inputs is None:
+        return describe_network(model, parts=parts, queries=queries)
+    return described_by(model, calibration_of(model, [inputs]), parts=parts, queries=queries)
 
 
 class Inspection(dict[str, Any], Listed):
@@ -123,7 +128,9 @@ def described_by(model: nn.Module, calibration: Batches, *, parts: bool = False,
 def described_for(model: nn.Module, plan: Plan, calibration: Batches | None, *, parts: bool = False) -> UnitSpace:
     """The network that a plan is for, without what was excluded from it."""
     parts = parts or not all(plan.keep.values())
+    made = plan.provenance.get("recipe")
     queries = any(name.endswith(QUERIES) for name in plan.keep)
+    queries = queries or bool(isinstance(made, Mapping) and made.get("queries"))
     if calibration is None:
         space = describe_network(model, planned_inputs(model, plan, 2), parts=parts, queries=queries)
     else:

@@ -184,7 +184,7 @@ def score(
     calibration = calibration_of(model, batches)
     space = described_by(model, calibration, parts=recipe.parts, queries=recipe.queries).restricted(**recipe.limits)
     check_merging(model, recipe)
-    check_exchange(space, recipe)
+    check_exchange(space, recipe, calibration.examples)
     check_heads(model, space)
     with reading(output):
         scoring = Scoring(model, space, calibration, recipe, track, Path(resume) if resume else None, where)

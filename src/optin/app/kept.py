@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,7 +38,9 @@ class Kept:
     def __init__(self, place: Path, job: Job, budgets: Sequence[str | None]) -> None:
         self.budgets = budgets
         self.folder, self.partial = (place.with_name(f"{place.name}.{part}") for part in (SCORES, "partial"))
-        self.rounds = place.with_name(f"{place.name}.rounds")
+        options = scoring_options(job.recipe.to_dict()) | {"budgets": list(budgets), "exchange": job.recipe.exchange}
+        of = hashlib.sha256(repr(options).encode()).hexdigest()[:8]  # another budget has rounds of its own
+        self.rounds = place.with_name(f"{place.name}.{of}.rounds")
         self.job = job
         self.scores: Scores | None = None
         check_new(self.folder, SCORES, overwrite=True)

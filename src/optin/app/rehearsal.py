@@ -9,30 +9,32 @@ import torch
 
 from ..accounting import costs
 from ..checks import check_inputs
-from ..choosing.allocation import check_search
+from ..choosing.allocation import check_exchange, check_search
 from ..choosing.latency import forward_ms
 from ..choosing.within import REFITS
 from ..errors import InputError
 from ..inspection import calibration_of, described_by
 from ..planning import plan
 from ..recipe import Recipe
-from ..running.batches import Batches
+from ..running.batches import HELD_OUT, Batches
 from ..running.job import Job as Described
 from ..running.modules import inference_mode_of, weight_bytes
 from ..running.twins import twinned
 from ..scoring.blockwise import by_blocks
 from ..scoring.compensated import moment_bytes
-from ..scoring.criteria import CRITERIA, criterion
+from ..scoring.criteria import CRITERIA, criterion, engine_for
 from ..scoring.loss import parted
 from ..space.loss import Loss, aim_of
 from ..space.scores import Curve, Scores
 from ..space.units import UnitSpace
+from ..storage.planned import check_heads
 from ..support.files import cache_folder
 from ..support.untyped import Figures
 from .placement import Job
 
 # Dense passes over the calibration inputs of the default criterion, where they are enough (docs/results/scaling.md).
 SCORE, REFIT = 6.0, 3.5
+BY_BLOCKS = 4 / 3  # as long: forwards are run again
 
 
 def check_choices(job: Job, budgets: Sequence[str | None]) -> None:
@@ -47,12 +49,17 @@ def check_choices(job: Job, budgets: Sequence[str | None]) -> None:
 
 
 def _described(job: Job, calibration: Batches) -> UnitSpace:
-    return described_by(job.model, calibration).restricted(**job.recipe.limits)
+    recipe = job.recipe
+    space = described_by(job.model, calibration, parts=recipe.parts, queries=recipe.queries)
+    return space.restricted(**recipe.limits)
 
 
 def _check_choices(job: Job, budgets: Sequence[str | None], calibration: Batches, space: UnitSpace) -> None:
     recipe = job.recipe
     check_search(recipe)
+    check_exchange(space, recipe, calibration.examples)
+    check_heads(job.model, space)
+    engine_for(recipe, "local", None, None)
     if recipe.rearrange and not criterion(recipe.criterion).gradients:
         known = ", ".join(name for name, one in CRITERIA.items() if one.gradients)
         raise InputError(f"'rearrange' needs scores of the criterion {known}, not of {recipe.criterion}.")
@@ -101,7 +108,9 @@ def rehearse(job: Job, budgets: Sequence[str]) -> Figures:
         refits = sum(REFITS + 1 if isinstance(aim_of(budget), Loss) else 1 for budget in budgets)
         # Fewer examples than draws are used again and again.
         passes = SCORE * max(1, recipe.trajectory.draws / calibration.examples)
+        passes *= BY_BLOCKS if recipe.offload else 1
         passes += REFIT * refits if recipe.refit.enabled else 0
+        passes += recipe.exchange * len(budgets) * (REFIT + 2 * len(space) / (2 * HELD_OUT))
         found["until it is saved, seconds, about"] = round(seconds * passes, 1)
         parts = by_blocks(space).values() if recipe.offload else [space]
         memory = weight_bytes(job.model) + max(moment_bytes(job.model, part) for part in parts)

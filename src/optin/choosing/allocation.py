@@ -32,6 +32,9 @@ def searched(space: UnitSpace, recipe: Recipe) -> UnitSpace:
     return space.by_parts(space.tokens.heads if space.tokens and recipe.tokens.merge != "none" else ())
 
 
+LEAST = 8  # inputs of an exchange, of which two are held out
+
+
 def check_search(recipe: Recipe) -> None:
     """Refuse a search that there is not, or that cannot choose tokens.
 
@@ -44,13 +47,17 @@ def check_search(recipe: Recipe) -> None:
         raise InputError(f"the search {recipe.search!r} chooses no tokens: take 'lagrange', or tokens.merge 'none'.")
 
 
-def check_exchange(space: UnitSpace, recipe: Recipe) -> None:
+def check_exchange(space: UnitSpace, recipe: Recipe, examples: int) -> None:
     """Refuse an exchange that cannot be measured.
+
+    Args:
+        examples: calibration inputs.
 
     Raises:
         InputError: says what to change.
     """
     reasons = {
+        f"it holds every fourth input out, and needs {LEAST}: {examples} are too few": examples < LEAST,
         "tokens that merge are chosen with the units: take tokens.merge 'none'": recipe.tokens.merge != "none",
         "what is measured is the refitted network: leave refit.enabled true": not recipe.refit.enabled,
         "it keeps to a budget of cost, such as '50%'": recipe.budget is not None

@@ -48,9 +48,11 @@ def exchanges(
     found: list[dict[str, int]] = []
     for rate, name, count in givers:
         if rate < 0:  # better off with fewer
-            counts[name] = count
-            moved.add(name)
-            found.append(dict(counts))
+            trial = {**counts, name: count}
+            if cost(trial) <= limit:  # times of parts need not fall with their widths
+                counts = trial
+                moved.add(name)
+                found.append(dict(counts))
     for _, taker, more in takers:
         if taker in moved:
             continue

@@ -11,6 +11,7 @@ from ..space.units import UnitGroup, around, lies_in
 from ..support.untyped import Foreign
 from .consumers import out_axis, stored_transposed
 from .elastic import mixed
+from .modules import become
 
 LEFT = "_optin_left"  # where a module that is passed over remembers the map inside it, what it returns and reads
 
@@ -53,11 +54,11 @@ def _gone_again(twin: type[nn.Module], was: type[nn.Module]) -> nn.Module:
 def pass_over(model: nn.Module, absence: Absence) -> None:
     """Have a network that lost all units of a group go on without the part."""
     consumer, module = model.get_submodule(absence.consumer), model.get_submodule(absence.module)
-    consumer.__class__ = mixed(Constant, type(consumer))
+    become(consumer, mixed(Constant, type(consumer)))
     if module is not consumer:
         inside = absence.consumer[len(absence.module) + 1 :] if lies_in(absence.consumer, absence.module) else ""
         setattr(module, LEFT, (inside, absence.outputs, next(iter(inspect.signature(module.forward).parameters))))
-        module.__class__ = mixed(PassedOver, type(module))
+        become(module, mixed(PassedOver, type(module)))
 
 
 def places(group: UnitGroup, consumer: str) -> list[str]:

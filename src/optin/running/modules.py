@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import inspect
 import itertools
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -142,6 +143,13 @@ def patched_forward(module: nn.Module, forward: Callable[..., object]) -> Iterat
         del module.forward
         if own is not None:
             module.forward = own
+
+
+def become(module: nn.Module, kind: type[nn.Module]) -> None:
+    """Exchange the class of a module; where accelerate put a forward on the object, that is to call the new one."""
+    module.__class__ = kind
+    if "_old_forward" in vars(module):
+        vars(module)["_old_forward"] = types.MethodType(kind.forward, module)
 
 
 def first_of(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> Any:

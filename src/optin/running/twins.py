@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from .elastic import Elastic, elastic, mixed, remember_heads
 from .experts import EXPERT, ExpertMap, Experts, are_experts
-from .modules import without_autocast
+from .modules import become, without_autocast
 
 PLAIN = "_optin_plain"  # where a twin remembers the class that it was
 
@@ -161,7 +161,7 @@ def become_twin(model: nn.Module, path: str, dense: int, kept: int, features: in
     module = model.get_submodule(path)
     _exchange(module)
     if twin_of(module) is None:
-        module.__class__ = elastic(type(module))
+        become(module, elastic(type(module)))
     if isinstance(module, Elastic):
         remember_heads(module, dense, kept, features)
     for around in model.modules():
@@ -171,9 +171,9 @@ def become_twin(model: nn.Module, path: str, dense: int, kept: int, features: in
 
 def _exchange(module: nn.Module) -> None:
     twin = twin_of(module)
-    if twin not in (None, type(module)):
+    if twin is not None and twin is not type(module):
         vars(module)[PLAIN] = type(module)
-        module.__class__ = twin
+        become(module, twin)
         for place in range(module.num_experts if isinstance(module, Experts) else 0):
             module.add_module(f"{EXPERT}{place}", ExpertMap(module, place))
 
@@ -227,8 +227,8 @@ def _plain_again(modules: Iterable[nn.Module]) -> None:
         if isinstance(module, Experts):
             for place in range(module.num_experts):
                 delattr(module, f"{EXPERT}{place}")
-            module.__class__ = vars(module).pop(PLAIN)
+            become(module, vars(module).pop(PLAIN))
         elif isinstance(module, (SelfAttention, MultiheadAttention)) and PLAIN in vars(module):
             weight = module.out_proj.weight
             if weight.shape[0] == weight.shape[1]:
-                module.__class__ = vars(module).pop(PLAIN)
+                become(module, vars(module).pop(PLAIN))

@@ -1,4 +1,4 @@
-"""Sums over the draws block by block, so that the moments of one block alone are in memory (docs/adr/0030).
+"""Sums over the draws block by block, so that the moments of one block alone are in memory (docs/adr/0031).
 
 First every micro-batch runs through the network without a graph. What each block returned is kept, with the
 derivatives by it of the two parts of the objective where they reach it directly: what lies behind the last block is

@@ -145,7 +145,7 @@ class Moments:
 
 
 def _summed_in(dtype: torch.dtype) -> torch.dtype:
-    """Single precision, but for networks in double: their products have no more digits (docs/adr/0030)."""
+    """Single precision, but for networks in double: their products have no more digits (docs/adr/0031)."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
