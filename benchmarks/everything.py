@@ -54,6 +54,7 @@ PIECES: dict[str, tuple[list[str], dict[str, Any]]] = {
     ),
     "cnn": (["resnet56", "cifar10"], {"cnn.rows": lambda: row("beta", "beta", 60)}),
     "deploy": (["minilm"], {}),
+    "exchange": (["MiniLM", "--seeds", "0"], {"exchange.BUDGETS": (60,)}),
     "experiments": (["two rounds", "kept in bfloat16", "--seeds", "0"], {"experiments.BUDGETS": (50,)}),
     "gpu": (["BERT-base", "ResNet-50"], {}),
     "latency": (

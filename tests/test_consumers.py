@@ -45,7 +45,7 @@ def test_a_convolution_is_a_linear_map_on_rows(name, positions, monkeypatch):
             rest = x.clone()
             rest[:, unit * block : (unit + 1) * block] = 0
             left.append(module(rest))
-        got = without_units(module, Gate("0", 1, block), x, y, units)
+        got = without_units(module, Gate("0", 1, block), 2, x, y, units)
         torch.testing.assert_close(got, torch.cat(left), atol=1e-5, rtol=1e-5)
     before, change = matrix(module).clone(), torch.randn(matrix(module).shape)
     add(nn.Sequential(module), gate, change, torch.zeros(6))

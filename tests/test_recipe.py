@@ -91,7 +91,7 @@ def test_any_mapping_is_read_or_refused_in_one_line(data):
 
 def test_presets():
     assert preset("default") == Recipe()
-    assert set(PRESETS) == {"default", "paper", "beta", "tau", "segmentation", "kwon", "thorough"}
+    assert set(PRESETS) == {"default", "paper", "beta", "tau", "segmentation", "kwon", "thorough", "searched"}
     assert preset("segmentation") == preset("beta").override(trajectory__temperature=1.0)
     assert preset("tau") == preset("beta").override(tokens__merge="search", trajectory__coupling=0.0)
 

@@ -94,10 +94,11 @@ def _described(
     model: nn.Module, inputs: Mapping[str, object], architecture: str, parts: bool, queries: bool
 ) -> UnitSpace:
     with _followed(model, inputs) as (model, inputs), eager(model) if queries else contextlib.nullcontext():
+        meta = device_of(model).type == "meta"
+        inputs = without_masks(inputs) if meta else inputs
         space = described(model, inputs, architecture)
         space = by_queries(space) if queries else space
-        if device_of(model).type == "meta" or sum(value.numel() for value in model.parameters()) > LARGE:
-            inputs = without_masks(inputs) if device_of(model).type == "meta" else inputs
+        if meta or sum(value.numel() for value in model.parameters()) > LARGE:
             kept, whole = by_blocks(model, space, inputs, parts)
         else:
             trial, inputs = shaken(model), {name: single(value) for name, value in inputs.items()}
