@@ -181,8 +181,7 @@ PRESETS: Mapping[str, Recipe] = types.MappingProxyType(
 FOR: Mapping[str, str] = {  # what each preset is for, in a line
     "default": "texts, tables and whatever else: units chosen and refitted by 256 inputs without labels",
     "thorough": "the last bit of quality: 1,024 inputs, every map and every ridge fitted",
-    "searched": "the best allocation that can be had in a few times as long: parts too, and units exchanged by the "
-    "measured loss",
+    "searched": "more time for the allocation: parts too, and units exchanged by the measured loss",
     "beta": "images: vision transformers and convolutional networks, heads, neurons and channels",
     "segmentation": "scenes: as beta, for maps of classes",
     "tau": "vision transformers whose tokens merge on the way too",
