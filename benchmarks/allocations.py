@@ -122,6 +122,4 @@ def evolved(
     recipe = recipe.override(budget=f"{budget}%", exchange=len(PARTS) + 1)
     start = Chooser(model, scores).uniform(scores.curves, budget)
     room = room_for(model, scores, recipe, optin.silent)
-    search = Evolution(model, room, start, calibration_of(model, batches), None, None)
-    found = search.run(optin.silent)
-    return search.room.plan(search.state.kept) if search.state.kept != search.state.best else found
+    return Evolution(model, room, start, calibration_of(model, batches), None, None).run(optin.silent)

@@ -33,6 +33,7 @@ from decoder_peers import pruned
 from measuring import Stored, forward_seconds, peak
 from rich.console import Console
 from rich.progress import track as progress
+from safetensors.torch import load_file, save
 from text_tables import mean_and_spread, table
 from torch import Tensor, nn
 
@@ -73,9 +74,7 @@ class Known(nn.Module):
         rows = [windows.tokens(*place) for place in windows.places]
         self.places = {tuple(row.tolist()): index for index, row in enumerate(rows)}
         if not file.exists():
-            write_bytes(file, safetensors_bytes({"logits": self._said(model, rows, windows.step)}))
-        from safetensors.torch import load_file
-
+            write_bytes(file, save({"logits": self._said(model, rows, windows.step)}))
         self.logits = load_file(file)["logits"]
 
     @staticmethod
@@ -91,13 +90,6 @@ class Known(nn.Module):
         count = min(known.shape[1], input_ids.shape[1] - 1)
         said[:, -count - 1 : -1] = known[:, -count:]
         return said
-
-
-def safetensors_bytes(tensors: dict[str, Tensor]) -> bytes:
-    """A file of tensors."""
-    from safetensors.torch import save
-
-    return save(tensors)
 
 
 class Setting:

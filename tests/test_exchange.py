@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from hypothesis import given
@@ -146,6 +148,11 @@ def test_a_killed_exchange_goes_on(tmp_path):
     others = optin.score(model, batches, recipe=RECIPE.override(criterion="magnitude"))
     with pytest.raises(CheckpointError, match="another run"):
         optin.exchange(model, plan, batches, scores=others, resume=rounds)
+    state = json.loads(rounds.read_text())
+    for best in (dict(state["best"], **{next(iter(plan.sizes)): 99}), dict(plan.sizes)):  # no choice, and too much
+        rounds.write_text(json.dumps(state | {"best": best}))
+        with pytest.raises(CheckpointError, match="damaged"):
+            optin.exchange(model, plan, batches, scores=scores, resume=rounds)
     rounds.write_text("{")
     with pytest.raises(CheckpointError, match="damaged"):
         optin.exchange(model, plan, batches, scores=scores, resume=rounds)

@@ -148,29 +148,27 @@ class Exchange:
         self.choices = choices_of(room.space, room.scores.curves, room.multiples)
         self.limit = limit_of(room.budget, room.cost, self.choices)
         self.groups = movable(self.job)
-        self._check(plan)
+        if self._strange(plan.kept):
+            raise InputError(
+                f"the plan and these scores and options do not fit: {self._strange(plan.kept)!r} keeps a number that "
+                "they do not offer. Make the plan with them."
+            )
+        if room.cost(plan.kept) > self.limit:
+            raise InputError(f"the plan costs more than {room.budget}. Plan for that budget first.")
         curves = [(name, curve.order.tolist(), curve.cost.tolist()) for name, curve in room.scores.curves.items()]
-        options = {name: value for name, value in room.recipe.to_dict().items() if name != "offload"}
+        options = room.recipe.override(offload=False).to_dict()
         known = (fingerprint(model), batches.digest, options, versions(), dict(plan.keep), curves)
         limits = (self.limit, dict(room.multiples))
         start = _State(hashlib.sha256(repr((known, limits)).encode()).hexdigest(), plan.kept, plan.kept)
         self.state = _earlier(path, start)
+        if any(self._strange(kept) or room.cost(kept) > self.limit for kept in (self.state.kept, self.state.best)):
+            raise CheckpointError(f"{path} is damaged. Remove it to exchange from the start.")
 
-    def _check(self, plan: Plan) -> None:
-        """Refuse a plan that the budget or the options do not allow.
-
-        Raises:
-            InputError: says which.
-        """
-        strange = plan.kept.keys() ^ self.choices.keys()
-        strange |= {name for name in plan.kept.keys() - strange if plan.kept[name] not in self.choices[name].counts}
-        if strange:
-            raise InputError(
-                f"the plan and these scores and options do not fit: {min(strange)!r} keeps a number that they do not "
-                "offer. Make the plan with them."
-            )
-        if self.room.cost(plan.kept) > self.limit:
-            raise InputError(f"the plan costs more than {self.room.budget}. Plan for that budget first.")
+    def _strange(self, kept: Mapping[str, int]) -> str:
+        """The first group that keeps a number which is no choice, or that there is not; empty if there is none."""
+        apart = kept.keys() ^ self.choices.keys()
+        wrong = {name for name in kept.keys() - apart if kept[name] not in self.choices[name].counts}
+        return min(apart | wrong, default="")
 
     def run(self, track: Track) -> Plan:
         """Exchange until nothing is gained, or there were as many rounds as the recipe allows."""

@@ -38,7 +38,7 @@ class Kept:
     def __init__(self, place: Path, job: Job, budgets: Sequence[str | None]) -> None:
         self.budgets = budgets
         self.folder, self.partial = (place.with_name(f"{place.name}.{part}") for part in (SCORES, "partial"))
-        options = scoring_options(job.recipe.to_dict()) | {"budgets": list(budgets), "exchange": job.recipe.exchange}
+        options = job.recipe.override(offload=False).to_dict(), list(budgets)
         of = hashlib.sha256(repr(options).encode()).hexdigest()[:8]  # another budget has rounds of its own
         self.rounds = place.with_name(f"{place.name}.{of}.rounds")
         self.job = job

@@ -34,7 +34,7 @@ from .placement import Job
 
 # Dense passes over the calibration inputs of the default criterion, where they are enough (docs/results/scaling.md).
 SCORE, REFIT = 6.0, 3.5
-BY_BLOCKS = 4 / 3  # as long: forwards are run again
+BY_BLOCKS = 2  # as long at most: forwards are run again, and what waits is written
 
 
 def check_choices(job: Job, budgets: Sequence[str | None]) -> None:

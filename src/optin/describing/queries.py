@@ -19,6 +19,7 @@ from ..space.units import Product, UnitGroup, UnitSpace
 from ..support.untyped import Foreign
 
 QUERIES = ".queries"  # ends the names of such groups
+NAME = "_attn_implementation"  # of the settings; those of a network in another one are its own
 ALONE = "its heads share no keys and values, and queries alone are asked for"
 
 
@@ -43,16 +44,15 @@ def by_queries(space: UnitSpace) -> UnitSpace:
 @contextlib.contextmanager
 def eager(model: nn.Module) -> Iterator[None]:
     """Have a network of transformers repeat keys and values itself: kernels that do so ignore how often it would."""
-    config: Foreign = getattr(model, "config", None)
-    before = getattr(config, "_attn_implementation", None)
-    if before is None:
-        yield
-        return
-    config._attn_implementation = "eager"
+    configs: dict[int, Foreign] = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
+    before = {key: config._attn_implementation for key, config in configs.items() if hasattr(config, NAME)}
+    for key in before:
+        configs[key]._attn_implementation = "eager"
     try:
         yield
     finally:
-        config._attn_implementation = before
+        for key, kind in before.items():
+            configs[key]._attn_implementation = kind
 
 
 def sharing(group: UnitGroup) -> int:

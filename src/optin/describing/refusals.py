@@ -82,14 +82,14 @@ def _check_modules(model: nn.Module) -> None:
                 raise ArchitectureError(f"{where} is {what}. {remedy}.")
         if getattr(module, "grad_checkpointing", False) is True:
             raise ArchitectureError(f"{where} checkpoints its gradients: call set_grad_checkpointing(False) first.")
-        if "forward" in vars(module) and not is_placed(module, where):
+        if "forward" in vars(module) and not _is_placed(module, where):
             raise ArchitectureError(
                 f"the forward of {where} was replaced on the object: write a class with that forward."
             )
         _check_weights_of(module, where)
 
 
-def is_placed(module: nn.Module, where: str) -> bool:
+def _is_placed(module: nn.Module, where: str) -> bool:
     """Whether a forward was replaced by accelerate's, which moves what comes to the device of the weights.
 
     Raises:
@@ -102,7 +102,7 @@ def is_placed(module: nn.Module, where: str) -> bool:
             f"accelerate loads the weights of {where} at every forward: load the network on the CPU without a "
             "device_map, and score block by block (offload: true, --offload)."
         )
-    return all(type(one).__name__ in ("AlignDevicesHook", "CpuOffload") for one in hooks)
+    return all(type(one).__name__ == "AlignDevicesHook" for one in hooks)
 
 
 def _check_weights_of(module: nn.Module, where: str) -> None:
